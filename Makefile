@@ -1,0 +1,45 @@
+# `make run` and `make test` are all a newcomer needs; the other targets are the steps they are made of.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+CONFIG ?= quickstart
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help run test notebooks-test pytest lab export clean-notebooks readme lock bench bench-gpu fuzz soak setup
+
+help:  ## what can be done here
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(VENV)/.installed  ## make the virtual environment with the locked packages
+
+$(VENV)/.installed: requirements.lock requirements-nodeps.lock setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "verifier_nb needs Python 3.10 or newer; say which: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -r requirements.lock
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r requirements-nodeps.lock
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps --editable .
+	@touch $@
+
+run: setup  ## run the main job (CONFIG=quickstart) and say where its report is
+	@$(BIN)/verifier-nb run $(CONFIG)
+
+test: setup notebooks-test pytest  ## every notebook's own tests, then tests/
+
+notebooks-test: setup
+	$(BIN)/nbdev_test --n_workers 2 --timing
+
+pytest: setup
+	$(BIN)/python -m pytest -q
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+export: setup  ## write the library from the notebooks and clean them
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to torch, which pins its own
+	touch setup.py  # uv looks at its time to see whether the requirements changed
+	uv pip compile --quiet --universal --python-version 3.10 setup.py --extra dev --extra data --extra demo --no-annotate --no-header \
+		| grep -vE '^(nvidia-|cuda-|triton|pycosat)' > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
