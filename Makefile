@@ -43,3 +43,6 @@ lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to 
 	touch setup.py  # uv looks at its time to see whether the requirements changed
 	uv pip compile --quiet --universal --python-version 3.10 setup.py --extra dev --extra data --extra demo --no-annotate --no-header \
 		| grep -vE '^(nvidia-|cuda-|triton|pycosat)' > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
+
+readme: setup  ## write README.md from nbs/index.ipynb
+	$(BIN)/python docs/readme.py

@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where to send curves while training
     workers: Annotated[int, Field(ge=0)] = 0  # processes that prepare data
 
-# %% ../nbs/01_config.ipynb #ce9712f9
+# %% ../nbs/01_config.ipynb #286cce46
 class EvaluationSettings(Settings):
     "How the test split is scored and what is computed from it."
     batch_tokens: Annotated[int, Field(ge=64)] = 4096  # tokens in one forward pass
@@ -107,6 +107,7 @@ class EvaluationSettings(Settings):
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
     baselines: bool = True  # score the untouched base model and simple baselines too
     merge_check_rows: Annotated[int, Field(ge=0)] = 32  # rows on which the merged model must agree with the adapter; 0: do not merge
+    review_rows: Annotated[int, Field(ge=0)] = 200  # mistakes whose texts the report shows, the surest first; 0: none (for data that may not be copied)
 
     @model_validator(mode="after")
     def _aim(self):

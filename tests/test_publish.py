@@ -1,0 +1,309 @@
+"""Publishing, through the real huggingface_hub client, against a Hub on the loopback interface."""
+import json, re, subprocess, sys, textwrap
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hub_stub import Hub
+from verifier_nb import publish
+from verifier_nb.config import load_config, new_run
+from verifier_nb.setup import VerifierError, write_json
+
+REPO = "someone/verifier-test"
+ROWS = pd.DataFrame({"question": ["How many?", "How much?"], "solution": ["1 + 1 = 2", "2 + 2 = 5"]})
+
+
+def by_weights(folder, rows):
+    "A scorer whose answer depends on the adapter's bytes."
+    content = (Path(folder)/"adapter_model.safetensors").read_bytes()
+    return [sum(content) % 97 / 97, len(content) % 89 / 89]
+
+
+@pytest.fixture
+def run(tmp_path):
+    "A run with a small real adapter file and a metrics report, as the stages leave them."
+    import torch
+    from safetensors.torch import save_file
+
+    run = new_run(load_config("smoke"), tmp_path)
+    run.adapter.mkdir(parents=True)
+    save_file({"lora_A.weight": torch.arange(600.0)}, run.adapter/"adapter_model.safetensors")  # above the stub's LFS limit
+    write_json(run.adapter/"adapter_config.json", {"base_model_name_or_path": "/home/me/base", "r": 4, "peft_type": "LORA"})
+    (run.adapter/"training_args.bin").write_bytes(b"\x80\x04pickle")
+    write_json(run.report("metrics.json"), {"n": {"rows": 12, "problems": 6}, "accuracy": 0.5, "intervals": {"accuracy": [0.25, 0.75]}})
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "The stub, with the client pointed to it."
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stub speaks LFS, which the client falls back to
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def send(run, **more): return publish.push(run, REPO, **{"dry_run": False, "scorer": by_weights, "rows": ROWS, **more})
+
+
+def test_dry_run_sends_nothing(run, hub):
+    out = publish.push(run, REPO)
+    assert not out.sent and hub.requests == [] and set(out.plan.file) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_upload_then_download_is_equal(run, hub):
+    out = send(run)
+    stored = hub.repos[REPO]["files"]
+    assert set(stored) == set(out.plan.file) and stored["adapter_model.safetensors"] == (run.adapter/"adapter_model.safetensors").read_bytes()
+    assert out.commit == hub.repos[REPO]["sha"] and (out.scores.here == out.scores.there).all()
+    assert any(path.startswith("/lfs/") for path in hub.calls("PUT")), "the large file should have gone through LFS"
+    assert json.loads(stored["adapter_config.json"])["base_model_name_or_path"] == "tiny:llama"
+    assert "0.250 to 0.750" in stored["README.md"].decode()
+
+
+def test_one_commit_carries_everything(run, hub):
+    send(run)
+    assert len([p for p in hub.calls("POST") if "/commit/" in p]) == 1
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_the_private_flag_reaches_the_hub(run, hub, private):
+    send(run, private=private)
+    assert hub.repos[REPO]["private"] is private
+
+
+def test_private_is_the_default(run, hub):
+    send(run)
+    assert hub.repos[REPO]["private"] is True
+
+
+def test_a_public_repository_is_refused_when_private_was_asked_for(run, hub):
+    hub.add(REPO, private=False)
+    with pytest.raises(VerifierError, match="public") as e: send(run)
+    assert "publish.private" in e.value.fix and not hub.repos[REPO]["files"]
+
+
+def test_overwriting_is_refused_unless_asked_for(run, hub):
+    hub.add(REPO, **{"README.md": b"theirs"})
+    with pytest.raises(VerifierError, match="README.md") as e: send(run)
+    assert "publish.overwrite" in e.value.fix and hub.repos[REPO]["files"] == {"README.md": b"theirs"}
+    assert send(run, overwrite=True).sent and hub.repos[REPO]["files"]["README.md"] != b"theirs"
+
+
+def test_a_repository_with_other_files_is_added_to(run, hub):
+    hub.add(REPO, **{".gitattributes": b"*"})
+    assert send(run).sent and hub.repos[REPO]["files"][".gitattributes"] == b"*"
+
+
+def test_pickles_and_strangers_stay_at_home(run, hub):
+    (run.adapter/"core.dump").write_bytes(b"x")
+    send(run)
+    assert not {"training_args.bin", "core.dump"} & set(hub.repos[REPO]["files"])
+
+
+def test_pickled_weights_are_refused(run, hub):
+    (run.adapter/"adapter_model.safetensors").rename(run.adapter/"adapter_model.bin")
+    with pytest.raises(VerifierError, match="safetensors"): send(run)
+    assert hub.requests == []
+
+
+def test_what_came_back_must_be_what_was_sent(run, hub):
+    hub.tamper["adapter_model.safetensors"] = b"something else"
+    with pytest.raises(VerifierError, match="adapter_model.safetensors"): send(run)
+
+
+def test_the_uploaded_adapter_must_score_the_same(run, hub):
+    drifting = lambda folder, rows: [0.5, 0.5] if Path(folder) == run.adapter else [0.5, 0.6]
+    with pytest.raises(VerifierError, match="scores differently"): send(run, scorer=drifting)
+
+
+@pytest.mark.parametrize("method, part, status, advice", [
+    ("POST", "/api/repos/create", 500, "try again later"), ("POST", "/commit/", 503, "try again later"), ("POST", "/api/repos/create", 401, "log in"),
+    ("POST", "/preupload/", 403, "may write"), ("POST", "/commit/", 413, "too large"), ("GET", "/api/models/", 401, "log in")])
+def test_a_server_error_says_what_to_do(run, hub, method, part, status, advice):
+    hub.fail[method, part] = (status, "the cellar is flooded")
+    with pytest.raises(VerifierError, match=str(status)) as e: send(run)
+    assert advice in e.value.fix and e.value.where == REPO
+    assert not hub.repos.get(REPO, {}).get("files"), "nothing may be half published"
+
+
+def test_no_server_at_all(run, hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(VerifierError, match="could not publish") as e: send(run)
+    assert "HF_ENDPOINT" in e.value.fix
+
+
+def test_a_commit_in_between_is_not_lost(run, hub, monkeypatch):
+    hub.add(REPO, **{"other.md": b"1"})
+    may_write = publish._may_write
+    monkeypatch.setattr(publish, "_may_write", lambda *args: (may_write(*args), hub.commit(REPO, {"README.md": b"theirs"})))
+    with pytest.raises(VerifierError, match="412"): send(run)
+    assert hub.repos[REPO]["files"]["README.md"] == b"theirs"
+
+
+@pytest.mark.parametrize("name", ["verifier", "a/b/c", "some one/x", "someone/-x-", "someone/" + "x" * 120, "", "someone/x.git"])
+def test_a_wrong_repository_name_is_refused_before_anything_is_read(run, hub, name):
+    with pytest.raises(VerifierError) as e: publish.push(run, name)
+    assert e.value.fix and hub.requests == []
+
+
+def test_the_stage_sends_only_when_told_twice(run, hub):
+    assert not publish.run_stage(run).sent and hub.requests == []
+    with pytest.raises(VerifierError, match="does not say where") as e: publish.run_stage(run, dry_run=False)
+    assert "publish.repo_id" in e.value.fix and hub.requests == []
+    table = pd.read_csv(run.report("publish_plan.csv"))
+    assert list(table.columns) == ["file", "bytes", "sha256"] and (run.adapter/"README.md").read_text() == run.report("model_card.md").read_text()
+
+
+@pytest.mark.parametrize("check, allowed", [
+    (None, False), ({"max_abs_difference": 0.3, "adapter_on": "16-bit or float32 base"}, False), ({"max_abs_difference": 1e-6, "adapter_on": "16-bit or float32 base"}, True),
+    ({"max_abs_difference": 0.05, "adapter_on": "16-bit or float32 base"}, False), ({"max_abs_difference": 0.05, "adapter_on": "4-bit base"}, True)])
+def test_a_merged_model_goes_only_after_the_parity_check(run, hub, check, allowed):
+    import torch
+    from safetensors.torch import save_file
+
+    run.merged.mkdir(parents=True)
+    save_file({"w": torch.ones(2)}, run.merged/"model.safetensors")
+    (run.merged/"config.json").write_text("{}")
+    write_json(run.report("metrics.json"), {"merge_check": check} if check else {})
+    if allowed:
+        send(run, merged=True)
+        assert hub.repos[REPO]["files"]["merged/model.safetensors"] == (run.merged/"model.safetensors").read_bytes()
+    else:
+        with pytest.raises(VerifierError, match="merged"): send(run, merged=True)
+        assert hub.requests == []
+
+
+def test_a_token_shows_only_in_the_authorization_header(run, hub):
+    "Everything a person or a log could see is collected from a process that publishes with a token and then fails."
+    token = "hf_" + "Planted0123456789abcdef"
+    hub.fail["POST", "/commit/"] = (500, f"internal error near {token}")  # a server that echoes it
+    code = f"""
+        import huggingface_hub.constants as constants, pandas as pd, logging
+        constants.HF_HUB_DISABLE_XET = True
+        from verifier_nb import publish
+        from verifier_nb.config import open_run
+        run = open_run({str(run.reports)!r})
+        rows, scorer = pd.DataFrame({{"question": ["q"], "solution": ["s"]}}), lambda folder, rows: [0.5]
+        print(publish.model_card(run), publish.plan(run))
+        try: publish.push(run, {REPO!r}, dry_run=False, scorer=scorer, rows=rows)
+        except Exception as e: print(repr(e), e)
+        publish.push(run, {REPO!r}, dry_run=False, scorer=scorer, rows=rows, overwrite=True)"""
+    import os
+    shown = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120,
+                           env={**os.environ, "HF_TOKEN": token, "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"})
+    assert "[secret]" in shown.stdout and shown.returncode == 1 and "VerifierError" in shown.stderr, shown.stderr
+    assert token not in shown.stdout + shown.stderr
+    used = [r for r in hub.requests if r["headers"].get("authorization", r["headers"].get("Authorization")) == f"Bearer {token}"]
+    assert used, "the client should have logged in with the token"
+    for r in hub.requests:
+        others = {k: v for k, v in r["headers"].items() if k.lower() != "authorization"}
+        assert token not in r["url"] + json.dumps(others) and token.encode() not in r["body"]
+
+
+def test_a_file_with_a_credential_is_never_sent(run, hub):
+    (run.adapter/"notes.txt").write_text("hf_" + "a1" * 12)
+    with pytest.raises(VerifierError, match="credential") as e: send(run)
+    assert "notes.txt" in e.value.where and hub.requests == []
+
+
+def test_the_cards_example_code_is_python(run):
+    import ast
+    blocks = re.findall(r"```python\n(.*?)```", publish.model_card(run), re.S)
+    assert len(blocks) == 2 and all(ast.parse(block) for block in blocks)
+
+
+def test_the_card_shows_nothing_of_this_machine(run):
+    from verifier_nb.config import check_config, Run
+
+    cfg = check_config({**run.config.model_dump(), "model": {**run.config.model.model_dump(), "base": "/home/me/secret-project/base"},
+                        "data": {**run.config.data.model_dump(), "source": "/data/clients/rows.csv"}})
+    card = publish.model_card(Run(cfg, run.reports, run.artifacts))
+    assert "/home/me" not in card and "/data/clients" not in card and "rows.csv" in card
+
+
+# with a real model
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A tiny base, and a run whose adapter changes its answers."
+    import torch
+    from verifier_nb import data, model
+
+    cfg = load_config("smoke")
+    run, place = new_run(cfg, tmp_path_factory.mktemp("trained")), tmp_path_factory.mktemp("base")/"tiny:llama"
+    base = model.load_base(cfg.model)
+    base.save_pretrained(place)
+    data.load_tokenizer(cfg.model.base).save_pretrained(place)
+    torch.manual_seed(0)
+    net = model.add_lora(base, cfg.lora)
+    for name, p in net.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p.data, std=0.3)
+    net.save_pretrained(run.adapter)
+    write_json(run.adapter/"calibration.json", {"temperature": 2.0, "threshold": 0.4})
+    return run, place
+
+
+def test_an_uploaded_adapter_scores_the_same_by_the_real_verifier(trained, hub):
+    run, _ = trained
+    out = publish.push(run, REPO, dry_run=False, rows=ROWS)
+    assert out.scores.here.between(0, 1).all() and (out.scores.here == out.scores.there).all() and out.scores.here.nunique() == 2
+    assert "calibration.json" in hub.repos[REPO]["files"]
+
+
+def test_another_adapter_is_noticed_by_the_real_verifier(trained, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run, _ = trained
+    other = tmp_path/"adapter"
+    import shutil
+    shutil.copytree(run.adapter, other)
+    weights = load_file(other/"adapter_model.safetensors")
+    save_file({k: -v if "lora_B" in k else v for k, v in weights.items()}, other/"adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VerifierError, match="scores differently"): publish.same_scores(run.adapter, other, ROWS, publish.verifier_scorer(run))
+
+
+def test_both_examples_of_the_card_give_the_same_answer(trained, monkeypatch):
+    "The code on the card is run as it stands; only the names of what would come from the Hub are those of local folders."
+    import huggingface_hub
+
+    run, base = trained
+    library, plain = re.findall(r"```python\n(.*?)```", publish.model_card(run, REPO), re.S)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id: str(run.adapter))
+    one, two = {"print": lambda *x: None}, {}
+    exec(library, one)
+    scores = one["verifier"].score(["Tom has 3 apples and buys 2. How many has he?"], ["3 + 2 = 6\n#### 6"])
+    exec(plain.replace('"tiny:llama"', repr(str(base))).replace(f'"{REPO}"', repr(str(run.adapter))), two)
+    assert two["p_flawed"] == pytest.approx(scores.p_flawed[0], abs=1e-6)
+    assert one["verifier"].temperature == 2.0 and one["verifier"].threshold == 0.4
+
+
+def test_the_merged_model_is_made_once_and_scores_like_the_adapter(trained):
+    from verifier_nb.scoring import Verifier
+
+    run, _ = trained
+    write_json(run.report("metrics.json"), {"merge_check": {"max_abs_difference": 1e-7, "adapter_on": "16-bit or float32 base"}})
+    names = set(publish.plan(run, merged=True).file)
+    assert {"merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"} <= names
+    made = (run.merged/"model.safetensors").stat().st_mtime_ns
+    publish.plan(run, merged=True)
+    assert made == (run.merged/"model.safetensors").stat().st_mtime_ns
+    adapter, merged = Verifier.from_pretrained("tiny:llama", run.adapter), Verifier.from_pretrained(str(run.merged))
+    one, two = (v.score(list(ROWS.question), list(ROWS.solution)).p_flawed for v in (adapter, merged))
+    assert (one - two).abs().max() < 1e-5
+
+
+def test_a_run_that_trained_all_weights_publishes_the_model(trained, hub, tmp_path):
+    from verifier_nb.config import load_config
+
+    _, base = trained
+    run = new_run(load_config("smoke", {"training.trainable": "all"}), tmp_path)
+    import shutil
+    shutil.copytree(base, run.merged)
+    out = publish.push(run, REPO, dry_run=False, rows=ROWS)
+    assert "model.safetensors" in hub.repos[REPO]["files"] and "PeftModel" not in hub.repos[REPO]["files"]["README.md"].decode() and len(out.scores) == 2

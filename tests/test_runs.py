@@ -1,0 +1,136 @@
+"""The runner and the command line, on real smoke-size runs."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
+
+from verifier_nb import runs, setup
+from verifier_nb.config import load_config, new_run
+from verifier_nb.setup import VerifierError
+
+cli = CliRunner()
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory):
+    "The smoke preset through the real runner: every stage, in kernels of their own."
+    root = tmp_path_factory.mktemp("full")
+    run = runs.start("smoke", root=root)
+    return run
+
+
+def test_every_stage_leaves_its_executed_notebook(full_run):
+    for stage in runs.STAGES:
+        nb = nbformat.read(full_run.report(f"{stage}.ipynb"), as_version=4)
+        assert any(c.cell_type == "code" and c.outputs for c in nb.cells), stage
+
+
+def test_a_run_leaves_what_the_design_promises(full_run):
+    promised = ["config.yaml", "environment.json", "manifest.json", "catalog.csv", "data_summary.csv", "log_history.csv", "predictions.csv", "metrics.json",
+                "metrics_by_type.csv", "report.html", "figures"]
+    assert [name for name in promised if not full_run.report(name).exists()] == []
+    assert full_run.dataset.is_dir() and full_run.adapter.is_dir() and full_run.checkpoints.is_dir()
+    first = ["index", "split", "true_label", "predicted_label", "prob_0", "prob_1", "p_flawed", "label_mass", "error_type", "source"]
+    df = pd.read_csv(full_run.report("predictions.csv"))
+    assert list(df.columns[:len(first)]) == first
+    assert df[["prob_0", "prob_1", "p_flawed", "label_mass"]].apply(lambda c: c.between(0, 1).all()).all()
+
+
+def test_the_manifest_knows_inputs_and_outputs(full_run):
+    stages = json.loads(full_run.report("manifest.json").read_text())["stages"]
+    assert list(stages) == sorted(runs.STAGES) and all(s["status"] == "done" for s in stages.values())
+    assert "artifacts/dataset" in stages["03_data"]["outputs"] and "artifacts/dataset" in stages["06_training"]["inputs"]
+
+
+def test_resume_skips_what_is_unchanged_and_repeats_what_is_not(full_run):
+    "A file edited by hand makes its stage, and all after it, run again."
+    now, manifest = runs.snapshot(full_run), runs.read_manifest(full_run)
+    assert all(runs.may_skip(full_run, s, manifest, now) for s in runs.STAGES)
+    edited = {**now, "predictions.csv": "0"*64}
+    assert not runs.may_skip(full_run, "07_evaluation", manifest, edited) and runs.may_skip(full_run, "06_training", manifest, edited)
+    manifest["stages"]["06_training"]["code"] = "other"
+    assert not runs.may_skip(full_run, "06_training", manifest, now)
+
+
+def test_no_path_of_the_machine_and_no_secret_in_what_is_kept(full_run):
+    home, place = str(Path.home()), str(Path(setup.__file__).parent.parent)
+    for nb in full_run.reports.glob("*.ipynb"):
+        text = nb.read_text()
+        assert place + "/" not in text and home + "/" not in text, nb.name
+
+
+@pytest.fixture
+def stage_folder(tmp_path, monkeypatch):
+    "A folder of notebooks of our own, in the place of nbs/."
+    monkeypatch.setattr(runs, "notebook", lambda stage: tmp_path/f"{stage}.ipynb")
+    def write(stage, *sources, tag=True):
+        first = new_code_cell("config = ''\nrun_dir = ''\noverrides = {}", metadata={"tags": ["parameters"]} if tag else {})
+        nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)]), tmp_path/f"{stage}.ipynb")
+    return write
+
+
+def test_a_notebook_without_the_tag_is_refused(stage_folder, tmp_path):
+    stage_folder("00_setup", tag=False)
+    with pytest.raises(VerifierError, match="exactly one"): runs.execute(new_run(load_config("smoke"), tmp_path), "00_setup", "demo")
+
+
+def test_a_parameter_that_is_not_declared_is_refused(stage_folder, tmp_path):
+    stage_folder("00_setup")
+    with pytest.raises(VerifierError, match="does not declare the parameter learning_rte"):
+        runs.execute(new_run(load_config("smoke"), tmp_path), "00_setup", "demo", extra={"learning_rte": 1})
+
+
+def test_a_failing_stage_is_kept_named_and_resumed(stage_folder, tmp_path):
+    "The executed notebook with its error stays, the message names notebook, cell and cause, later stages do not run; resume goes on."
+    stage_folder("00_setup", "1 + 1")
+    stage_folder("01_config", "from pathlib import Path\nassert Path(run_dir, 'mended').exists(), 'the water is cold'")
+    run = new_run(load_config("smoke"), tmp_path)
+    with pytest.raises(runs.StageError) as failed: runs.run_stages(run, ("00_setup", "01_config"))
+    assert "01_config.ipynb" in str(failed.value) and "cell 1" in str(failed.value) and "the water is cold" in str(failed.value)
+    kept = nbformat.read(run.report("01_config.ipynb"), as_version=4)
+    assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
+    assert {k: v["status"] for k, v in runs.read_manifest(run)["stages"].items()} == {"00_setup": "done", "01_config": "failed"}
+    assert not run.report(".lock").exists()
+    run.report("mended").write_text("")
+    assert all(s["status"] == "done" for s in runs.run_stages(run, ("00_setup", "01_config"))["stages"].values())
+
+
+def test_plain_papermill_works(tmp_path):
+    "`papermill nbs/06_training.ipynb out.ipynb -p config smoke`, without the runner."
+    import papermill
+    papermill.execute_notebook(str(setup.find_shared("nbs")/"06_training.ipynb"), str(tmp_path/"out.ipynb"), parameters={"config": "smoke"}, progress_bar=False, kernel_name="python3")
+    assert (tmp_path/"out.ipynb").exists()
+
+
+def test_a_run_that_another_process_holds_is_refused(tmp_path):
+    run = new_run(load_config("smoke"), tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", f"import time\nfrom verifier_nb import runs\nwith runs.lock(runs.open_run({str(run.reports)!r})):\n  print('held', flush=True)\n  time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline().strip() == "held"
+        with pytest.raises(VerifierError, match=f"pid {other.pid}"):
+            with runs.lock(run): pass
+    finally:
+        other.kill()
+        other.wait()
+    with runs.lock(run): pass  # its holder is gone: stale
+
+
+@pytest.mark.parametrize("words, status, said", [
+    (["run", "quikstart"], 2, "did you mean quickstart"),
+    (["run", "smoke", "-o", "training.epochs"], 2, "is not key=value"),
+    (["run", "smoke", "-o", "training.epochs=-1"], 2, "training.epochs"),
+    (["run", "smoke", "-o", "model.device=cuda"], 2, "use the preset 'quickstart' on a CPU"),
+    (["resume", "nothing-here"], 2, "there is no run"),
+    (["nonsense"], 2, "No such command"),
+])
+def test_wrong_commands_say_what_to_do_and_make_no_folder(words, status, said, tmp_path, monkeypatch):
+    import torch
+    if "model.device=cuda" in words and torch.cuda.is_available(): pytest.skip("this machine has a GPU, so the preset is fine")
+    monkeypatch.chdir(tmp_path)
+    result = cli.invoke(runs.app, words)
+    assert result.exit_code == status and said in result.output
+    assert list(tmp_path.iterdir()) == []
