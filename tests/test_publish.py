@@ -307,3 +307,14 @@ def test_a_run_that_trained_all_weights_publishes_the_model(trained, hub, tmp_pa
     shutil.copytree(base, run.merged)
     out = publish.push(run, REPO, dry_run=False, rows=ROWS)
     assert "model.safetensors" in hub.repos[REPO]["files"] and "PeftModel" not in hub.repos[REPO]["files"]["README.md"].decode() and len(out.scores) == 2
+
+
+def test_the_stage_on_a_real_run(smoke_run):
+    "After the evaluation: card with n and intervals, plan, nothing sent."
+    out = publish.run_stage(smoke_run)
+    card = smoke_run.report("model_card.md").read_text()
+    metrics = json.loads(smoke_run.report("metrics.json").read_text())
+    assert f"n = {metrics['n']['rows']} rows of {metrics['n']['problems']} problems" in card and "| Accuracy | " in card and "temperature" in card
+    assert not out.sent and {"adapter_model.safetensors", "calibration.json", "README.md"} <= set(out.plan.file)
+    assert str(smoke_run.reports.parent.parent) not in card
+    assert publish.check_merge(smoke_run)["rows"] > 0

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'SYSTEM', 'CUT', 'READERS', 'MAX_UNPACKED', 'MAX_ENTRIES', 'WORDS',
-           'ASK', 'messages', 'tiny_tokenizer', 'load_tokenizer', 'label_ids', 'prompt_ids', 'encode', 'show_sample',
-           'read_table', 'unpack', 'read_folder', 'join_catalog', 'split_problems', 'normalise', 'validate', 'symbolic',
-           'Problem', 'sound_templates', 'text_problems', 'symbolic_problems', 'build', 'overlap', 'load_source',
-           'load_counted', 'held_out', 'exclude', 'surface_features', 'equation_features', 'auroc', 'audit',
-           'token_lengths', 'summarise', 'plot_lengths', 'run_stage', 'load_split']
+           'ASK', 'messages', 'tiny_tokenizer', 'load_tokenizer', 'label_ids', 'prompt_ids', 'marked', 'encode',
+           'show_sample', 'read_table', 'unpack', 'read_folder', 'join_catalog', 'split_problems', 'normalise',
+           'validate', 'symbolic', 'Problem', 'sound_templates', 'text_problems', 'symbolic_problems',
+           'surface_features', 'equation_features', 'auroc', 'audit', 'balance', 'build', 'overlap', 'load_source',
+           'load_counted', 'load_problems', 'held_out', 'exclude', 'token_lengths', 'summarise', 'plot_lengths',
+           'run_stage', 'load_split', 'side_by_side', 'fitting', 'build_report']
 
-# %% ../nbs/03_data.ipynb #0c40a277
+# %% ../nbs/03_data.ipynb #1a7346cf
 import functools, hashlib, html, importlib.util, io, json, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
@@ -157,7 +158,19 @@ def prompt_ids(
     "Token ids of the prompt: the conversation up to where the answer begins."
     return _ids(tokenizer, messages(question, solution), True)
 
-# %% ../nbs/03_data.ipynb #81bb5194
+# %% ../nbs/03_data.ipynb #c05cd91c
+def marked(
+    solution:str,
+)->str:  # with [ok] or [false: what it is] after each equation
+    "A solution in which the equation checker's findings are written."
+    from verifier_nb import errors
+    out, at = [], 0
+    for e in sorted(errors.check(solution), key=lambda e: e.end):
+        out += [solution[at:e.end], " [ok]" if e.ok else f" [false: {e.expected}]"]
+        at = e.end
+    return "".join(out) + solution[at:]
+
+# %% ../nbs/03_data.ipynb #074ebcbd
 CUT = " […] "  # stands where words were taken out of a question
 
 def _shortened(tokenizer, question, solution, max_length):
@@ -178,8 +191,10 @@ def encode(
     solution:str,
     max_length:int=512,  # tokens of prompt and label together
     too_long:str="shorten",  # shorten: cut the middle of the question; drop
+    marks:bool=False,  # write the equation checker's findings into the solution
 ):  # -> dict or None
     "Prompt ids of one row: `input_ids`, `length` (tokens of prompt and label before any cut), `shortened`; None when the row is dropped."
+    if marks: solution = marked(solution)
     ids = prompt_ids(tokenizer, question, solution)
     length, shortened = len(ids) + 1, False
     if length > max_length:
@@ -355,7 +370,7 @@ def normalise(
     text = _NUMBER.sub(lambda m: _number(m[0]), text)
     return " ".join(WORDS.get(w, w) for w in re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.replace("'", "").replace("’", "")))
 
-# %% ../nbs/03_data.ipynb #f35bb266
+# %% ../nbs/03_data.ipynb #11078b6a
 def _faults(split, df):
     "(what, number of rows, first example) for each fault within a split."
     def first(mask): return {c: str(df[mask].iloc[0][c])[:60] for c in ("index", "label", "question") if c in df}
@@ -373,9 +388,11 @@ def _faults(split, df):
         said = df[c].where(text, "x")
         out += fault(f"{c} is empty", said.str.strip() == "") + fault(f"{c} holds a NUL character", said.str.contains("\0", regex=False))
         out += fault(f"{c} holds half a Unicode character (a lone surrogate)", said.map(lambda s: any("\ud800" <= ch <= "\udfff" for ch in s) if not s.isascii() else False))
-    out += fault("index and label stand twice", df.duplicated(["index", "label"]))
-    out += fault(f"error_type is not one of {', '.join(ERROR_TYPES)}", ~df.error_type.isin(ERROR_TYPES) & ~df.error_type.isna())
-    return out + fault("label and error_type contradict each other", whole & df.error_type.isin(ERROR_TYPES) & ((df.label == 0) != (df.error_type == "correct")))
+    out += fault("index is neither a number nor text", ~df["index"].map(lambda v: isinstance(v, (int, float, np.number, str)) and not isinstance(v, bool)) & ~df["index"].isna())
+    out += fault("index and label stand twice", df[["index", "label"]].astype(str).duplicated())
+    known = df.error_type.map(lambda v: isinstance(v, str) and v in ERROR_TYPES)
+    out += fault(f"error_type is not one of {', '.join(ERROR_TYPES)}", ~known & ~df.error_type.isna())
+    return out + fault("label and error_type contradict each other", whole & known & ((df.label == 0) != (df.error_type == "correct")))
 
 def _shared_questions(splits):
     "(what, number, first example) for questions that stand in two splits."
@@ -444,7 +461,7 @@ def symbolic(
     made = _templates()[template](random.Random(f"symbolic/{template}/{seed}"), 1.0)
     return dict(question=made["question"].removesuffix(ASK).strip(), solution=made["metadata"]["answer_cot"].strip())
 
-# %% ../nbs/03_data.ipynb #3051cd46
+# %% ../nbs/03_data.ipynb #9d85f1dd
 @dataclass(frozen=True)
 class Problem:
     "Something to make rows from: a question with its correct solution, or a template of gsm_symbolic."
@@ -465,21 +482,16 @@ def sound_templates(
     draws:int=8,  # instances to try of each template
 )->dict:  # template -> "" when it is sound, else the reason why not
     "Which gsm_symbolic templates give solutions whose chain holds, in every instance tried."
-    reasons = {n: [_unsound(symbolic(n, f"sound/{i}")) for i in range(draws)] for n in sorted(_templates())}
-    return {n: next(filter(None, found), "") for n, found in reasons.items()}
+    return {n: next((why for i in range(draws) if (why := _unsound(symbolic(n, f"sound/{i}")))), "") for n in sorted(_templates())}
 
-# %% ../nbs/03_data.ipynb #691da550
-def _gsm8k_files(source):
-    "Split → table for GSM8K from the Hub, from a file of question/solution pairs, or from a folder of them."
-    if source == "gsm8k":
-        from datasets import load_dataset
-        try: return {str(k): v.to_pandas().rename(columns={"answer": "solution"}) for k, v in load_dataset("openai/gsm8k", "main").items()}
-        except Exception as e:  # the Hub client raises a dozen kinds of errors when there is no network
-            raise VerifierError(f"GSM8K could not be fetched from the Hub: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}", "data.source: gsm8k",
-                                "check the network, or give a folder with train.jsonl and test.jsonl as data.source") from None
-    path = Path(source)
-    if path.is_file(): return {"train": read_table(path)}
-    return {p.stem: read_table(p) for p in sorted(path.glob("*")) if p.suffix in READERS and p.stem in (*SPLITS, "valid", "val", "dev")}
+# %% ../nbs/03_data.ipynb #8622bde9
+def _gsm8k():
+    "Split → table for GSM8K from the Hub."
+    from datasets import load_dataset
+    try: return {str(k): v.to_pandas().rename(columns={"answer": "solution"}) for k, v in load_dataset("openai/gsm8k", "main").items()}
+    except Exception as e:  # the Hub client raises a dozen kinds of errors when there is no network
+        raise VerifierError(f"GSM8K could not be fetched from the Hub: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}", "data.source: gsm8k",
+                            "check the network, or give a folder with train.jsonl and test.jsonl as data.source") from None
 
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
@@ -538,7 +550,90 @@ def symbolic_problems(
             number += 1
     return out
 
-# %% ../nbs/03_data.ipynb #044180d8
+# %% ../nbs/03_data.ipynb #0ee3beb7
+_COUNTED = {c: f"count of {c}" for c in "+-*/=%$.,()"}
+_PATTERNS = {name: re.compile(pattern) for name, pattern in {
+    "decimals": r"\d\.\d", "thousands commas": r"\d,\d{3}", "trailing zeros": r"\d0\b", "ones": r"\b1\b", "zeros": r"\b0\b", "negative": r"(?<![\w)])\s*-\d",
+    "even numbers": r"[02468](?![\d.])", "multiples of 5": r"[05](?![\d.])", "space after >>": r">>\s", "no number after >>": r">>(?!\d)", "no spaces around =": r"\S=\S",
+    "spaces at line ends": r"[ \t]\n", "no space after ####": r"####\S", "full stops at line ends": r"\.\n"}.items()}
+_TOKENS, _NUMBERS, _RUNS, _DECIMALS = (re.compile(p) for p in (r"[^\W\d_]+|\d+(?:\.\d+)?", r"\d+(?:\.\d+)?", r"\d+", r"\.(\d+)"))
+
+def _surface(s):
+    "What can be counted in one solution without understanding it."
+    numbers, runs, lines, tokens = _NUMBERS.findall(s), _RUNS.findall(s), s.split("\n"), _TOKENS.findall(s)
+    digits, last, first = sum(map(len, runs)), lines[-1], _RUNS.search(s)
+    return {"characters": len(s), "lines": len(lines), "words": len(s.split()), "distinct words": len(set(tokens)), "numbers": len(numbers), "distinct numbers": len(set(numbers)), "digits": digits,
+            "longest number": max(map(len, runs), default=0), "digits a number": digits / max(len(runs), 1), "decimal places": max(map(len, _DECIMALS.findall(s)), default=0),
+            "multiples of 3": sum(int(n[-9:]) % 3 == 0 for n in runs), **{name: len(pattern.findall(s)) for name, pattern in _PATTERNS.items()}, **{name: s.count(c) for c, name in _COUNTED.items()},
+            "annotations": s.count("<<"), "spaces around =": s.count(" = "), "double spaces": s.count("  "), "space at the end": s != s.rstrip(), "answer line": s.count("####"),
+            "length of last line": len(last), "length of first line": len(lines[0]), "longest line": max(map(len, lines)), "first number at": (first.start() if first else len(s)) / max(len(s), 1),
+            "digits of the answer": sum(map(len, _RUNS.findall(last))), "answer has decimals": bool(_PATTERNS["decimals"].search(last))}
+
+def surface_features(solutions)->pd.DataFrame:
+    "What can be counted in a solution without understanding it; one row for each solution."
+    return pd.DataFrame([_surface(s) for s in solutions], dtype=float)
+
+def equation_features(solutions)->pd.DataFrame:
+    "What `errors.check` finds in each solution: equations, false ones, their share, and how many cannot be evaluated."
+    from verifier_nb import errors
+    found = [errors.check(s) for s in solutions]
+    return pd.DataFrame([dict(equations=len(es), false=sum(not e.ok for e in es), any_false=any(not e.ok for e in es), share=sum(not e.ok for e in es) / max(len(es), 1), unknown=sum(e.value is None for e in es)) for es in found], dtype=float)
+
+def auroc(
+    score,  # [n] higher: more likely flawed
+    label,  # [n] 0 or 1
+    group,  # [n] problem of each row
+)->tuple:  # (AUROC, lower, upper): 95 % interval for clustered data
+    "Area under the ROC curve with an interval that allows for rows of one problem being alike (Obuchowski 1997, Biometrics 53)."
+    from scipy.stats import rankdata
+    score, label = np.asarray(score, float), np.asarray(label)
+    pos, neg = score[label == 1], score[label == 0]
+    if not len(pos) or not len(neg): return (float("nan"),) * 3
+    ranks = rankdata(np.concatenate([pos, neg]))
+    v10, v01 = (ranks[:len(pos)] - rankdata(pos)) / len(neg), 1 - (ranks[len(pos):] - rankdata(neg)) / len(pos)
+    area, (_, code) = v10.mean(), np.unique(np.asarray(group), return_inverse=True)
+    k = code.max() + 1
+    def spread(values, which): return np.bincount(code[label == which], values - area, k)
+    a, b = spread(v10, 1) / len(pos), spread(v01, 0) / len(neg)
+    half = 1.96 * np.sqrt(max(k / max(k - 1, 1) * ((a + b) ** 2).sum(), 0))
+    return tuple(round(float(x), 4) for x in (area, max(area - half, 0), min(area + half, 1)))
+
+def _held_out_scores(features, label, group, folds=5):
+    "Log odds of each row by a logistic regression fitted without the row's problem."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+    out = np.zeros(len(label))
+    for train, test in GroupKFold(min(folds, len(set(group)))).split(features, label, group):
+        model = make_pipeline(MaxAbsScaler() if hasattr(features, "tocsr") else StandardScaler(), LogisticRegression(C=0.1 if hasattr(features, "tocsr") else 1.0, max_iter=300))
+        out[test] = model.fit(features[train], label[train]).decision_function(features[test])
+    return out
+
+def audit(
+    dataset,  # a Dataset or a table with solution, label, error_type and index (or problem)
+    rows:int=20_000,  # at most so many rows, whole problems at a time
+    seed:int=0,
+)->pd.DataFrame:  # baseline, error_type, n, auroc, lower, upper, accuracy
+    "How well baselines without understanding tell flawed from correct solutions, cross-validated by problem; raises `VerifierError` when there is one class only."
+    from sklearn.feature_extraction.text import CountVectorizer
+    df = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
+    df = df.assign(group=pd.factorize(df["problem"].astype(str) + " " + df["source"].astype(str) if "problem" in df else df["index"])[0])
+    keep = np.random.default_rng(seed).permutation(df.group.max() + 1)
+    df = df[df.group.isin(keep[:int(np.ceil(rows / max(len(df), 1) * len(keep)))])]
+    label, group = df.label.to_numpy(), df.group.to_numpy()
+    if len(set(label)) < 2 or len(set(group)) < 2: raise VerifierError("an audit needs correct and flawed solutions of at least two problems", "dataset", "give more rows")
+    words = CountVectorizer(token_pattern=_TOKENS.pattern, binary=True, min_df=min(5, max(1, len(df) // 20))).fit_transform(df.solution)
+    lines = []
+    for name, features in {"surface": surface_features(df.solution).to_numpy(), "words": words.tocsr(), "equations": equation_features(df.solution).to_numpy()}.items():
+        score = _held_out_scores(features, label, group)
+        for kind in ["all", *[t for t in ERROR_TYPES[1:] if (df.error_type == t).any()]]:
+            mine = np.ones(len(df), bool) if kind == "all" else (label == 0) | (df.error_type == kind).to_numpy()
+            area, low, high = auroc(score[mine], label[mine], group[mine])
+            lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, accuracy=round(float(((score > 0) == label)[mine].mean()), 4)))
+    return pd.DataFrame(lines)
+
+# %% ../nbs/03_data.ipynb #53690bb3
 def _instances(problem, seed, fresh):
     "Candidates for one place: the problem with numbers drawn by `seed` (or a refusal), a template up to five times; `fresh=False`: a text as it is."
     from verifier_nb import errors
@@ -551,18 +646,31 @@ def _weighted(weights, rng):
     "Names in random order, heavy ones first on average (Efraimidis and Spirakis 2006); weight 0: never."
     return [n for _, n in sorted((rng.random() ** (1 / w), n) for n, w in weights.items() if w > 0)][::-1]
 
-def _flaw(example, cfg, rng, refused):
-    "A flawed solution of the first kind, and subtype, in random order by weight, that fits."
+def _one(example, kind, cfg, rng, counts):
+    "A flawed solution of a kind; its subtype is the first, in random order by weight, that fits."
     from verifier_nb import errors
-    names = {"computational": errors.COMPUTATIONAL, "conceptual": errors.CONCEPTUAL}
-    for kind in _weighted(cfg["types"], rng):
-        for subtype in _weighted({n: cfg["subtypes"].get(n, 0.0) for n in names[kind]}, rng) if cfg["subtypes"] else [None]:  # None: any subtype, evenly
-            made = errors.inject(example, kind, subtype, rng)
-            if made: return made
-            refused["refused", f"{kind}: {subtype or 'every subtype'}", made.reason] += 1
+    names = errors.COMPUTATIONAL if kind == "computational" else errors.CONCEPTUAL
+    for subtype in _weighted({n: cfg["subtypes"].get(n, 0.0) for n in names}, rng) if cfg["subtypes"] else [None]:  # None: any subtype, evenly
+        made = errors.inject(example, kind, subtype, rng)
+        if made: return made
+        counts["refused", f"{kind}: {subtype or 'every subtype'}", made.reason] += 1
     return None
 
-def _pair(problem, place, cfg, seed, counts):
+def _flaw(example, cfg, rng, counts, tilt=None):
+    "A flawed solution of the first kind, in random order by weight, that fits; what looks flawed is drawn again (see `balance`)."
+    for kind in _weighted(cfg["types"], rng):
+        tried = []
+        for _ in range(5 if tilt else 1):
+            made = _one(example, kind, cfg, rng, counts)
+            if made is None: break
+            look = _look(tilt[kind], made.solution) if tilt else 0.0
+            if rng.random() < 2 / (1 + np.exp(min(look, 50))): return made
+            tried.append((look, len(tried), made))
+            counts["drawn again", kind, made.subtype] += 1
+        if tried: return min(tried)[2]
+    return None
+
+def _pair(problem, place, cfg, seed, counts, tilt=None):
     "(correct example, flawed example, error) for one place of a problem, or None."
     key, fresh = f"{seed}/{problem.source}/{problem.number}", cfg["fresh_numbers"]
     for example in _instances(problem, f"{key}/{place if fresh else 0}", fresh):
@@ -571,18 +679,18 @@ def _pair(problem, place, cfg, seed, counts):
             if place: continue  # the original was used already
             example = dict(question=problem.question, solution=problem.solution)
         other = next(_instances(problem, f"{key}/{place}/flawed", True)) if fresh and not cfg["share_instance"] else example
-        made = _flaw(other or example, cfg, random.Random(f"row/{key}/{place}/{example['question']}"), counts)
+        made = _flaw(other or example, cfg, random.Random(f"row/{key}/{place}/{example['question']}"), counts, tilt)
         if made: return example, other or example, made
     counts["refused", "pair", "no error fits, or no fresh numbers"] += 1
     return None
 
-def _rows_of(problem, cfg, seed):
+def _rows_of(problem, cfg, seed, tilt=None):
     "All rows of one problem, and what was made and refused."
     from verifier_nb import errors
     rows, counts = [], Counter()
     places = cfg["repeats"] * cfg["flawed_per_problem"]
     for place in range(places):
-        pair = _pair(problem, place, cfg, seed, counts)
+        pair = _pair(problem, place, cfg, seed, counts, tilt)
         if pair is None: continue
         example, flawed, made = pair
         form = random.Random(f"form/{seed}/{problem.source}/{problem.number}/{place}").choice(cfg["forms"])
@@ -594,15 +702,77 @@ def _rows_of(problem, cfg, seed):
 
 def _rows_of_chunk(task):
     "Rows and counts of a chunk of problems; runs in a worker process."
-    problems, cfg, seed = task
+    problems, cfg, seed, tilt = task
     rows, counts = [], Counter()
     for problem in problems:
-        new, more = _rows_of(problem, cfg, seed)
+        new, more = _rows_of(problem, cfg, seed, tilt)
         rows += new
         counts += more
     return rows, counts
 
-# %% ../nbs/03_data.ipynb #2d8bc10a
+# %% ../nbs/03_data.ipynb #5c9fbd2c
+_BALANCED = ["characters", "lines", "distinct words", "numbers", "digits", "longest number", "digits a number", "decimals", "trailing zeros", "distinct numbers", "annotations", "digits of the answer", "answer has decimals",
+             "length of last line", "longest line", "count of +", "count of -", "count of *", "count of /", "count of =", "ones", "count of .", "even numbers", "multiples of 3", "multiples of 5"]
+
+def _look(tilt, solution):
+    "Log odds that the surface baseline calls a solution flawed."
+    seen = _surface(solution)
+    return tilt["bias"] + sum(w * seen[name] for name, w in tilt["weights"])
+
+def _trials_of_chunk(task):
+    "Surface features of correct solutions and of trial errors: (problem, kind, features); runs in a worker process."
+    problems, cfg, seed, draws = task
+    out, measure = [], lambda text: [float(seen[name]) for seen in [_surface(text)] for name in _BALANCED]
+    for problem in problems:
+        example = next(_instances(problem, f"trial/{seed}/{problem.number}", cfg["fresh_numbers"]))
+        if not example: continue
+        out.append((problem.number, "correct", measure(example["solution"])))
+        for kind in sorted(cfg["types"]):
+            made = [_one(example, kind, cfg, random.Random(f"trial/{seed}/{problem.number}/{kind}/{i}"), Counter()) for i in range(draws)]
+            out += [(problem.number, kind, measure(m.solution)) for m in made if m]
+    return out
+
+def _kept(candidates, weights, rng):
+    "Index of the candidate that rejection sampling keeps, for each list of (index, features)."
+    out = []
+    for group in candidates:
+        looks = [(float(np.dot(weights, np.append(x, 1.0))), i) for i, x in rng.sample(group, len(group))]
+        out.append(next((i for look, i in looks if rng.random() < 2 / (1 + np.exp(min(look, 50)))), min(looks)[1]))
+    return out
+
+def balance(
+    problems:dict,  # split -> list of Problem
+    cfg:DataSettings,
+    seed:int,
+    workers:int=1,
+    trials:int=400,  # problems to try
+    rounds:int=10,  # fits; each sees what the one before would keep
+):  # kind -> {"bias", "weights"}, or None with fewer than 200 problems
+    "Weights of the surface features that give errors away, by repeated logistic regression on trial errors."
+    from sklearn.linear_model import LogisticRegression
+    every = sorted((p for ps in problems.values() for p in ps), key=lambda p: p.number)
+    if len(every) < 200: return None
+    every = random.Random(f"trials/{seed}").sample(every, min(trials, len(every)))
+    tasks = [(every[i:i+20], cfg.model_dump(), seed, 5) for i in range(0, len(every), 20)]
+    found = [line for lines in _map(_trials_of_chunk, tasks, workers) for line in lines]
+    good = {n: x for n, kind, x in found if kind == "correct"}
+    mean, spread = np.mean([*good.values()], 0), np.std([*good.values()], 0) + 1e-9
+    out = {}
+    for kind in sorted(cfg.types):
+        mine = [(n, (np.array(x) - mean) / spread) for n, k, x in found if k == kind]
+        groups = [[i for i, _ in group] for _, group in groupby(enumerate(mine), key=lambda pair: pair[1][0])]
+        candidates = [[(i, mine[i][1]) for i in group] for group in groups]
+        weights, rng = np.zeros(len(_BALANCED) + 1), random.Random(f"balance/{kind}/{seed}")
+        for _ in range(rounds if len(groups) > 20 else 0):
+            kept = [mine[i] for _ in range(3) for i in _kept(candidates, weights, rng)]
+            features = np.array([(np.array(good[n]) - mean) / spread for n, _ in kept] + [x for _, x in kept])
+            fit = LogisticRegression(C=0.03, max_iter=500).fit(features, [0] * len(kept) + [1] * len(kept))
+            weights += np.append(fit.coef_[0], fit.intercept_[0])
+        scaled = weights[:-1] / spread
+        out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
+    return out
+
+# %% ../nbs/03_data.ipynb #61d4b519
 def _arrow_features():
     "Column types of generated rows."
     from datasets import Features, Value
@@ -637,12 +807,19 @@ class _Sink:
         self.writer.close()
         self.file.close()
 
-def _map(tasks, workers):
-    "`_rows_of_chunk` over the tasks, in order, in `workers` processes."
-    if workers <= 1: yield from map(_rows_of_chunk, tasks)
+def _map(function, tasks, workers):
+    "A function over tasks, in order, in `workers` processes."
+    if workers <= 1: yield from map(function, tasks)
     else:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
-        with multiprocessing.get_context(method).Pool(workers) as pool: yield from pool.imap(_rows_of_chunk, tasks)
+        with multiprocessing.get_context(method).Pool(workers) as pool: yield from pool.imap(function, tasks)
+
+def _known_subtypes(weights):
+    "Raise `VerifierError` for a subtype that does not exist."
+    from verifier_nb import errors
+    known = [*errors.COMPUTATIONAL, *errors.CONCEPTUAL]
+    unknown = [n for n in weights if n not in known]
+    if unknown: raise VerifierError(f"there is no subtype {', '.join(unknown)}", "data.subtypes", f"choose from: {', '.join(known)}")
 
 def build(
     problems:dict,  # split -> list of Problem
@@ -655,16 +832,18 @@ def build(
     "Make correct and flawed rows of every problem. The same seed gives the same bytes with any number of workers."
     from datasets import Dataset, DatasetDict
     from tqdm import tqdm
+    _known_subtypes(cfg.subtypes)
     settings, counts, out = cfg.model_dump(), Counter(), {}
     each = cfg.repeats * cfg.flawed_per_problem
     step = max(1, 256 // each)
     workers = workers or (os.cpu_count() or 1 if sum(map(len, problems.values())) * each > 2000 else 1)
     Path(folder).mkdir(parents=True, exist_ok=True)
+    tilt = balance(problems, cfg, seed, workers) if cfg.balance else None
     for split in [s for s in SPLITS if problems.get(s)]:
         sink = _Sink(Path(folder)/f"{split}.arrow")
-        tasks = [(problems[split][i:i+step], settings, seed) for i in range(0, len(problems[split]), step)]
+        tasks = [(problems[split][i:i+step], settings, seed, tilt) for i in range(0, len(problems[split]), step)]
         with tqdm(total=len(problems[split]), desc=f"making {split} rows", unit="problem", disable=not progress or len(tasks) < 5) as bar:
-            for task, (rows, more) in zip(tasks, _map(tasks, workers)):
+            for task, (rows, more) in zip(tasks, _map(_rows_of_chunk, tasks, workers)):
                 sink.add(rows)
                 counts += more
                 bar.update(len(task[0]))
@@ -737,7 +916,7 @@ def _near(a, b, form, near):
         if best >= near: out[question] = ("near", round(best, 3), b[-i])
     return out
 
-# %% ../nbs/03_data.ipynb #9e31d565
+# %% ../nbs/03_data.ipynb #54611746
 def load_source(
     cfg:DataSettings,
     seed:int,
@@ -748,20 +927,43 @@ def load_source(
 
 def load_counted(cfg, seed, folder):
     "`load_source`, and the counts of what was made, refused and excluded."
-    frames = {} if cfg.source in ("gsm8k", "gsm_symbolic") else _read_source(cfg, folder)
+    frames = {} if cfg.source in ("gsm8k", "gsm_symbolic") or _joined(cfg.source) else _read_source(cfg, folder)
     if frames and all("label" in df for df in frames.values()): return _labelled(frames, cfg, seed)
-    problems = symbolic_problems(cfg, seed) if cfg.source == "gsm_symbolic" else text_problems(frames or _gsm8k_files(cfg.source), cfg, seed, Path(cfg.source).stem)
-    problems, dropped = exclude(problems, cfg.exclude) if cfg.exclude else (problems, Counter())
+    problems, dropped = load_problems(cfg, seed, frames)
     splits, counts = build(problems, cfg, seed, folder)
     validate({s: d.to_pandas() for s, d in splits.items()}, cfg.source)
     return splits, counts + dropped
+
+def _joined(source):
+    "Sources of correct solutions that are used together, such as gsm8k+gsm_symbolic; empty when there is one."
+    return source.split("+") if "+" in source and not Path(source).expanduser().exists() else []
+
+def _load_joined(cfg, seed, parts):
+    "Problems of several sources in one numbering."
+    out, counts, keys, numbers = {s: [] for s in SPLITS}, Counter(), 0, 0
+    for part in parts:
+        problems, dropped = load_problems(cfg.model_copy(update={"source": part}), seed)
+        counts += dropped
+        for split, found in problems.items(): out[split] += [replace(p, key=p.key + keys, number=p.number + numbers) for p in found]
+        used = [p for found in out.values() for p in found]
+        keys, numbers = 1 + max((p.key for p in used), default=-1), 1 + max((p.number for p in used), default=-1)
+    return out, counts
+
+def load_problems(cfg, seed, frames=None):
+    "Problems to make rows from, without those of held-out sets: (split -> list of Problem, counts)."
+    if not frames and (parts := _joined(cfg.source)): return _load_joined(cfg, seed, parts)
+    if cfg.source == "gsm_symbolic": problems = symbolic_problems(cfg, seed)
+    else:
+        frames = frames or (_gsm8k() if cfg.source == "gsm8k" else _read_source(cfg, None))
+        problems = text_problems(frames, cfg, seed, Path(cfg.source).stem)
+    return exclude(problems, cfg.exclude) if cfg.exclude else (problems, Counter())
 
 def _read_source(cfg, folder):
     "Split → table of a zip, a DatasetDict folder, a folder of tables, or a table; its catalog joined."
     path = Path(cfg.source).expanduser()
     if not path.exists(): raise VerifierError("the data source was not found", path, "data.source is gsm_symbolic, gsm8k, or the path of a .zip, a folder, or a .csv/.jsonl/.parquet file")
     if path.suffix.lower() == ".zip":
-        with tempfile.TemporaryDirectory(dir=folder if folder.exists() else None) as inside:
+        with tempfile.TemporaryDirectory(dir=folder if folder and folder.exists() else None) as inside:
             unpack(path, inside)
             return _read_place(Path(inside), cfg, path.stem)
     return _read_place(path, cfg, path.stem) if path.is_dir() else {"all": _catalogued(read_table(path, cfg.columns), cfg, None)}
@@ -826,14 +1028,14 @@ def _as_dataset(df, name):
     df = df[COLUMNS + more].astype({c: "int64" if t.dtype == "int64" else str for c, t in types.items()})
     return _named(Dataset.from_dict({c: df[c].tolist() for c in df}, features=Features(types)), name)
 
-# %% ../nbs/03_data.ipynb #33c53dfe
+# %% ../nbs/03_data.ipynb #ee2f276d
 def held_out(
     name:str,  # a file or folder, or "gsm8k"; with "#test" or "#validation+test" only those splits
 )->list:  # questions
     "Questions of a held-out set. Raises `VerifierError` when a split is not there."
     source, _, splits = name.partition("#")
     cfg = DataSettings(source=source)
-    with tempfile.TemporaryDirectory() as folder: tables = _gsm8k_files(source) if source == "gsm8k" else _read_source(cfg, Path(folder))
+    with tempfile.TemporaryDirectory() as folder: tables = _gsm8k() if source == "gsm8k" else _read_source(cfg, Path(folder))
     lacking = [s for s in splits.split("+") if s and s not in tables]
     if lacking: raise VerifierError(f"the held-out set has no split {', '.join(lacking)}; it has {', '.join(tables)}", f"data.exclude: {name}", "correct the part after #")
     return _questions([q for s, df in tables.items() if not splits or s in splits.split("+") for q in df["question"].astype(str)])
@@ -853,83 +1055,6 @@ def exclude(
         counts.update(("excluded", name, kind) for key, kind in hit.items() if key not in gone)
         gone |= set(hit)
     return {s: [p for p in ps if p.key not in gone] for s, ps in problems.items()}, counts
-
-# %% ../nbs/03_data.ipynb #10f95f73
-_SURFACE = {
-    "characters": len, "lines": lambda s: s.count("\n") + 1, "words": lambda s: len(s.split()),
-    "numbers": lambda s: len(re.findall(r"\d+(?:\.\d+)?", s)), "digits": lambda s: sum(c.isdigit() for c in s), "longest number": lambda s: max(map(len, re.findall(r"\d+", s)), default=0),
-    "digits a number": lambda s: sum(c.isdigit() for c in s) / max(len(re.findall(r"\d+", s)), 1), "decimals": lambda s: len(re.findall(r"\d\.\d", s)), "decimal places": lambda s: max(map(len, re.findall(r"\.(\d+)", s)), default=0),
-    "thousands commas": lambda s: len(re.findall(r"\d,\d{3}", s)), "trailing zeros": lambda s: len(re.findall(r"\d0\b", s)), "ones": lambda s: len(re.findall(r"\b1\b", s)), "zeros": lambda s: len(re.findall(r"\b0\b", s)),
-    "negative": lambda s: len(re.findall(r"(?<![\w)])\s*-\d", s)), "distinct numbers": lambda s: len(set(re.findall(r"\d+(?:\.\d+)?", s))),
-    **{f"count of {c}": (lambda c: lambda s: s.count(c))(c) for c in "+-*/=%$.,()"}, "annotations": lambda s: s.count("<<"),
-    "space after >>": lambda s: len(re.findall(r">>\s", s)), "no number after >>": lambda s: len(re.findall(r">>(?!\d)", s)), "spaces around =": lambda s: s.count(" = "), "no spaces around =": lambda s: len(re.findall(r"\S=\S", s)),
-    "double spaces": lambda s: s.count("  "), "spaces at line ends": lambda s: len(re.findall(r"[ \t]\n", s)), "space at the end": lambda s: s != s.rstrip(), "answer line": lambda s: s.count("####"), "no space after ####": lambda s: len(re.findall(r"####\S", s)),
-    "length of last line": lambda s: len(s.rsplit("\n", 1)[-1]), "length of first line": lambda s: len(s.split("\n", 1)[0]), "first number at": lambda s: (re.search(r"\d", s) or re.search("$", s)).start() / max(len(s), 1),
-    "digits of the answer": lambda s: sum(c.isdigit() for c in s.rsplit("\n", 1)[-1]), "answer has decimals": lambda s: bool(re.search(r"\d\.\d", s.rsplit("\n", 1)[-1])), "longest line": lambda s: max(map(len, s.split("\n"))), "full stops at line ends": lambda s: len(re.findall(r"\.\n", s))}
-
-def surface_features(solutions)->pd.DataFrame:
-    "What can be counted in a solution without understanding it; one row for each solution."
-    return pd.DataFrame({name: [float(count(s)) for s in solutions] for name, count in _SURFACE.items()})
-
-def equation_features(solutions)->pd.DataFrame:
-    "What `errors.check` finds in each solution: equations, false ones, their share, and how many cannot be evaluated."
-    from verifier_nb import errors
-    found = [errors.check(s) for s in solutions]
-    return pd.DataFrame([dict(equations=len(es), false=sum(not e.ok for e in es), any_false=any(not e.ok for e in es), share=sum(not e.ok for e in es) / max(len(es), 1), unknown=sum(e.value is None for e in es)) for es in found], dtype=float)
-
-def auroc(
-    score,  # [n] higher: more likely flawed
-    label,  # [n] 0 or 1
-    group,  # [n] problem of each row
-)->tuple:  # (AUROC, lower, upper): 95 % interval for clustered data
-    "Area under the ROC curve with an interval that allows for rows of one problem being alike (Obuchowski 1997, Biometrics 53)."
-    from scipy.stats import rankdata
-    score, label = np.asarray(score, float), np.asarray(label)
-    pos, neg = score[label == 1], score[label == 0]
-    if not len(pos) or not len(neg): return (float("nan"),) * 3
-    ranks = rankdata(np.concatenate([pos, neg]))
-    v10, v01 = (ranks[:len(pos)] - rankdata(pos)) / len(neg), 1 - (ranks[len(pos):] - rankdata(neg)) / len(pos)
-    area, (_, code) = v10.mean(), np.unique(np.asarray(group), return_inverse=True)
-    k = code.max() + 1
-    def spread(values, which): return np.bincount(code[label == which], values - area, k)
-    a, b = spread(v10, 1) / len(pos), spread(v01, 0) / len(neg)
-    half = 1.96 * np.sqrt(max(k / max(k - 1, 1) * ((a + b) ** 2).sum(), 0))
-    return tuple(round(float(x), 4) for x in (area, max(area - half, 0), min(area + half, 1)))
-
-def _held_out_scores(features, label, group, folds=5):
-    "Log odds of each row by a logistic regression fitted without the row's problem."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
-    out = np.zeros(len(label))
-    for train, test in GroupKFold(min(folds, len(set(group)))).split(features, label, group):
-        model = make_pipeline(MaxAbsScaler() if hasattr(features, "tocsr") else StandardScaler(), LogisticRegression(C=0.1 if hasattr(features, "tocsr") else 1.0, max_iter=300))
-        out[test] = model.fit(features[train], label[train]).decision_function(features[test])
-    return out
-
-def audit(
-    dataset,  # a Dataset or a table with solution, label, error_type and index (or problem)
-    rows:int=20_000,  # at most so many rows, whole problems at a time
-    seed:int=0,
-)->pd.DataFrame:  # baseline, error_type, n, auroc, lower, upper, accuracy
-    "How well baselines without understanding tell flawed from correct solutions, cross-validated by problem; raises `VerifierError` when there is one class only."
-    from sklearn.feature_extraction.text import CountVectorizer
-    df = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
-    df = df.assign(group=pd.factorize(df["problem"].astype(str) + " " + df["source"].astype(str) if "problem" in df else df["index"])[0])
-    keep = np.random.default_rng(seed).permutation(df.group.max() + 1)
-    df = df[df.group.isin(keep[:int(np.ceil(rows / max(len(df), 1) * len(keep)))])]
-    label, group = df.label.to_numpy(), df.group.to_numpy()
-    if len(set(label)) < 2 or len(set(group)) < 2: raise VerifierError("an audit needs correct and flawed solutions of at least two problems", "dataset", "give more rows")
-    words = CountVectorizer(token_pattern=r"[^\W\d_]+|\d+(?:\.\d+)?", binary=True, min_df=min(5, max(1, len(df) // 20))).fit_transform(df.solution)
-    lines = []
-    for name, features in {"surface": surface_features(df.solution).to_numpy(), "words": words.tocsr(), "equations": equation_features(df.solution).to_numpy()}.items():
-        score = _held_out_scores(features, label, group)
-        for kind in ["all", *[t for t in ERROR_TYPES[1:] if (df.error_type == t).any()]]:
-            mine = np.ones(len(df), bool) if kind == "all" else (label == 0) | (df.error_type == kind).to_numpy()
-            area, low, high = auroc(score[mine], label[mine], group[mine])
-            lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, accuracy=round(float(((score > 0) == label)[mine].mean()), 4)))
-    return pd.DataFrame(lines)
 
 # %% ../nbs/03_data.ipynb #ed2a3588
 def token_lengths(
@@ -1056,3 +1181,94 @@ def load_split(
     place = run.dataset/split
     if not place.is_dir(): raise VerifierError(f"the data set has no split {split!r}; it has {', '.join(sorted(p.name for p in run.dataset.iterdir() if p.is_dir()))}", run.dataset, f"set data.{split}_fraction, or give a source with that split")
     return load_from_disk(str(place))
+
+# %% ../nbs/03_data.ipynb #2b681581
+def _marked(correct, flawed):
+    "Both texts as HTML with what differs marked, word by word."
+    import difflib
+    a, b = (re.findall(r"\d+(?:[.,]\d+)*|\w+|\s+|.", text, re.S) for text in (correct, flawed))
+    out = [[], []]
+    for what, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        for side, piece in zip(out, ("".join(a[a0:a1]), "".join(b[b0:b1]))):
+            if piece: side.append(html.escape(piece) if what == "equal" else f"<mark>{html.escape(piece)}</mark>")
+    return "".join(out[0]), "".join(out[1])
+
+def side_by_side(
+    dataset,  # a Dataset or table with correct and flawed rows
+    n:int=20,  # pairs to show
+    seed:int=0,
+)->str:  # HTML
+    "Pairs of a correct and a flawed solution side by side, what differs marked."
+    df = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
+    pairs = [g.sort_values("label") for _, g in df.groupby("index") if len(g) == 2 and g.question.nunique() == 1]
+    pairs = random.Random(seed).sample(pairs, min(n, len(pairs)))
+    out = []
+    for i, pair in enumerate(pairs, 1):
+        good, bad = pair.iloc[0], pair.iloc[1]
+        left, right = _marked(good.solution, bad.solution)
+        what = ", ".join(str(bad[c]) for c in ("error_type", "subtype") if c in pair) + (f", step {bad.step}" if "step" in pair else "")
+        out.append(f'<section><h3>{i}. {html.escape(what)}</h3><p>{html.escape(good.question)}</p><div class="pair"><div><b>correct</b><pre>{left}</pre></div><div><b>flawed</b><pre>{right}</pre></div></div></section>')
+    return "\n".join(out)
+
+def fitting(
+    problems:dict,  # split -> list of Problem
+    n:int=300,  # problems to try
+    seed:int=0,
+)->pd.DataFrame:  # kind, subtype, fits (share of problems), most frequent reasons against it
+    "Which errors fit how many problems, and the reasons for refusal."
+    from verifier_nb import errors
+    every = sorted((p for ps in problems.values() for p in ps), key=lambda p: p.number)
+    every = random.Random(f"fitting/{seed}").sample(every, min(n, len(every)))
+    examples = [next(_instances(p, f"fitting/{seed}/{p.number}", False)) for p in every]
+    lines, fits = [], Counter()
+    for kind, names in (("computational", errors.COMPUTATIONAL), ("conceptual", errors.CONCEPTUAL)):
+        for subtype in names:
+            made = [errors.inject(e, kind, subtype, random.Random(f"{seed}/{i}")) for i, e in enumerate(examples)]
+            fits.update(i for i, m in enumerate(made) if m)
+            why = Counter(m.reason for m in made if not m).most_common(3)
+            lines.append(dict(kind=kind, subtype=subtype, n=len(made), fits=round(sum(map(bool, made)) / max(len(made), 1), 3), refused_because="; ".join(f"{reason} ({k})" for reason, k in why)))
+    lines.append(dict(kind="any", subtype="at least three subtypes", n=len(examples), fits=round(sum(v >= 3 for v in fits.values()) / max(len(examples), 1), 3), refused_because=""))
+    return pd.DataFrame(lines)
+
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
+:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}table{{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}}td,th{{padding:.15rem .6rem;text-align:left;border-bottom:1px solid #8884}}
+.pair{{display:grid;grid-template-columns:1fr 1fr;gap:1rem}}pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0}}mark{{background:#ffb454;color:#000}}section{{border-top:1px solid #8884}}@media(max-width:45rem){{.pair{{grid-template-columns:1fr}}}}</style></head><body>
+<h1>{title}</h1><p>{lead}</p>{body}</body></html>
+"""
+
+def build_report(
+    cfg,  # RunConfig whose data block makes the rows
+    folder,  # where the report goes
+    against=(),  # other sets to compare the questions with; see `held_out`
+    fit:int=300,  # problems on which every subtype is tried
+)->dict:  # name -> table
+    "Build a data set and write its report: counts, what fits, samples, audit, overlap."
+    import time
+    folder, start = Path(folder), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="verifier_nb-build-") as work:
+        splits, counts = load_counted(cfg.data, cfg.seed, Path(work))
+        seconds, rows = time.monotonic() - start, sum(splits.num_rows.values())
+        tables = {"splits": pd.DataFrame([dict(split=s, rows=len(d), problems=len(set(d["problem"])), **{t: Counter(d["error_type"])[t] for t in ERROR_TYPES[:3]}) for s, d in splits.items()]), "counts": _count_table(counts)}
+        if cfg.data.source == "gsm_symbolic": tables["templates left out"] = pd.DataFrame([dict(template=n, why=why) for n, why in sound_templates().items() if why], columns=["template", "why"])
+        if fit: tables["fitting"] = fitting(load_problems(cfg.data, cfg.seed)[0], fit, cfg.seed)
+        sample = pd.concat([d.select(range(min(len(d), 40_000))).to_pandas() for d in splits.values()])
+        tables["audit"] = audit(sample, seed=cfg.seed)
+        tables["overlap"] = _overlaps(splits, against)
+        samples = side_by_side(sample, 20, cfg.seed)
+    for name, table in tables.items(): write_csv(folder/f"{name.replace(' ', '_')}.csv", table)
+    lead = f"{rows:,} rows from {html.escape(cfg.data.source)}, seed {cfg.seed}. In each table, a row's n or count stands beside its numbers; the intervals are 95 %."
+    body = "".join(f"<h2>{name}</h2>{table.to_html(index=False, border=0)}" for name, table in tables.items()) + "<h2>samples</h2>" + samples
+    write_text(folder/"index.html", _PAGE.format(title=f"Data build: {html.escape(cfg.name)}", lead=lead, body=body))
+    write_json(folder/"build.json", dict(rows=rows, seconds=round(seconds, 1), cpus=os.cpu_count(), seed=cfg.seed, data=cfg.data.model_dump(mode="json")))
+    return tables
+
+def _overlaps(splits, against):
+    "How many questions of each split stand in the other splits and in other sets, by kind."
+    asked = {s: _questions(d) for s, d in splits.items()}
+    pairs = [(a, asked[a], b, asked[b]) for a in asked for b in asked if SPLITS.index(a) > SPLITS.index(b)]
+    pairs += [(a, asked[a], name, held_out(name)) for name in against for a in asked]
+    lines = []
+    for a, ours, b, theirs in pairs:
+        kinds = Counter(overlap(ours[:20_000], theirs[:20_000]).kind)
+        lines.append(dict(split=a, of=len(ours[:20_000]), found_in=Path(b.partition("#")[0]).name + "".join(b.partition("#")[1:]), **{k: kinds[k] for k in ("same", "renamed", "other numbers", "near")}))
+    return pd.DataFrame(lines)

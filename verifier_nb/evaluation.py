@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TYPES', 'RATES', 'KNOWN_AS', 'LATER', 'BASELINES', 'read_predictions', 'simulate', 'count_metrics',
            'ranking_metrics', 'bin_count', 'calibration_error', 'abstention_metrics', 'logit', 'Rows', 'as_rows',
-           'weighted_metrics', 'resample', 'bootstrap', 'explain_missing', 'interval', 'metrics', 'show',
-           'fit_temperature', 'fit_isotonic', 'apply_calibration', 'choose_threshold', 'choose_margin',
-           'fit_calibration', 'read_results', 'difference', 'by_type', 'Comparison', 'compare', 'mcnemar',
-           'as_predictions', 'decide', 'checker_scores', 'fit_surface', 'digit_places', 'read_base', 'hybrid_features',
-           'fit_weights', 'apply_weights', 'distrust', 'counts', 'summarise', 'beside', 'best_of_n', 'prepare',
-           'score_split', 'add_baselines', 'add_raw', 'add_columns', 'fit_baselines', 'untouched', 'merge_check',
-           'merge_summary', 'report_text', 'run_stage', 'write_summary', 'recompute', 'check_unseen', 'evaluate',
-           'verify']
+           'weighted_metrics', 'resample', 'bootstrap', 'explain_missing', 'ece_floor', 'ece_interval', 'interval',
+           'metrics', 'show', 'fit_temperature', 'fit_isotonic', 'apply_calibration', 'choose_threshold',
+           'choose_margin', 'fit_calibration', 'read_results', 'difference', 'by_type', 'Comparison', 'compare',
+           'mcnemar', 'as_predictions', 'decide', 'checker_scores', 'fit_surface', 'digit_places', 'read_base',
+           'hybrid_features', 'fit_weights', 'apply_weights', 'distrust', 'judge', 'counts', 'summarise', 'beside',
+           'best_of_n', 'prepare', 'score_split', 'add_baselines', 'add_raw', 'add_columns', 'fit_baselines',
+           'untouched', 'prompt_settings', 'merge_check', 'merge_summary', 'report_text', 'run_stage', 'write_summary',
+           'recompute', 'check_unseen', 'evaluate', 'verify']
 
-# %% ../nbs/07_evaluation.ipynb #601f1b09
-import math, re, shutil, unicodedata
+# %% ../nbs/07_evaluation.ipynb #ed3791a7
+import math, os, re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from .setup import VerifierError, read_json, seed_everything, sha256, write_csv, write_json, write_text
+from .setup import VerifierError, read_json, seed_everything, write_csv, write_json, write_text
 
 # %% ../nbs/07_evaluation.ipynb #50e19ce2
 COLUMNS = "index split true_label predicted_label prob_0 prob_1 p_flawed label_mass error_type source".split()
@@ -103,7 +104,7 @@ def ranking_metrics(
     hit, seen = hit[::-1], (hit + miss)[::-1].cumsum(0)
     return {"auroc": auroc, "auprc": _divide((hit*hit.cumsum(0)/np.maximum(seen, 1)).sum(0), flawed)}
 
-# %% ../nbs/07_evaluation.ipynb #cfbcd644
+# %% ../nbs/07_evaluation.ipynb #befcba17
 def _bins(w, starts, bins):
     "The bin of every level when bins hold equal weight."
     level = _sum_levels(w, starts)
@@ -111,19 +112,19 @@ def _bins(w, starts, bins):
     return np.minimum((middle*bins).astype(int), bins - 1)
 
 def bin_count(n:int)->int:
-    "15 bins, or fewer when a bin would hold less than ten rows."
-    return max(1, min(15, n//10))
+    "15 bins, or fewer when a bin would hold less than forty rows."
+    return max(1, min(15, n//40))
 
 def calibration_error(
     w,  # [rows, resamples] weights, rows in rising order of the probability
-    gap,  # [rows] label minus probability, in that order
+    gap,  # [rows] or [rows, resamples] label minus probability, in that order
     starts,  # where each distinct probability begins
     bins:int=None,  # default: `bin_count`
 )->np.ndarray:  # [resamples]
     "Expected calibration error with bins of equal mass, of every resample."
     bins = bins or bin_count(len(gap))
     place = _bins(w, starts, bins) + bins*np.arange(w.shape[1])
-    total = np.bincount(place.ravel(), _sum_levels(w*gap[:, None], starts).ravel(), minlength=bins*w.shape[1]).reshape(-1, bins)
+    total = np.bincount(place.ravel(), _sum_levels(w*(gap[:, None] if gap.ndim == 1 else gap), starts).ravel(), minlength=bins*w.shape[1]).reshape(-1, bins)
     return np.abs(total).sum(1)/w.sum(0)
 
 # %% ../nbs/07_evaluation.ipynb #dca5c88d
@@ -139,7 +140,7 @@ def abstention_metrics(
     risk = errors/np.maximum(seen, 1)
     return {"aurc": (level*risk).sum(0)/total, "coverage_at_budget": np.where((risk <= budget) & (seen > 0), seen, 0).max(0)/total}
 
-# %% ../nbs/07_evaluation.ipynb #e5bc8351
+# %% ../nbs/07_evaluation.ipynb #4f91f9e9
 def logit(p):
     "Log odds; probabilities of exactly 0 and 1 are taken as 1e-12 away from it."
     p = np.clip(np.asarray(p, float), 1e-12, 1 - 1e-12)
@@ -183,22 +184,22 @@ def weighted_metrics(
     decided = rows.confidence >= rows.margin
     wrong = (rows.called != y).astype(float)
     table = np.column_stack([np.ones_like(q), y, rows.called, y*rows.called, (p - y)**2, -np.log(np.where(y == 1, q, 1 - q)), decided, decided*wrong])
-    sums = weights.T @ np.stack([np.bincount(rows.problem, column, rows.problems) for column in table.T], 1)
+    sums = weights.T.astype(float) @ np.stack([np.bincount(rows.problem, column, rows.problems) for column in table.T], 1)
     if "counts" in parts:
         out |= count_metrics(*sums[:, :4].T)
         out |= {"brier": sums[:, 4]/sums[:, 0], "log_loss": sums[:, 5]/sums[:, 0]}
     if {"ranking", "calibration"} & set(parts):
         order, starts = _levels(p)
-        w = weights[rows.problem[order]]
+        w = weights[rows.problem[order]].astype(float)
         if "ranking" in parts: out |= ranking_metrics(w, y[order], starts)
         if "calibration" in parts: out["ece"] = calibration_error(w, (y - p)[order], starts)
     if "abstention" in parts:
         order, starts = _levels(-rows.confidence)
-        out |= abstention_metrics(weights[rows.problem[order]], wrong[order], starts)
+        out |= abstention_metrics(weights[rows.problem[order]].astype(float), wrong[order], starts)
         out |= {"decided_share": sums[:, 6]/sums[:, 0], "decided_errors": _divide(sums[:, 7], sums[:, 6])}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #3fae409e
+# %% ../nbs/07_evaluation.ipynb #e2e3d1fd
 def resample(
     problems:int,  # how many problems there are
     resamples:int,  # how many times to draw them
@@ -210,7 +211,7 @@ def resample(
     for start in range(0, resamples, step):
         k = min(step, resamples - start)
         drawn = rng.integers(0, problems, size=(k, problems)) + problems*np.arange(k)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=k*problems).reshape(k, problems).T.astype(np.float64, order="C")
+        yield np.bincount(drawn.ravel(), minlength=k*problems).reshape(k, problems).T.astype(np.uint16, order="C")
 
 def bootstrap(
     rows:Rows,
@@ -219,10 +220,11 @@ def bootstrap(
     parts=("counts", "ranking", "calibration", "abstention"),
 )->dict:  # name -> [resamples]
     "The bootstrap distribution of every metric, drawing problems."
-    chunks = [weighted_metrics(rows, w, parts) for w in resample(rows.problems, resamples, seed, len(rows.y))]
+    draws = resample(rows.problems, resamples, seed, len(rows.y))
+    with ThreadPoolExecutor(os.cpu_count()) as pool: chunks = list(pool.map(lambda w: weighted_metrics(rows, w, parts), draws))
     return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
 
-# %% ../nbs/07_evaluation.ipynb #5e9101f1
+# %% ../nbs/07_evaluation.ipynb #6c10800a
 RATES = {"accuracy": None, "recall": 1, "specificity": 0}  # shares of rows, and the class they are shares of
 
 def explain_missing(
@@ -237,6 +239,19 @@ def explain_missing(
     if name == "mcc": return f"all {n} rows got the same verdict"
     return f"no row is {'flawed' if name == 'f1' else 'correct'}, and none was called so"
 
+def ece_floor(rows:Rows, draws:int=200)->np.ndarray:  # [draws]
+    "The ECE that these probabilities would show if they were perfectly calibrated: labels are drawn from them."
+    order, starts = _levels(rows.p)
+    labels = np.random.default_rng(0).random((len(order), draws)) < rows.p[order][:, None]
+    return calibration_error(np.ones(labels.shape), labels - rows.p[order][:, None], starts)
+
+def ece_interval(values, value, rows):
+    "The pivotal interval (2·value − quantile), and from 0 where perfect calibration cannot be ruled out; ECE is biased upwards, and more so when resampled."
+    ideal = ece_floor(rows)
+    low, high = 2*value - np.quantile(values, [0.975, 0.025])
+    note = f"perfectly calibrated probabilities would show {ideal.mean():.3f} on so few rows"
+    return (0.0 if value <= np.quantile(ideal, 0.975) else max(float(low), 0.0), max(float(high), value)), note
+
 def interval(
     values:np.ndarray,  # a metric's bootstrap distribution
     name:str, value:float, rows:Rows,
@@ -247,6 +262,7 @@ def interval(
     count = len(np.unique(mine))
     if name in RATES and value in (0.0, 1.0): return tuple(map(float, proportion_confint(count*value, count, method="beta"))), f"exact interval for {count} problem{'s'*(count != 1)}"
     if rows.problems < 2: return None, "one problem only: how the number would vary cannot be told"
+    if name == "ece": return ece_interval(values, value, rows)
     good = values[np.isfinite(values)]
     if len(good) < 0.9*len(values): return None, "not defined in more than a tenth of the resamples: too few rows of one kind"
     return tuple(map(float, np.quantile(good, [0.025, 0.975]))), ""
@@ -357,7 +373,7 @@ def fit_calibration(
     out["margin"] = choose_margin(q, y, out["threshold"], budget)
     return out
 
-# %% ../nbs/07_evaluation.ipynb #efd235c0
+# %% ../nbs/07_evaluation.ipynb #1d370164
 KNOWN_AS = {"p_flawed": ("p(class=1)", "p_1", "prob_flawed", "score"), "true_label": ("label", "y"), "predicted_label": ("prediction", "pred")}
 
 def read_results(
@@ -434,7 +450,7 @@ def compare(
 )->Comparison:
     "Compare verifiers on the rows they have in common. Raises `VerifierError` when there are none."
     from statsmodels.stats.multitest import multipletests
-    named = sources if isinstance(sources, dict) else {_short_name(s, i): s for i, s in enumerate(sources)}
+    named = sources if isinstance(sources, dict) else dict(zip(_short_names(sources), sources))
     if len(named) < 2: raise VerifierError("a comparison needs at least two runs", "compare", "give two runs or CSV files")
     frames, keys = {k: read_results(s, columns) for k, s in named.items()}, ["index", "true_label", "nth"]
     common = frames[next(iter(frames))][keys + ["error_type"]]
@@ -459,10 +475,13 @@ def compare(
     shown = pd.concat([common.drop(columns="nth")] + [f[["called", "p"]].rename(columns={"called": f"verdict {k}", "p": f"P(flawed) {k}"}) for k, f in joined.items()], axis=1)[differ]
     return Comparison(pd.DataFrame(lines), pairs, shown.reset_index(drop=True), notes)
 
-def _short_name(source, i):
-    "A name for a run or a file."
-    place = Path(getattr(source, "reports", source)) if not isinstance(source, pd.DataFrame) else None
-    return f"{i + 1}" if place is None else "/".join(place.parts[-2:]) if place.is_dir() else place.stem
+def _short_names(sources):
+    "Names for runs and files: as short as they can be told apart."
+    places = [None if isinstance(s, pd.DataFrame) else Path(getattr(s, "reports", s)) for s in sources]
+    long = [f"table {i + 1}" if p is None else "/".join(p.resolve().parts[-2:]) if p.is_dir() else p.stem for i, p in enumerate(places)]
+    short = [n.split("/")[0] for n in long]
+    out = [n if short.count(s) > 1 else s for n, s in zip(long, short)]
+    return [n if out.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(out)]
 
 def mcnemar(
     a_right, b_right,  # [n] booleans: who was right on which row
@@ -545,7 +564,7 @@ def fit_surface(
     if len(set(y.tolist())) < 2: return None
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(surface_features(list(train["solution"])[::step]).to_numpy(), y)
 
-# %% ../nbs/07_evaluation.ipynb #4e5cd16e
+# %% ../nbs/07_evaluation.ipynb #422d2910
 def digit_places(
     pieces,  # text of each token of a prompt
 ):  # -> list of (token, equation): tokens with a digit after an "=" of the solution, and which "=" it was
@@ -582,16 +601,23 @@ def read_base(
             longest = max(len(ids[i]) for i in rows)
             batch = torch.tensor([ids[i] + [verifier.tokenizer.pad_token_id or 0]*(longest - len(ids[i])) for i in rows])
             real = torch.tensor([[1]*len(ids[i]) + [0]*(longest - len(ids[i])) for i in rows])
-            keep = sorted({p - 1 for i in rows for p, _ in places[i]} | {len(ids[i]) - 1 for i in rows})
-            column, device = {p: k for k, p in enumerate(keep)}, next(model.parameters()).device
-            logits = model(input_ids=batch.to(device), attention_mask=real.to(device), logits_to_keep=torch.tensor(keep, device=device), use_cache=False).logits
-            for r, i in enumerate(rows):
-                wanted = [column[p - 1] for p, _ in places[i]] + [column[len(ids[i]) - 1]]
-                logs = logits[r, wanted].float().log_softmax(-1).cpu().double().numpy()
-                surprise = [-logs[k, ids[i][p]] for k, (p, _) in enumerate(places[i])]
+            at = [[p - 1 for p, _ in places[i]] + [len(ids[i]) - 1] for i in rows]
+            logits = _logits_at(model, batch, real, [r for r, some in enumerate(at) for _ in some], [p for some in at for p in some])
+            logs = iter(logits.float().log_softmax(-1).split([len(some) for some in at]))
+            for i in rows:
+                mine = next(logs).cpu().double().numpy()
+                surprise = [-mine[k, ids[i][p]] for k, (p, _) in enumerate(places[i])]
                 worst = int(np.argmax(surprise)) if surprise else -1
-                out[i] = *np.exp(logs[-1, [zero, one]]), surprise[worst] if surprise else 0.0, places[i][worst][1] if surprise else -1
+                out[i] = *np.exp(mine[-1, [zero, one]]), surprise[worst] if surprise else 0.0, places[i][worst][1] if surprise else -1
     return pd.DataFrame(out, columns=["prob_0", "prob_1", "surprisal", "surprisal_at"]).astype({"surprisal_at": int})
+
+def _logits_at(model, batch, real, rows, positions):  # -> [len(rows), vocabulary]
+    "Logits at single positions of a batch: the head sees those only."
+    from verifier_nb.scoring import base_of
+    device = next(model.parameters()).device
+    hook = base_of(model).get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][rows, positions][None],))
+    try: return model(input_ids=batch.to(device), attention_mask=real.to(device), use_cache=False).logits[0]
+    finally: hook.remove()
 
 def _packed(lengths, budget:int):
     "Row numbers in batches of similar length whose padded size is within the budget (one row at least)."
@@ -638,6 +664,27 @@ def distrust(
         text = solution[solution.rfind("\n", 0, at) + 1:][:at - solution.rfind("\n", 0, at) + 11].split("\n")[0]
         return {"step": line(at), "text": text, "why": f"the base model did not expect the number after the = in line {line(at)}"}
     return {"step": 0, "text": "", "why": "no equation is false: it is the reasoning that is distrusted"}
+
+# %% ../nbs/07_evaluation.ipynb #ab77fb0b
+def judge(
+    verifier,  # a Verifier
+    problems, solutions,
+    calibration:dict,  # the content of calibration.json
+    batch_tokens:int=4096,
+)->pd.DataFrame:  # p_flawed, p_calibrated, verdict; with a fitted hybrid also p_hybrid, hybrid_verdict; step, text, why (empty when it is called correct)
+    "Verdicts with reasons. Without a fitted hybrid the verifier's own verdict counts."
+    problems, solutions, lines = list(problems), list(solutions), calibration.get("baselines", {}).get("hybrid")
+    out = verifier.score(problems, solutions, batch_tokens=batch_tokens)[["prob_0", "prob_1", "p_flawed"]]
+    out = decide(out, calibration).rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
+    final, usual = out["verdict"], math.inf
+    if lines:
+        out = out.join(read_base(verifier, problems, solutions, batch_tokens)[["surprisal", "surprisal_at"]])
+        out["p_hybrid"] = apply_weights(hybrid_features(out), lines)
+        final, usual = (out["p_hybrid"] >= lines["threshold"]).astype(int), lines["usual_surprisal"]
+        out["hybrid_verdict"] = final
+    why = [distrust(s, *at, usual) if bad else {"step": 0, "text": "", "why": ""} for s, bad, at in zip(solutions, final, out[["surprisal", "surprisal_at"]].itertuples(index=False) if lines else [(0.0, -1)]*len(out))]
+    names = {0: "correct", 1: "flawed"}
+    return out.assign(verdict=out["verdict"].map(names)).join(pd.DataFrame(why, index=out.index)) if not lines else out.assign(verdict=out["verdict"].map(names), hybrid_verdict=final.map(names)).join(pd.DataFrame(why, index=out.index))
 
 # %% ../nbs/07_evaluation.ipynb #010def1c
 def counts(frame:pd.DataFrame)->dict:
@@ -710,7 +757,7 @@ def best_of_n(
             out.append({"n": n, "judge": judge, "accuracy": float(np.mean(values)), "low": low, "high": high, "problems": len(groups)})
     return pd.DataFrame(out)
 
-# %% ../nbs/07_evaluation.ipynb #bfda27c2
+# %% ../nbs/07_evaluation.ipynb #8af40ff3
 def prepare(run):
     "Train first when this stage is run alone."
     from verifier_nb import training
@@ -777,7 +824,11 @@ def untouched(run, verifier):
     from verifier_nb import data, model, scoring
     if run.config.training.trainable == "lora": return verifier
     m = run.config.model
-    return scoring.Verifier(model.load_base(m), data.load_tokenizer(m.base, m.revision), max_length=run.config.data.max_length)
+    return scoring.Verifier(model.load_base(m), data.load_tokenizer(m.base, m.revision), **prompt_settings(run))
+
+def prompt_settings(run)->dict:
+    "How a prompt of this run is made; travels with the adapter, in calibration.json."
+    return {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
 
 def merge_check(
     run, test:pd.DataFrame,
@@ -787,7 +838,7 @@ def merge_check(
     n = min(run.config.evaluation.merge_check_rows, len(test))
     if not n or not run.adapter.exists(): return None
     rows, merged = data.load_split(run, "test").select(range(n)), model.merge_adapter(run.config.model, run.adapter)
-    verifier = scoring.Verifier(merged, data.load_tokenizer(run.config.model.base, run.config.model.revision))
+    verifier = scoring.Verifier(merged, data.load_tokenizer(run.config.model.base, run.config.model.revision), **prompt_settings(run))
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=run.config.evaluation.batch_tokens)
     return test.head(n)[["index", "true_label"]].assign(p_adapter=test.p_flawed.head(n), p_merged=scores["p_flawed"].to_numpy())
 
@@ -811,14 +862,14 @@ def run_stage(
     prepare(run)
     verifier = Verifier.from_run(run)
     frames = {split: score_split(run, verifier, split) for split in ("validation", "test")}
-    calibration = fit_calibration(frames["validation"], cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
+    calibration = fit_calibration(frames["validation"], cfg.calibration, cfg.threshold_aim, cfg.recall_at_least) | prompt_settings(run)
     frames = {split: decide(frame, calibration) for split, frame in frames.items()}
     if cfg.baselines: add_baselines(run, verifier, frames, calibration)
     del verifier
     write_csv(run.report("validation_predictions.csv"), frames["validation"])
     write_csv(run.report("predictions.csv"), frames["test"])
     write_json(run.report("calibration.json"), calibration)
-    if run.adapter.exists(): write_json(run.adapter/"calibration.json", calibration)
+    if run.adapter.exists(): write_json(run.adapter/"calibration.json", {**calibration, "marks": run.config.data.marks, "max_length": run.config.data.max_length})
     check = merge_check(run, frames["test"])
     if check is not None: write_csv(run.report("merge_check.csv"), check)
     return write_summary(run)
@@ -885,7 +936,7 @@ def evaluate(
         out[name] = write_summary(run, folder)
     return out
 
-# %% ../nbs/07_evaluation.ipynb #9aad1584
+# %% ../nbs/07_evaluation.ipynb #f346046b
 def _flat(x, key="")->dict:
     "Nested dictionaries and lists as one level of dotted keys."
     items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, (list, tuple)) else None
@@ -919,7 +970,7 @@ def verify(
     "Compute every number of a run's evaluation again from its rows; returns what differs. Raises `VerifierError` when a file is missing."
     cfg, calibration = run.config.evaluation, read_json(run.report("calibration.json"))
     frames = {split: read_predictions(run.report(name)) for split, name in (("validation", "validation_predictions.csv"), ("test", "predictions.csv"))}
-    again = fit_calibration(frames["validation"], cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
+    again = fit_calibration(frames["validation"], cfg.calibration, cfg.threshold_aim, cfg.recall_at_least) | prompt_settings(run)
     if calibration.get("baselines"): again["baselines"] = {k: {"threshold": 0.5} for k in ("majority", "checker", "surface") if f"p_{k}" in frames["test"]}
     fresh = {split: decide(f.assign(label_mass=f.prob_0 + f.prob_1, p_flawed=np.where(f.prob_0 + f.prob_1 > 0, f.prob_1/(f.prob_0 + f.prob_1).where(f.prob_0 + f.prob_1 > 0, 1), 0.5)), calibration) for split, f in frames.items()}
     if calibration.get("baselines"): fit_baselines(fresh, again, cfg)

