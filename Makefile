@@ -27,10 +27,10 @@ run: setup  ## run the main job (CONFIG=quickstart) and say where its report is
 test: setup notebooks-test pytest  ## every notebook's own tests, then tests/
 
 notebooks-test: setup
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 
 pytest: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

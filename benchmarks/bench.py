@@ -215,7 +215,7 @@ def train_ours(meter, args, samples, labels, nf4=False):
     if nf4: net = to_nf4(net, dtype)
     chunks, base, cuda = chunked(samples), "NF4" if nf4 else args.dtype, args.device == "cuda"
     chunks = chunks if cuda else [c[:8] for c in chunks]  # a CPU takes the 8 samples of one pass
-    for dropout in ((0.0, 0.05) if cuda and not nf4 else (0.05,) if not cuda else (0.0,)):
+    for dropout in ((0.05, 0.0) if cuda and not nf4 else (0.05,) if not cuda else (0.0,)):  # compiled last, since that cannot be undone
         adapted = lora(net, dropout).train()
         optimizer = adamw(adapted)
         for layout in ("padded", "flat", "shared") if not (nf4 or cuda and dropout) else ("flat", "shared") if nf4 else ("shared",):
@@ -226,12 +226,11 @@ def train_ours(meter, args, samples, labels, nf4=False):
             adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             meter.measure("train", f"ours, {base}, shared, checkpointing", our_step(adapted, optimizer, "shared"), chunks, kernel=kernel_of(adapted), seconds=args.seconds)
             adapted.gradient_checkpointing_disable()
-            if args.profile and not nf4: profile(our_step(adapted, optimizer, "shared"), chunks, f"{args.out}.profile.txt")
-            if not nf4:  # last, since it cannot be undone
+            if args.profile and not nf4: profile(our_step(adapted, optimizer, "shared"), chunks, profile_name(args, "lora"))
+            if not nf4:
                 scoring.compile_layers(adapted)
                 meter.measure("train", f"ours, {base}, shared, compiled", our_step(adapted, optimizer, "shared"), chunks, warmup=4, kernel=kernel_of(adapted), seconds=args.seconds)
                 meter.measure("train", f"ours, {base}, shared, compiled, 128 a step", our_step(adapted, optimizer, "shared"), big, warmup=3, kernel=kernel_of(adapted), seconds=args.seconds)
-                return
         net = adapted.unload()
 
 
@@ -252,7 +251,7 @@ def train_all(meter, args, samples, labels):
         for layout, n in (("flat", 8*STEP), ("shared", 8*STEP)) if not compiled else (("shared", 8*STEP),):
             meter.measure("train all weights", f"ours, bf16 + float32 masters, {layout}" + (", compiled" if compiled else ""), our_step(net, optimizer, layout, autocast=torch.bfloat16),
                           chunked(samples, n), warmup=4, kernel=kernel_of(net), seconds=args.seconds)
-        if args.profile: profile(our_step(net, optimizer, "shared", autocast=torch.bfloat16), chunked(samples, 8*STEP), f"{args.out}.all{int(compiled)}.profile.txt")
+        if args.profile: profile(our_step(net, optimizer, "shared", autocast=torch.bfloat16), chunked(samples, 8*STEP), profile_name(args, f"all{int(compiled)}"))
         del net, optimizer
         gc.collect()
 
@@ -405,6 +404,9 @@ def train_unsloth(meter, args, samples, labels):
             except Exception as e: meter.add(part="train", engine=name, error=f"{type(e).__name__}: {str(e)[:500]}")
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def profile_name(args, what): return Path(args.out).with_name(f"{Path(args.out).name.strip('.').removesuffix('.json')}.{what}.profile.txt")
 
 
 def profile(step, chunks, path):

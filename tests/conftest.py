@@ -33,3 +33,20 @@ def smoke_run(tmp_path_factory):
     run = new_run(load_config("smoke"), tmp_path_factory.mktemp("smoke"))
     evaluation.run_stage(run)
     return run
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    "A process that forks killable runs; see zygote.py."
+    from zygote import Zygote
+    with Zygote(tmp_path_factory.mktemp("zygote")) as z: yield z
+
+
+@pytest.fixture(scope="session")
+def reference(zygote):
+    "An uninterrupted run of the tests' small config, and what the attempt said: the run's folder, seconds and changes by stage."
+    from zygote import SMALL
+    root = zygote.folder/"reference"
+    found = zygote.attempt(["run", "smoke", *SMALL, "--root", root])
+    assert found["code"] == 0, found["said"]
+    return next((root/"reports"/"smoke").iterdir()), found

@@ -130,15 +130,15 @@ def test_level1(tmp_path):
 
 @needs_shared
 def test_level1_stage_measures_real_lengths(tmp_path, phi):
-    run = new_run(load_config("smoke", {"data.source": str(LEVEL1), "data.problems": None, "data.max_length": 300, "model.base": str(PHI)}), tmp_path)
+    run = new_run(load_config("smoke", {"data.source": str(LEVEL1), "data.problems": 400, "data.max_length": 300, "model.base": str(PHI)}), tmp_path)
     summary = data.run_stage(run).set_index("split")
     lengths = pd.read_csv(run.figures/"token_lengths.csv")
-    assert lengths.rows.sum() == 4120 and lengths.tokens.min() > 60 and summary.tokens_max.max() == lengths.tokens.max()
+    assert 700 < lengths.rows.sum() < 900 and lengths.tokens.min() > 60 and summary.tokens_max.max() == lengths.tokens.max()
     test = data.load_split(run, "test")
-    for row in [test[i] for i in range(0, len(test), 60)]: assert (lengths.tokens == data.encode(phi, row["question"], row["solution"], 10_000)["length"]).any()
+    for row in [test[i] for i in range(0, len(test), 10)]: assert (lengths.tokens == data.encode(phi, row["question"], row["solution"], 10_000)["length"]).any()
     assert summary.over_max_length.sum() == (lengths.tokens > 300).mul(lengths.rows).sum() == summary.shortened.sum() + summary.dropped.sum()
     catalog = pd.read_csv(run.report("catalog.csv"))
-    assert list(catalog.columns) == ["index", "split", "label", "error_type", "source"] and len(catalog) == summary.rows.sum() == 4120 - summary.dropped.sum()
+    assert list(catalog.columns) == ["index", "split", "label", "error_type", "source"] and len(catalog) == summary.rows.sum() == lengths.rows.sum() - summary.dropped.sum()
     assert (run.dataset/"catalog.csv").read_bytes() == run.report("catalog.csv").read_bytes() and (run.figures/"token_lengths.png").stat().st_size > 5000
 
 
@@ -279,8 +279,11 @@ def test_same_bytes_with_any_number_of_workers(tmp_path):
 
 def test_the_stage_repeats_itself_in_another_process(tmp_path):
     code = "import sys; from verifier_nb import data, setup; from verifier_nb.config import *; r = new_run(load_config('smoke'), sys.argv[1]); data.run_stage(r); print(setup.sha256(r.dataset), setup.sha256(r.figures), setup.sha256(r.report('data_summary.csv')))"
-    def sums(name, **env): return subprocess.run([sys.executable, "-c", code, str(tmp_path/name)], env={**os.environ, **env}, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()[-3:]
-    assert sums("one", PYTHONHASHSEED="1", TZ="Asia/Tokyo", LC_ALL="C") == sums("two", PYTHONHASHSEED="2", TZ="America/Lima", OMP_NUM_THREADS="2")
+    env = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "OMP_NUM_THREADS": "2"}
+    there = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()[-3:]
+    run = new_run(load_config("smoke"), tmp_path)
+    data.run_stage(run)
+    assert there == [sha256(run.dataset), sha256(run.figures), sha256(run.report("data_summary.csv"))]
 
 @needs_shared
 def test_fresh_numbers(tmp_path):
@@ -295,13 +298,20 @@ def test_fresh_numbers(tmp_path):
 
 @needs_shared
 def test_mix_and_forms(tmp_path):
-    df = pd.concat([d.to_pandas() for d in load(GSM8K, problems=400, types={"computational": 0.13, "conceptual": 0.87}, forms=["original", "plain", "final_answer"]).values()])
+    df = pd.concat([d.to_pandas() for d in load(GSM8K, problems=400, balance=False, types={"computational": 0.13, "conceptual": 0.87}, forms=["original", "plain", "final_answer"]).values()])
     assert 0.07 < (df.error_type == "computational").sum() / (df.label == 1).sum() < 0.22
     for mark in ("<<", "####", "FINAL ANSWER"):
         share = df.groupby("label").solution.apply(lambda s: s.str.contains(mark).mean())
         assert 0.2 < share[0] < 0.8 and abs(share[0] - share[1]) < 0.02  # forms say nothing about the label
     one = pd.concat([d.to_pandas() for d in load(GSM8K, problems=40, subtypes={"off by n": 1.0}).values()])
     assert set(one.subtype) == {"correct", "off by n"}
+
+def test_balance_takes_the_shortcut_away(tmp_path):
+    def surface(name, balance):
+        df = pd.concat([d.to_pandas() for d in symbolic(tmp_path, name, problems=500, balance=balance)[0].values()])
+        return data.audit(df).set_index(["baseline", "error_type"]).auroc["surface", "all"]
+    with_it, without = surface("with", True), surface("without", False)
+    assert with_it < 0.55 < without
 
 
 # overlap and exclusion
@@ -321,10 +331,20 @@ def test_held_out_problems_are_excluded():
     problems = data.text_problems(data._read_source(cfg, GSM8K), cfg, 1, "gsm8k")
     left, counts = data.exclude(problems, cfg.exclude)
     held = data.held_out(cfg.exclude[0])
-    assert len(held) == 412 and sum(counts.values()) >= 412 == sum(n for (_, _, kind), n in counts.items() if kind == "same")
+    assert len(held) == 412 and 412 <= sum(counts.values()) < 600 and sum(n for (_, _, kind), n in counts.items() if kind == "same") == 412
     asked = {data.normalise(p.question) for ps in left.values() for p in ps}
     assert not asked & set(map(data.normalise, held)) and len(asked) == sum(map(len, problems.values())) - sum(counts.values())
     with pytest.raises(VerifierError, match="no split"): data.held_out(f"{LEVEL1}#tset")
+
+@needs_shared
+def test_the_test_split_keeps_what_training_must_not_see():
+    cfg = DataSettings(source=f"{GSM8K}+gsm_symbolic", problems=3000, exclude=[f"{GSM8K}#test"], test_fraction=0.1)
+    with_it, _ = data.load_problems(cfg.model_copy(update={"exclude": []}), 1)
+    left, counts = data.load_problems(cfg, 1)
+    assert left["test"] == with_it["test"] and any(p.template < 0 for p in left["test"])
+    templates = [len({p.key for p in problems["train"] if p.template >= 0}) for problems in (left, with_it)]
+    assert templates[0] < 0.5 * templates[1]  # the templates were made from GSM8K's test problems
+    assert sum(counts.values()) >= templates[1] - templates[0]
 
 
 # the audit

@@ -137,8 +137,8 @@ def test_joining_the_catalog_doubles_nothing():
 def test_unknown_error_types_stay_in_the_matrix():
     "There: rows of other types silently left the matrix."
     df = pd.DataFrame({"index": range(4), "true_label": [0, 1, 1, 1], "predicted_label": [0, 1, 0, 1], "error_type": ["correct", "conceptual", "something new", "unknown"]})
-    matrix = analysis.type_matrix(df)
-    assert matrix.loc["unknown"].sum() == 2 and matrix.to_numpy().sum() == 4
+    matrix = analysis.error_matrix(df).set_index("error_type")
+    assert matrix.loc["unknown", ["judged_correct", "judged_flawed"]].sum() == 2 and matrix.n.sum() == 4
 
 
 def test_the_adapter_is_merged_into_unquantised_weights(tokenizer, tmp_path):

@@ -26,7 +26,7 @@ def trained(small): return training.run_stage(small)
 def test_the_loss_sequence_is_pinned(small, trained):
     "Same code, same data, same seed: the same losses. A change here is a change of the training, wanted or not."
     losses = pd.read_csv(small.report("log_history.csv"))["loss"].dropna().to_numpy()
-    np.testing.assert_allclose(losses, PINNED, atol=2e-3)
+    np.testing.assert_allclose(losses, PINNED, atol=2e-3, err_msg=f'now: {losses.round(4).tolist()}')
 
 
 def test_the_loss_is_the_label_positions_alone(small):
@@ -63,6 +63,7 @@ def test_an_interrupted_training_ends_the_same(small, trained, tmp_path):
     "Training that breaks off after a checkpoint and resumes gives byte-identical weights."
     run = new_run(small.config, tmp_path)
     shutil.copytree(small.dataset, run.dataset)
+    training.setup.seed_everything(run.config.seed)
     trainer = training.make_trainer(run)
 
     class PowerCut(training.TrainerCallback):
@@ -96,4 +97,4 @@ def test_no_room_for_checkpoints_is_said_before_training(small, monkeypatch):
     with pytest.raises(training.VerifierError, match="are free"): training.train(small)
 
 
-PINNED = []
+PINNED = [5.782, 5.751, 5.5029, 5.3657, 4.9485, 4.9485]

@@ -26,7 +26,7 @@ class Settings(BaseModel):
     "A block of settings: unknown keys are refused, types are not converted."
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
-# %% ../nbs/01_config.ipynb #049965ad
+# %% ../nbs/01_config.ipynb #863eacae
 class DataSettings(Settings):
     "Where the rows come from, how they are split and how long a sample may be."
     source: str = "gsm_symbolic"  # gsm_symbolic | gsm8k | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several are joined by +
@@ -46,7 +46,7 @@ class DataSettings(Settings):
     forms: Annotated[list[Literal["original", "plain", "hash", "final_answer", "the_answer_is"]], Field(min_length=1)] = ["original"]  # forms of annotation and answer line, drawn alike for both labels
     marks: bool = False  # write the equation checker's finding after each equation, [ok] or [false: 36], so that the model need not do arithmetic
     balance: bool = True  # draw errors that show on the surface less often, so that form says nothing about the label
-    exclude: list[str] = []  # sets whose problems must not be in this one, such as level-1-binary.zip#validation+test
+    exclude: list[str] = []  # sets whose problems must not be learned from, such as level-1-binary.zip#validation+test
 
     @model_validator(mode="after")
     def _mix(self):

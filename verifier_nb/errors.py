@@ -8,8 +8,8 @@ __all__ = ['LIMITS', 'WORDS', 'CARDINALS', 'COMPUTATIONAL', 'CONCEPTUAL', 'DERIV
            'conceptual', 'Facts', 'facts', 'inject', 'off_by_n', 'digit_transposition', 'digit_substitution',
            'factor_of_ten', 'carry_forgotten', 'decimal_shift', 'fraction_part', 'unit_slip', 'operator_swapped',
            'wrong_operand', 'input_misread', 'term_left_out', 'step_left_out', 'step_repeated', 'percentage_misapplied',
-           'wrong_quantity', 'rate_inverted', 'conversion_omitted', 'Variable', 'Recipe', 'implied_values',
-           'reinstantiate', 'sound', 'strip_annotations', 'reform', 'highlight', 'gallery']
+           'wrong_quantity', 'rate_inverted', 'conversion_omitted', 'Stated', 'Variable', 'Recipe', 'reinstantiate',
+           'sound', 'strip_annotations', 'reform', 'highlight', 'gallery']
 
 # %% ../nbs/02_errors.ipynb #05d6a69f
 import random, re
@@ -51,11 +51,11 @@ def _value(text):
     value = int(whole or 0) if not part else Fraction(int(whole + part), 10**len(part))
     return value.numerator if part and value.denominator == 1 else value
 
-# %% ../nbs/02_errors.ipynb #b97c5af8
+# %% ../nbs/02_errors.ipynb #1040e93d
 _TOKEN = re.compile(r"(?P<w>[^\W\d_]+(?:['’ ][^\W\d_]+)*)|(?P<n>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)|(?P<o>[-+*/×÷−–·⋅∗])|(?P<A><<)|(?P<Z>>>)|(?P<e>=)|(?P<L>\n)"
                     r"|(?P<c>[$€£])|(?P<s>[.,;:!?])|(?P<l>\()|(?P<r>\))|(?P<p>%)|(?P<q>[\"'’”“~])|(?P<z>[^\s\w]|_)")
 _OPS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "∗": "*", "x": "*", "X": "*", "/": "/", "÷": "/", "of": "*"}
-LIMITS = {"characters": 20_000, "numbers": 2_000, "digits": 15}  # beyond these a text is refused: no word problem is that long
+LIMITS = {"characters": 20_000, "numbers": 2_000, "steps": 200, "digits": 15}  # beyond these a text is refused: no word problem is that long
 
 # %% ../nbs/02_errors.ipynb #c6d2138a
 def _scan(text):
@@ -321,7 +321,7 @@ def _plain(value, digits=4):
     part = str(whole % 10**digits).rjust(digits, "0").rstrip("0")
     return f"{sign}{whole//10**digits}" + (f".{part}" if part else "")
 
-# %% ../nbs/02_errors.ipynb #893e3e2e
+# %% ../nbs/02_errors.ipynb #37e16506
 @dataclass(slots=True)
 class Step:
     "One step of a solution: an expression and its result, written in prose, in an annotation, or in both."
@@ -351,8 +351,8 @@ class Parsed:
     equations: list = field(default_factory=list)
     answer: object = None  # index of the number given as the final answer
     problem: str = ""
-    negative: bool = False  # whether it writes a result that is zero or negative
     percents: bool = False  # whether it has a percent sign
+    algebra: bool = False  # whether it computes with variables
     commas: bool = False  # whether its prose writes thousands with commas
     words: tuple = ()  # (value, position) of the number words in it
 
@@ -386,10 +386,9 @@ def _reading(tree, result, numbers, values, percents=True):
             if _agrees(value if right == 1 else value*100, stated, text): return left, right, value == stated*right
     return None
 
-# %% ../nbs/02_errors.ipynb #cfc164e9
+# %% ../nbs/02_errors.ipynb #8c183401
 _ANSWER = re.compile(r"(?:####|(?i:final answer)\s*:?|(?i:the (?:final )?answer is)\s*:?)\s*[$€£]?\s*(-?)\s*(\d[\d,]*(?:\.\d+)?|\.\d+)")
 
-_NEGATIVE = re.compile(r"(?:^|[=(>])\s*[$€£]?[-−][$€£]?\.?\d")
 WORDS = {w: (v,) for v, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split())}
 WORDS |= {w: (10*v,) for v, w in enumerate("thirty forty fifty sixty seventy eighty ninety hundred".split(), 3)}
 WORDS |= {"dozen": (12,), "dozens": (12,), "half": (2, Fraction(1, 2), Fraction(3, 2)), "doubling": (2,), "triples": (3,), "tripling": (3,), "quadruples": (4,), "quadrupled": (4,), "halve": (2,), "halved": (2,), "halves": (2,), "twice": (2,), "double": (2,), "doubled": (2,), "doubles": (2,), "pair": (2,), "pairs": (2,), "couple": (2,),
@@ -453,7 +452,7 @@ def _judge(tree, result, p, values, text, start, end, expression):
     value = _evaluate(tree, values)
     return Equation(text, start, end, expression, stated, value, how is not None, stated if how else _plain(value)), how
 
-# %% ../nbs/02_errors.ipynb #d536b44e
+# %% ../nbs/02_errors.ipynb #f2ea1ffd
 def _note(note, prose, p):
     "An annotation as (tree, its result, the number in the prose that repeats it, place); tree is None when it is no simple equation."
     start, tokens, at = note
@@ -571,11 +570,12 @@ def _read(solution):
     p, values = Parsed(solution, numbers, percents="%" in solution), [n.value for n in numbers]
     reader = _Reader(numbers, prose).read()
     steps, p.equations, murky = _prose_steps(reader, p, values)
+    p.algebra = bool(reader.algebra)
     _add_notes(notes, prose, p, values, steps, p.equations)
+    if len(steps) > LIMITS["steps"]: return Parsed(solution, problem=f"more than {LIMITS['steps']} steps")
     for i in murky: numbers[i].role = "unread"
     _finish(p, steps, values)
     _find_answer(p)
-    p.negative = any(s.value <= 0 for s in p.steps) or bool(_NEGATIVE.search(solution))
     p.commas = any("," in n.text and not n.annotation for n in numbers)
     p.words = tuple((value, start) for kind, start, _, what in prose if kind == "w" for value in _said(what))
     if not p.steps: p.problem = "no equation was found"
@@ -594,42 +594,54 @@ def _find_answer(p):
             p.answer, p.numbers[i].role, p.numbers[i].step = i, "answer", None
             return
 
-# %% ../nbs/02_errors.ipynb #ddb174be
+# %% ../nbs/02_errors.ipynb #c439b38e
 def link(
     p:Parsed,
     givens=frozenset(),  # values that the problem states
     units=None,  # value -> the words behind it in the problem
 )->Parsed:
     "Find for every number of a solution the step whose result it repeats. Changes `p`."
-    numbers, steps, made = p.numbers, p.steps, {}
-    for s in steps: s.uses, s.users = [], []
-    last_line_of = {}
-    waiting = []
-    order = iter(steps)
-    ends = [(max(numbers[i].end for i in s.results), s.index) for s in steps]
-    k = 0
-    for i, n in enumerate(numbers):
-        while k < len(ends) and ends[k][0] <= n.start:
-            alone = steps[k].trees[-1]
-            if type(alone) is int and (numbers[alone].given or numbers[alone].source is not None): k += 1; continue  # <<13=13>> finds nothing new
-            for value in dict.fromkeys(numbers[r].value for r in steps[k].results): made.setdefault(value, []).append(k)
-            k += 1
+    made, waiting, ends, k = {}, [], [max(p.numbers[i].end for i in s.results) for s in p.steps], 0
+    for s in p.steps: s.uses, s.users = [], []
+    for i, n in enumerate(p.numbers):
+        while k < len(ends) and ends[k] <= n.start: k = _announce(p, k, made)
         n.source, n.doubt, n.scale, n.given = None, (), 1, n.value in givens
         if n.role in ("fixed", "result"): continue
-        found = [s for s in made.get(n.value, ()) if s != n.step]
-        if not found and not n.given: found, n.scale = _scaled(n, made, numbers, steps, givens)
-        if n.role in ("mention", "unread") and (not n.given or n.value != 1): found = found + [s for s in _forward(p, n, ends, k) if s not in found]
-        if n.role == "answer": _answer_source(n, found or [s.index for s in steps if s.value == n.value])
+        found = _candidates(p, n, made, ends, k)
+        if n.role == "answer": _answer_source(n, found or [s.index for s in p.steps if s.value == n.value])
         elif len(found) == 1 and not n.given: n.source = found[0]
+        elif found and n.role == "mention" and (own := _announced(p, n, found)): n.source, n.given = own[0], False
         elif found and not (n.given and _in_fraction(n, p.text)):
             n.doubt = tuple(found)
             waiting.append(i)
     _settle(p, _by_unit(p, waiting, units or {}))
-    for i, n in enumerate(numbers):
-        if n.source is not None and n.role == "operand" and n.step != n.source:
-            if n.source not in steps[n.step].uses: steps[n.step].uses.append(n.source)
-            if n.step not in steps[n.source].users: steps[n.source].users.append(n.step)
+    for n in p.numbers: _note_use(p, n)
     return p
+
+def _announce(p, k, made):
+    "Register the results of step k as known from here on, unless it only repeats something: <<13=13>>."
+    numbers, alone = p.numbers, p.steps[k].trees[-1]
+    if type(alone) is tuple or not (numbers[alone].given or numbers[alone].source is not None):
+        for value in dict.fromkeys(numbers[r].value for r in p.steps[k].results): made.setdefault(value, []).append(k)
+    return k + 1
+
+def _candidates(p, n, made, ends, k):
+    "Steps whose result n may repeat: earlier ones, and for a number in the words the one that follows in the same line."
+    found = [s for s in made.get(n.value, ()) if s != n.step]
+    if not found and not n.given: found, n.scale = _scaled(n, made, p.steps)
+    if n.role not in ("mention", "unread") or n.given and n.value == 1: return found
+    return found + [s for s in _forward(p, n, ends, k) if s not in found]
+
+def _announced(p, n, found):
+    "The step whose reckoning follows as the reason: He makes $300 because 200 x 1.5 = 300."
+    between = [(s, p.text[n.end:p.steps[s].start]) for s in found if p.steps[s].start > n.end]
+    return [s for s, text in between if " because " in text and not re.search(r"[\d\n]", text)]
+
+def _note_use(p, n):
+    "Enter a use in both steps."
+    if n.source is None or n.role != "operand" or n.step == n.source: return
+    if n.source not in p.steps[n.step].uses: p.steps[n.step].uses.append(n.source)
+    if n.step not in p.steps[n.source].users: p.steps[n.source].users.append(n.step)
 
 def _in_fraction(n, text):
     "Whether a number is the upper or lower part of a tightly written fraction such as 1/4."
@@ -639,7 +651,7 @@ def _answer_source(n, found):
     "The answer repeats the last step that found this value."
     if found: n.source, n.given = found[-1], False
 
-def _scaled(n, made, numbers, steps, givens):
+def _scaled(n, made, steps):
     "Steps whose percentage n repeats as a decimal, with the scale: .2 for 20 %."
     if n.value == 0 or n.percent: return [], 1
     found = [s for s in made.get(n.value*100, ()) if steps[s].percent]
@@ -649,50 +661,57 @@ def _forward(p, n, ends, k):
     "The step behind n in the same line whose result n anticipates."
     line_end = p.text.find("\n", n.end)
     line_end = len(p.text) if line_end < 0 else line_end
-    return [s.index for s in p.steps[k:] if ends[s.index][0] <= line_end and p.numbers[s.results[0]].value == n.value][:1]
+    return [s.index for s in p.steps[k:] if ends[s.index] <= line_end and p.numbers[s.results[0]].value == n.value][:1]
 
 def _by_unit(p, waiting, units):
     "Numbers still in doubt after the unit behind a number has decided where it can: 3 hours repeats the step that found hours, 3 miles the problem's 3 miles."
-    left, decided = [], {}
-    for i in waiting:
-        n = p.numbers[i]
-        unit = "" if n.annotation or n.given and n.value not in units else _singular(_unit(n, p))
-        if any(p.numbers[p.steps[s].results[-1]].start > n.start for s in n.doubt): left.append(i); continue
-        same = [s for s in n.doubt if unit and _singular(_unit(p.numbers[p.steps[s].results[0]], p)) == unit]
-        stated = n.given and unit in units.get(n.value, ())
-        if unit and len(unit) > 2 and len(same) == 1 and not stated: decided[n.step, n.value] = n.source = same[0]
-        elif unit and len(unit) > 2 and stated and not same: decided[n.step, n.value] = None
-        else: left.append(i); continue
-        n.doubt, n.given = (), n.source is None
-    still = []
-    for i in left:
-        n = p.numbers[i]
-        if n.annotation and (n.step, n.value) in decided and sum(p.numbers[j].value == n.value for j in _leaves(p.steps[n.step].trees[-1])) == 1:
-            n.source, n.doubt = decided[n.step, n.value], ()
-            n.given = n.source is None
-        else: still.append(i)
-    return still
+    decided = {}
+    left = [i for i in waiting if not _decide(p, p.numbers[i], units, decided)]
+    return [i for i in left if not _decide_alike(p, p.numbers[i], decided)]
+
+def _decide(p, n, units, decided):
+    "Whether the unit behind a number in the prose tells which step, or the problem, it repeats; `decided` notes it for the annotation."
+    if n.annotation or n.given and n.value not in units or any(p.numbers[p.steps[s].results[-1]].start > n.start for s in n.doubt): return False
+    unit = _singular(_unit(n, p))
+    same = [s for s in n.doubt if _singular(_unit(p.numbers[p.steps[s].results[0]], p)) == unit]
+    stated = n.given and unit in units.get(n.value, ())
+    if len(unit) < 3 or not (len(same) == 1 and not stated or stated and not same): return False
+    _assign(n, None if stated else same[0])
+    decided[n.step, n.value] = n.source
+    return True
+
+def _decide_alike(p, n, decided):
+    "Whether the number has the origin of its twin in the prose."
+    if not n.annotation or (n.step, n.value) not in decided or sum(p.numbers[j].value == n.value for j in _leaves(p.steps[n.step].trees[-1])) != 1: return False
+    _assign(n, decided[n.step, n.value])
+    return True
+
+def _assign(n, source):
+    "End a doubt: the number repeats this step, or the problem (None)."
+    n.source, n.doubt, n.given = source, (), source is None
 
 def _settle(p, waiting):
     "A step that nothing certain uses is used by the one place that may repeat it, or by one of the terms of a sum, where it does not matter which."
     used = {n.source for n in p.numbers if n.source is not None and n.role != "mention"}
     groups, fresh = {}, {s.index for s in p.steps if s.index not in used}
     for i in waiting:
-        n = p.numbers[i]
-        if n.role == "operand": groups.setdefault((n.step, n.value), []).append(i)
+        if p.numbers[i].role == "operand": groups.setdefault((p.numbers[i].step, p.numbers[i].value), []).append(i)
     for (step, value), places in sorted(groups.items(), key=lambda g: g[1][0]):
-        idle = [s for s in dict.fromkeys(s for i in places for s in p.numbers[i].doubt) if s not in used]
-        stated, trees = p.numbers[places[0]].given, [[i for i in _leaves(t) if i in places] for t in p.steps[step].trees]
-        elsewhere = any(other != (step, value) and other[1] == value for other in groups)
-        one_kind = all(len({n[0] for n in _nodes(t)}) == 1 and type(t) is tuple and t[0] in "+*" for t in p.steps[step].trees)
-        latest = max(s for i in places for s in p.numbers[i].doubt)
-        if not stated and latest in fresh and sum(s in fresh for s in set(s for i in places for s in p.numbers[i].doubt)) == 1: sources = lambda k: latest
-        elif not idle or any(len(t) < len(idle) for t in trees): continue
-        elif one_kind and (stated or len(trees[0]) == len(idle)) or len(trees[0]) == len(idle) == 1 and not (stated and elsewhere): sources = lambda k: idle[k] if k < len(idle) else None
-        else: continue
-        used.update(idle)
-        for t in trees:
-            for k, i in enumerate(t): p.numbers[i].source, p.numbers[i].doubt, p.numbers[i].given = sources(k), (), sources(k) is None
+        trees = [[i for i in _leaves(t) if i in places] for t in p.steps[step].trees]
+        sources = _share_out(p, step, places, trees, used, fresh, any(g != (step, value) and g[1] == value for g in groups))
+        for t in trees if sources else ():
+            for i, source in zip(t, sources): _assign(p.numbers[i], source)
+        used.update(sources or ())
+
+def _share_out(p, step, places, trees, used, fresh, elsewhere):
+    "The steps that the equal numbers of one step repeat, in order (None: the problem's number), or an empty list where nobody can tell."
+    perhaps = list(dict.fromkeys(s for i in places for s in p.numbers[i].doubt))
+    idle, stated, count = [s for s in perhaps if s not in used], p.numbers[places[0]].given, len(trees[0])
+    alike = all(type(t) is tuple and t[0] in "+*" and len({n[0] for n in _nodes(t)}) == 1 for t in p.steps[step].trees)
+    if not stated and max(perhaps) in fresh and sum(s in fresh for s in perhaps) == 1: return [max(perhaps)]*max(map(len, trees))
+    if not idle or any(len(t) < len(idle) for t in trees): return []
+    if alike and (stated or count == len(idle)) or count == len(idle) == 1 and not (stated and elsewhere): return idle + [None]*(max(map(len, trees)) - len(idle))
+    return []
 
 # %% ../nbs/02_errors.ipynb #fccb93ec
 def check(
@@ -701,7 +720,7 @@ def check(
     "Every equation found in a solution, with its value and whether it is true."
     return _read(solution).equations
 
-# %% ../nbs/02_errors.ipynb #9ea4c454
+# %% ../nbs/02_errors.ipynb #0d1ac033
 class Unfit(Exception):
     "An error does not fit this solution (used inside the module; turned into a `Refusal`)."
 
@@ -709,11 +728,18 @@ def _decimals(text): return len(text.partition(".")[2])
 
 def _check_human(n, new, p, decimals=0):
     "Raise `Unfit` when nobody would write `new` where `n` stood."
-    if new <= 0 and not p.negative: raise Unfit("a result would be zero or negative")
-    if new != 1 and n.value == 1 or new == 1 and n.value != 1: raise Unfit("a singular would become a plural")
+    if new < 0 or new == 0 and n.value: raise Unfit("a result would be zero or negative")
+    if (new == 1) != (n.value == 1) and _counts(p, n): raise Unfit("a singular would become a plural")
     if n.percent and new > 100 >= n.value: raise Unfit("a percentage would exceed 100")
     if type(new) is not int and (new*10**max(_decimals(n.text), decimals)).denominator != 1: raise Unfit("a whole thing would be divided")
     if new > 10**9 and new > 1000*n.value: raise Unfit("a number would be too large")
+
+_BARE = re.compile(r"\s*(?:[-+*/x×÷=<>)\]]|[.,;]?\s*(?:\n|$)|(?:more|less|fewer|percent|because|since|so|by)\b|%)")
+
+def _counts(p, n):
+    "Whether a number of the prose stands before the noun that it counts: 1 slice, but not $1 or 1 more."
+    if n.annotation or n.role == "answer": return False
+    return p.text[n.start-1:n.start] not in ("$", "€", "£") and not _BARE.match(p.text, n.end)
 
 def _write(n, new, p):
     "Write a value the way the number it replaces was written: its decimals, its thousands commas."
@@ -821,7 +847,7 @@ def _rewrite(p, new, edits=()):
         at = end
     return "".join([*out, p.text[at:]]), marks
 
-# %% ../nbs/02_errors.ipynb #647f168c
+# %% ../nbs/02_errors.ipynb #edc4df7a
 @dataclass
 class Injected:
     "A flawed solution with the record of its error."
@@ -852,7 +878,7 @@ def conceptual(name):
     return register
 
 _UNITS = {v: [case.split() for case in cases.split(",")] for v, cases in {
-    7: "week", 12: "month year,dozen,inch foot", 24: "day hour", 60: "hour minute,minute second,hour second", 52: "week year", 30: "month day", 31: "month day", 365: "year day", 100: "percent,%,cent,¢,centimeter meter",
+    7: "week", 12: "month year,dozen,inch foot", 24: "day hour", 60: "hour minute,minute second,hour second", 52: "week year", 30: "month day", 31: "month day", 365: "year day", 100: "percent,percentage,%,cent,¢,centimeter meter",
     1000: "kilometer,kilogram,kg gram,km,milliliter,liter ml,ton kg", 16: "pound ounce", 4: "week month,quarter,quart gallon,season", 3: "yard foot", 2: "half,cup pint,pint quart,pair,weekend,twin,parent", 10: "dime", 5: "nickel,weekday,workday,school day,school week,monday friday,weekend", 25: "quarter",
     8: "gallon pint", 36: "yard inch", 3600: "hour second", 5280: "mile foot", 2000: "ton pound", 128: "gallon ounce"}.items()}
 _STEM = re.compile(r"[a-z]+|%|¢")
@@ -911,7 +937,7 @@ def _ready(example, shared=True):
     if p.problem: return Refusal(p.problem)
     if false := next((e for e in p.equations if not e.ok), None): return Refusal("the solution itself has a false equation")
     known = facts(question)
-    link(p, known.values, known.units)
+    link(p, known.values.union(_implied(_visible(solution).lower())), known.units)
     for n in p.numbers: n.unexplained = n.role == "operand" and n.source is None and not n.given and not n.doubt and n.value not in known.derived
     if p.answer is not None and p.numbers[p.answer].source is None: return Refusal("the answer is not the result of a step")
     return p, known
@@ -1120,7 +1146,7 @@ def wrong_operand(p, rng, known):
             for value in _shuffled(rng, [v for v in pool if v not in present])[:4]:
                 yield Change(step.index, _plain(old), _plain(value), values={part[k]: value for part in leaves})
 
-# %% ../nbs/02_errors.ipynb #12595748
+# %% ../nbs/02_errors.ipynb #9281a5ab
 def _misreadings(value):
     "Other whole numbers that a hasty reader may see."
     text = str(value)
@@ -1135,7 +1161,7 @@ def _misreadings(value):
 @conceptual("input misread")
 def input_misread(p, rng, known):
     "A number of the problem read wrongly, everywhere in the solution."
-    if any(n.unexplained and n.value not in (1, 2, 100, Fraction(1, 100)) for n in p.numbers): return
+    if p.algebra or any(n.unexplained and n.value not in (1, 2, 100, Fraction(1, 100)) for n in p.numbers): return
     for value in _shuffled(rng, [v for v in known.digits if type(v) is int and v > 2 and known.once(v)]):
         places = [i for i, n in enumerate(p.numbers) if n.value == value and n.source is None and not n.doubt and n.role in ("operand", "mention")]
         steps = [n.step for n in p.numbers if n.role == "operand" and n.source is None and (n.value == value or known.derived.get(n.value, (None,))[0] == value)]
@@ -1336,7 +1362,7 @@ def conversion_omitted(p, rng, known):
             kept = p.numbers[_leaves(step.trees[0])[1-k]].value
             if kept in _passed_on(p, step, known): yield Change(step.index, p.text[slice(*line)].strip(), "", gone={step.index: kept}, edits=[(*line, "")])
 
-# %% ../nbs/02_errors.ipynb #05d1657d
+# %% ../nbs/02_errors.ipynb #a83bc2c1
 _MONTHS = "january february march april may june july august september october november december jan feb mar apr jun jul aug sept oct nov dec"
 _FIXED_BEFORE = re.compile(r"(?:[/:#]|\d\.|\d\s*/\s*|\d\s|\b(?:" + "|".join(_MONTHS.split()) + r"|grades?|rooms?|levels?|chapters?|day|week|month|year|step|route|highway|bus|number|no\.|season|episode|round|size|group|team|class|gate|street|lane|lap|table|stage|phase|version|pages?|ages?|noon|midnight|iphone|problem|question|quarter|apartment|exit|mile marker|flight))\s*$", re.I)
 _FIXED_AFTER = re.compile(r"(?:(?:st|nd|rd|th)\b|:\d|\s*/\s*\d|\s\d+/\d|\s*(?:a\.?m\b|p\.?m\b|o['’]?\s?clock)|\s*(?:to|and|until|till|-|–)\s*\d{1,2}(?::\d\d)?\s*(?:a\.?m\b|p\.?m\b)|,? (?:19|20)\d\d\b"
@@ -1344,25 +1370,37 @@ _FIXED_AFTER = re.compile(r"(?:(?:st|nd|rd|th)\b|:\d|\s*/\s*\d|\s\d+/\d|\s*(?:a\
 _CAPS = ((re.compile(r"\s*days? (?:a|per|each|every|of the|in a|this|in the) week|\s*days?/week", re.I), 7), (re.compile(r"[\s-]*hours?(?: of sleep| of work)? ?(?:a|per|each|every|in a|of the|/) ?(?:day|night)|\s*hours? (?:daily|straight)|[\s-]*hour (?:shift|day)", re.I), 16),
          (re.compile(r"\s*months? (?:a|per|each|every|of the|in a) year", re.I), 12), (re.compile(r"\s*weeks? (?:a|per|each|every|in a|of the) (?:month)", re.I), 4), (re.compile(r"[\s-]*minutes?\b", re.I), 10**6))
 _COMPARES = re.compile(r"\b(?:greater|larger|bigger|smaller|cheaper|faster|slower|highest|lowest|maximum|minimum|at most|at least|exceed\w*|overtime|enough|whichever|first \d+|every \d+|limit\w*|round\w*|remainder|leftover|tallest|shortest|most|least|oldest|youngest|above|below|beyond|over|under|past|after)\b|[<>]=?(?![<>])", re.I)
-_LISTED = re.compile(r"[\s-]*(?:\w+ )?(?:friends?|brothers?|sisters?|siblings?|sons?|daughters?|children|kids|classmates?|cousins?|colleagues?|roommates?|neighbou?rs?|nieces?|nephews?|types?|kinds?|different|colou?rs?|flavou?rs?|meals?)\b", re.I)
+_LISTED = re.compile(r"[\s-]*(?:\w+ )?(?:friends?|brothers?|sisters?|siblings?|sons?|daughters?|children|kids|classmates?|cousins?|colleagues?|roommates?|neighbou?rs?|nieces?|nephews?|people|persons?|types?|kinds?|different|colou?rs?|flavou?rs?|meals?)\b", re.I)
+
+@dataclass(slots=True)
+class Stated:
+    "A number that a question states."
+    value: object
+    start: int
+    end: int
+    text: str
+    unit: str  # the word behind it
+    percent: bool = False
+    money: bool = False
+    frozen: bool = False  # must stay
+    part: bool = False  # belongs to a fraction: 3/4, third
+    cap: int = 10**9  # the largest value that makes sense here
 
 @dataclass(slots=True)
 class Variable:
     "A value of the question that may be replaced."
     value: object
-    places: list  # (start, end, text) in the question
-    percent: bool
-    money: bool
-    unit: str
+    places: list  # of Stated
+    percent: bool = False
     cap: int = 10**9
-    article: bool = False
+    article: bool = False  # stands behind a or an
     words: bool = False  # written in words somewhere
     said: list = field(default_factory=list)  # (start, end, word) in the solution
 
 _IN_WORDS = {v: w for w, v in CARDINALS.items()}
 _CARDINAL = re.compile(r"\b(?:" + "|".join(sorted(CARDINALS, key=len, reverse=True)) + r")\b", re.I)
 _TIED_WORD = re.compile(r"(?:\b(?:all|these|those|other|others|last|first|next|every|the|remaining|another|any|both|of|one)|-|[a-z]/)\s*$", re.I)
-_PART_WORD = re.compile(r"\s*-|\s*(?:thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|halves|half|hundreds?|thousands?|millions?|dozens?|and a|more of|of (?:the|them|these|those|his|her|their|its))\b", re.I)
+_PART_WORD = re.compile(r"\s*-|\s*(?:thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|halves|half|hundreds?|thousands?|millions?|dozens?|and a|and half|more of|of (?:the|them|these|those|his|her|their|its))\b", re.I)
 
 def _words(text):
     "Whole numbers written in words: [(value, start, end, word, bound to something else?)]."
@@ -1371,34 +1409,53 @@ def _words(text):
 _PARTS = {w: v for v, w in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), 3)} | {"quarter": 4}
 _PART = re.compile(r"\b(" + "|".join(_PARTS) + r")s?\b", re.I)
 
-def _question_numbers(question):
-    "The numbers of a question: [(value, start, end, text, percent, money, unit, frozen?, cap)]."
-    found, times = [], Counter([_value(m[0]) for m in _NUMBER.finditer(question)] + [v for v, *_ in _words(question)])
-    for value, start, end, text, bound in _words(question):
-        after = question[end:end+40]
-        unit = re.match(r"[\s-]*([A-Za-z]+)", after)
-        cap = min([limit for pattern, limit in _CAPS if pattern.match(after)], default=20)
-        found.append((value, start, end, text, after.startswith(" percent"), False, unit[1].lower() if unit else "", "part" if re.match(r"[ -](?:thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|halves)", after) else bound or bool(_FIXED_AFTER.match(after) or value <= 4 and _LISTED.match(after) or _FIXED_BEFORE.search(question[max(0, start-16):start])), cap))
-    for m in _NUMBER.finditer(question):
-        before, after, value = question[max(0, m.start()-16):m.start()], question[m.end():m.end()+40], _value(m[0])
-        money = before[-1:] in ("$", "€", "£")
-        if money: before = ""
-        unit = re.match(r"[\s-]*([A-Za-z]+)", after)
-        bill = money and re.match(r"[- ]?(?:dollar )?(?:bills?|notes?|coins?)\b", after)
-        year = type(value) is int and 1900 <= value <= 2100 and len(m[0]) == 4 and not money and re.search(r"\b(?:in|since|from|by|until|year|of|to|before|after)\s$", before, re.I) and not re.match(r"\s[a-z]{3,}", after)
-        small = type(value) is int and value <= 4 and _LISTED.match(after)
-        small = small or type(value) is int and value <= 12 and not money and _TIED_WORD.search(before) and times[value] > 1
-        glued = before[-1:].isalnum() or before[-1:] in "-–" and before[-2:-1].isalnum()
-        part = re.search(r"\d\s*/\s*$", before) or re.match(r"\s*/\s*\d", after)
-        frozen = "part" if part else bool(bill or year or small or glued or value <= 1 or _FIXED_BEFORE.search(before) or _FIXED_AFTER.match(after))
-        percent = bool(re.match(r"\s*(?:%|percent)", after))
-        cap = min([limit for pattern, limit in _CAPS if pattern.match(after)], default=59 if re.search(r"(?:minutes?|hours?),? (?:and )?$", before) else 11 if re.search(r"(?:feet|foot|pounds),? (?:and )?$", before) else 10**9)
-        if unit and unit[1].lower() in ("hour", "hours") and value <= 24 and re.search(r"\b(?:day|daily|night|awake|asleep)", question): cap = min(cap, 24)
-        found.append((value, m.start(), m.end(), m[0], percent, money, unit[1].lower() if unit else "", frozen or percent and value == 100, cap))
-    for m in _PART.finditer(question): found.append((_PARTS[m[1].lower()], m.start(), m.end(), m[0], False, False, "", "part", 1))
-    return found
+_FRACTION_WORD = re.compile(r"[ -](?:" + "|".join(_PARTS) + r"|half|halve)s?\b", re.I)
 
-# %% ../nbs/02_errors.ipynb #5886ff91
+def _question_numbers(question):
+    "The numbers that a question states, in words, in digits and as parts of fractions."
+    times = Counter([_value(m[0]) for m in _NUMBER.finditer(question)] + [v for v, *_ in _words(question)])
+    found = [_stated_word(question, *word) for word in _words(question)] + [_stated_digits(question, m, times) for m in _NUMBER.finditer(question)]
+    return found + [Stated(_PARTS[m[1].lower()], m.start(), m.end(), m[0], "", part=True) for m in _PART.finditer(question)]
+
+def _unit_behind(after):
+    found = re.match(r"[\s-]*([A-Za-z]+)", after)
+    return found[1].lower() if found else ""
+
+def _cap(after, default): return min([limit for pattern, limit in _CAPS if pattern.match(after)], default=default)
+
+def _stated_word(question, value, start, end, text, bound):
+    "A number in words with what its surroundings say about it."
+    before, after = question[max(0, start-16):start], question[end:end+40]
+    frozen = bound or bool(_FIXED_AFTER.match(after) or value <= 4 and _LISTED.match(after) or _FIXED_BEFORE.search(before))
+    part = bool(_FRACTION_WORD.match(after))
+    return Stated(value, start, end, text, _unit_behind(after), after.startswith(" percent"), False, frozen and not part, part, _cap(after, 20))
+
+def _stated_digits(question, m, times):
+    "A number in digits with what its surroundings say about it."
+    before, after, value = question[max(0, m.start()-16):m.start()], question[m.end():m.end()+40], _value(m[0])
+    money, unit = before[-1:] in ("$", "€", "£"), _unit_behind(after)
+    if money: before = ""
+    percent = bool(re.match(r"\s*(?:%|percent)", after))
+    part = bool(re.search(r"\d\s*/\s*$", before) or re.match(r"\s*/\s*\d", after))
+    frozen = bool(value <= 1 or percent and value == 100 or _FIXED_BEFORE.search(before) or _FIXED_AFTER.match(after) or _is_year(m[0], before, after, money) or _is_fact(value, before, after, money, times))
+    return Stated(value, m.start(), m.end(), m[0], unit, percent, money, frozen and not part, part, _cap_of_digits(question, value, before, after, unit))
+
+def _is_year(text, before, after, money):
+    return len(text) == 4 and text.isdigit() and 1900 <= int(text) <= 2100 and not money and re.search(r"\b(?:in|since|from|by|until|year|of|to|before|after)\s$", before, re.I) and not re.match(r"\s[a-z]{3,}", after)
+
+def _is_fact(value, before, after, money, times):
+    "Bank notes, names such as B12, a few friends who are listed by name, and *the 3 days* where 3 is said elsewhere too."
+    if money: return re.match(r"[- ]?(?:dollar )?(?:bills?|notes?|coins?)\b", after)
+    if before[-1:].isalnum() or before[-1:] in "-–" and before[-2:-1].isalnum(): return True
+    return type(value) is int and (value <= 4 and _LISTED.match(after) or value <= 12 and _TIED_WORD.search(before) and times[value] > 1)
+
+def _cap_of_digits(question, value, before, after, unit):
+    "The largest value that makes sense: 7 days a week, 59 minutes behind hours, 24 hours a day."
+    behind = 59 if re.search(r"(?:minutes?|hours?),? (?:and )?$", before) else 11 if re.search(r"(?:feet|foot|pounds),? (?:and )?$", before) else 10**9
+    cap = _cap(after, behind)
+    return min(cap, 24) if unit in ("hour", "hours") and value <= 24 and re.search(r"\b(?:day|daily|night|awake|asleep)", question) else cap
+
+# %% ../nbs/02_errors.ipynb #ac9520de
 @dataclass(slots=True)
 class Recipe:
     "How to draw fresh numbers for a problem."
@@ -1410,41 +1467,47 @@ class Recipe:
     orders: list  # lists of ("v", variable) and ("c", value), ascending, that must stay ascending
     divisors: list  # indices of the numbers that something is divided by
     pairs: list  # pairs of number indices that the solution compares: the first must stay below the second
+    ceiling: object  # what no result may exceed that did not before: 100 for marks
     taken: frozenset  # values that a fresh number may not take: they have a meaning of their own
 
 def _frozen_values(p, known, stated):
-    "Values of the question that must stay, and the steps whose results must stay."
-    frozen, steps = {v for v, *_, stays, _ in stated if stays and stays != "part"}, set()
-    parts, whole = {v for v, *_, stays, _ in stated if stays == "part"}, {v for v, *_, stays, _ in stated if stays != "part"}
-    literal = _literals(p)
-    frozen |= {v for v in parts if v not in whole} | {p.numbers[i].value for i in _factors(p) if literal.get(i) != "literal" and p.numbers[i].value in parts}
-    words = {v for w in _STEM.findall(known.text + " " + _visible(p.text).lower()) if w not in CARDINALS and not _PART.match(w) for v in WORDS.get(w, ())}
-    implied = set(_implied(known.text + " " + _visible(p.text).lower()))
-    counted = [v for v, *_ in stated]
-    here = {n.value for n in p.numbers}
-    frozen |= {v for v in counted if v in words or v in implied and v in here}
-    frozen |= _told_one_by_one(known.text, stated)
-    frozen |= {v for v, *_, bound in _words(_visible(p.text)) if bound}
-    frozen |= _sums_up(stated, here | {origin for v, (origin, _) in known.derived.items() if v in here})
+    "Values of the question that must stay: by what the words say, by what the numbers add up to, and by what cannot be traced."
+    counted = {x.value for x in stated}
+    return _frozen_by_words(p, known, stated, counted) | _sums_up(stated, {n.value for n in p.numbers} | {origin for v, (origin, _) in known.derived.items() if any(n.value == v for n in p.numbers)}) | _untraced(p, known, counted)
+
+def _frozen_by_words(p, known, stated, counted):
+    "Values that a word gives a second meaning: 2 beside twice, 7 beside week, 3 beside third, the first and the last of four."
+    parts, whole, literal = {x.value for x in stated if x.part}, {x.value for x in stated if not x.part}, _literals(p)
+    text = known.text + " " + _visible(p.text).lower()
+    words = {v for w in _STEM.findall(text) if w not in CARDINALS and not _PART.match(w) for v in WORDS.get(w, ())}
+    implied = set(_implied(text)) & {n.value for n in p.numbers}
+    loose = {p.numbers[i].value for i in _factors(p) if literal.get(i) != "literal"}
+    bound = {v for v, *_, bound in _words(_visible(p.text)) if bound}
+    return {x.value for x in stated if x.frozen} | (parts - whole) | (parts & loose) | (counted & (words | implied)) | bound | _told_one_by_one(known.text, stated)
+
+def _untraced(p, known, counted):
+    "Values behind everything in the solution that cannot be traced with certainty: doubts, unread equations, silent arithmetic, rounding, results in words."
+    frozen, steps = set(), {s.index for s in p.steps if None in s.scales or not all(how[2] for how in s.scales)}
     for n in p.numbers:
-        if n.doubt:
-            steps.update(n.doubt)
-            frozen.add(n.value)
-        elif n.role in ("unread", "fixed"):
-            frozen.add(n.value)
-            if n.source is not None: steps.add(n.source)
+        if n.doubt or n.role in ("unread", "fixed"): frozen.add(n.value)
+        if n.role == "fixed" and n.value not in counted: frozen |= {n.value - 1, n.value + 1}  # the 6th after 5
         elif n.source is None and not n.given and n.role != "result": frozen |= _origins(n, known, counted, p)
-    perhaps = {s for n in p.numbers for s in n.doubt}
-    for s in p.steps:
-        if not s.users and s.index not in perhaps and s.index != (p.numbers[p.answer].source if p.answer is not None else len(p.steps)-1):
-            steps.add(s.index)  # not used: something is worked out silently from its result
-            frozen |= {v for v in counted for c in {1, 60, 7, 12, 24, 100, 2, 4, 52, 30, 365, 1000, *counted} if s.value in (v*c, v+c) or v in (s.value*c, s.value+c)}
+        steps.update(n.doubt, [n.source] if n.role in ("unread", "fixed") and n.source is not None else [])
     for value, start, *_ in _words(p.text):
         spoken = [s.index for s in p.steps if s.value == value and _line(p, p.numbers[s.results[-1]].start)[0] <= start]
         steps.update(spoken)
-        if spoken and value in counted: frozen.add(value)
-    steps |= {s.index for s in p.steps if None in s.scales or not all(how[2] for how in s.scales)}
-    return frozen, steps
+        if spoken: frozen.add(value)
+    for s in _unused(p):
+        steps.add(s.index)
+        frozen |= {v for v in counted for c in _EVERYDAY | counted if s.value in (v*c, v+c) or v in (s.value*c, s.value+c)}
+    return frozen | {v for s in steps for v in _inputs(p, s)}
+
+_EVERYDAY = frozenset((1, 2, 4, 7, 12, 24, 30, 52, 60, 100, 365, 1000))
+
+def _unused(p):
+    "Steps whose result nothing uses, so that something must be worked out silently from it."
+    last, perhaps = p.numbers[p.answer].source if p.answer is not None else len(p.steps)-1, {s for n in p.numbers for s in n.doubt}
+    return [s for s in p.steps if not s.users and s.index != last and s.index not in perhaps]
 
 def _factors(p):
     "Numbers that multiply or divide."
@@ -1465,21 +1528,25 @@ def _literals(p):
 _WHOLES = {"day": (7,), "hour": (24,), "month": (12,), "week": (4, 52), "minute": (60,), "%": (100,), "percent": (100,)}
 
 def _sums_up(stated, used):
-    "Stated values that belong together: parts of a week or of 100 %, and a value that the solution does not use though others add up or multiply to it."
-    units, tied = {}, set()
-    for value, _, _, _, percent, money, unit, stays, _ in stated:
-        if stays != "part" and value > 1: units.setdefault(value, set()).add("%" if percent else "$" if money else _singular(unit))
-    row = [value for value, *_, stays, _ in sorted(stated, key=lambda s: s[1]) if stays != "part"]
-    for i in range(len(row)):
-        for j in range(i+3, min(i+7, len(row)+1)):
-            if sum(row[i:j]) in row[:i] + row[j:]: tied.update({*row[i:j], sum(row[i:j])})
-    tied |= {v for v, names in units.items() if "%" in names and v == 50 and sum(value == 50 for value, *_ in stated) > 1}
+    "Stated values that belong together: parts of a week or of 100 %, neighbours that add up to another one, and a value that the solution does not use though others add up or multiply to it."
+    units, tied = {}, _runs([x.value for x in sorted(stated, key=lambda x: x.start) if not x.part])
+    for x in stated:
+        if not x.part and x.value > 1: units.setdefault(x.value, set()).add("%" if x.percent else "$" if x.money else _singular(x.unit))
+    if sum(x.percent and x.value == 50 for x in stated) > 1: tied.add(50)
     for parts in _subsets(sorted(units)):
         shared = set.intersection(*(units[v] for v in parts))
         total, product = sum(parts), parts[0]*parts[1]
         if any(total in _WHOLES.get(unit, ()) for unit in shared): tied.update(parts)
         if total in units and (total not in used or shared & units[total] and any(v not in used for v in parts)): tied.update((*parts, total))
         if len(parts) == 2 and product in units and product not in used: tied.update((*parts, product))
+    return tied
+
+def _runs(row):
+    "Three to six neighbours that add up to another value of the row, and that value."
+    tied = set()
+    for i in range(len(row)):
+        for j in range(i+3, min(i+7, len(row)+1)):
+            if sum(row[i:j]) in row[:i] + row[j:]: tied.update({*row[i:j], sum(row[i:j])})
     return tied
 
 def _subsets(values):
@@ -1489,6 +1556,7 @@ def _subsets(values):
             yield a, b
             for c in values[j+1:j+12]: yield a, b, c
 
+_MARKS = re.compile(r"\b(?:tests?|quiz\w*|exams?|grades?)\b")
 _TORN = re.compile(r"\d, \d{3}(?!\d)|\d \d{3}(?!\d)|\d,\d{1,2}(?!\d)|\d,\d{4}")
 _REST = re.compile(r"\b(?:remaining|rest|other)(?: of the)?(?: of them)? (?:\$?\d|" + "|".join(CARDINALS) + r"\b)")
 _FACTS = {4: ("leg", "wheel", "tire", "square", "season", "paw", "quarter"), 5: ("weekday", "school", "work"), 3: ("triang", "wheel"), 8: ("spider", "octop"), 6: ("insect", "ant "), 10: ("finger", "toe", "decade"), 18: ("wheel",)}
@@ -1520,7 +1588,7 @@ def _inputs(p, index, seen=None):
         found |= _inputs(p, n.source, seen) if n.source is not None else {n.value}
     return found
 
-# %% ../nbs/02_errors.ipynb #e037a7f2
+# %% ../nbs/02_errors.ipynb #177099c8
 @lru_cache(256)
 def _recipe(question, solution):
     "The `Recipe` of a problem, or a `Refusal`."
@@ -1528,42 +1596,60 @@ def _recipe(question, solution):
     if not ready: return ready
     p, known = ready
     if _REST.search(known.text): return Refusal("the text states what is left, which other numbers imply")
+    if p.algebra: return Refusal("the solution computes with a variable")
     if _TORN.search(solution): return Refusal("a number is written in an unusual way")
     stated = _question_numbers(question)
-    frozen, steps = _frozen_values(p, known, stated)
-    frozen |= {v for s in steps for v in _inputs(p, s)}
-    links, unclear = _links(p, known, {v for v, *_, stays, _ in stated if stays != "part"}, {v for v, *_, stays, _ in stated if stays == "part"})
-    frozen |= unclear
-    frozen |= {known.derived[v][0] for v in frozen if v in known.derived}
-    used = {value for i, (value, _) in links.items() if p.numbers[i].role == "operand"} - frozen - _used_twice(p, links, stated)  # what is only mentioned may work in ways the equations do not show
-    variables = _variables(question, stated, used)
+    if len(stated) > 40 or len(p.steps) > 40: return Refusal("too many numbers to keep them consistent")
+    links, variables = _find_variables(p, known, stated)
+    if _idle(p, known, stated): return Refusal("the solution does not use every number that the problem states")
     if not variables: return Refusal("no number could be changed with certainty")
-    index = {v.value: k for k, v in enumerate(variables)}  # small numbers used twice may be something else once: 3 classes on 3 days
-    for value, start, end, text, _ in _words(solution):
-        if value in index:
-            variables[index[value]].said.append((start, end, text))
-            variables[index[value]].words = True
+    index = {v.value: k for k, v in enumerate(variables)}
     leaves = {i: (index[value], how) for i, (value, how) in links.items() if value in index}
     moving = _moving(p, leaves)
-    if p.numbers[p.answer].source not in moving if p.answer is not None else len(p.steps)-1 not in moving: return Refusal("the answer would not change")
-    return Recipe(p, question, variables, leaves, moving, _orders(p, known, stated, index), [node[2] for s in p.steps for node in _nodes(s.trees[-1]) if node[0] == "/" and type(node[2]) is int], _compared(p), frozenset({v for v, *_ in stated} | implied_values(known)))
+    if (len(p.steps)-1 if p.answer is None else p.numbers[p.answer].source) not in moving: return Refusal("the answer would not change")
+    return Recipe(p, question, variables, leaves, moving, _orders(p, known, stated, index), _divisors(p), _compared(p), 100 if _MARKS.search(known.text) else None, frozenset({x.value for x in stated} | {v for v in known.values if v not in known.digits}))
+
+def _find_variables(p, known, stated):
+    "Where the solution's numbers come from, and the values that may change. What the solution only mentions may work in ways its equations do not show, so it stays."
+    links, unclear = _links(p, known, {x.value for x in stated if not x.part}, {x.value for x in stated if x.part})
+    frozen = _frozen_values(p, known, stated) | unclear
+    frozen |= {known.derived[v][0] for v in frozen if v in known.derived}
+    used = {value for i, (value, _) in links.items() if p.numbers[i].role == "operand"} - frozen - _used_twice(p, links, stated)
+    variables = {}
+    for x in stated:
+        if x.value in used and not x.part: _add_place(variables.setdefault(x.value, Variable(x.value, [])), x, known.text)
+    for value, start, end, text, _ in _words(p.text):
+        if value in variables: variables[value].said, variables[value].words = variables[value].said + [(start, end, text)], True
+    return links, list(variables.values())
+
+def _add_place(var, x, text):
+    "One more place of a value in the question."
+    var.places.append(x)
+    var.cap, var.percent, var.words = min(var.cap, x.cap), var.percent or x.percent, var.words or x.text.isalpha()
+    var.article = var.article or bool(re.search(r"\ban? $", text[max(0, x.start-4):x.start]))
+
+def _idle(p, known, stated):
+    "Numbers in digits that the solution never computes with: they may limit the others in ways that no equation shows."
+    used = {n.value for n in p.numbers if n.role == "operand"}
+    used |= {origin for v, (origin, _) in known.derived.items() if v in used}
+    return [x for x in stated if not x.part and not x.frozen and x.text[0].isdigit() and x.value not in used]
+
+def _divisors(p): return [node[2] for s in p.steps for node in _nodes(s.trees[-1]) if node[0] == "/" and type(node[2]) is int]
 
 _ORDINALS = re.compile(r"\b(?:second|third|fourth|fifth|sixth|last|final|1st|2nd|3rd|4th|5th)\b(?: (?:\d+|two|three|four|five|six)\b)?(?: of (?:the|these|his|her|their))? ?([a-z]*)")
 _PERSONS = frozenset("adult people person student kid child children boy girl man men woman women member player worker employee friend team group runner competitor contestant frog dog cat machine truck car house tree".split())
 
 def _told_one_by_one(text, stated):
     "Small counts of things that the text goes through one by one: four adults, of whom the first, the second …"
-    named = [_singular(m[1]) for m in _ORDINALS.finditer(text)]
-    return {value for value, _, _, _, percent, money, unit, _, _ in stated if named and not percent and not money and type(value) is int and value <= 10 and (_singular(unit) in named or _singular(unit) in _PERSONS)}
+    named = {m[1][:4] for m in _ORDINALS.finditer(text)}
+    return {x.value for x in stated if named and not x.percent and not x.money and type(x.value) is int and x.value <= 10 and (x.unit[:4] in named or _singular(x.unit) in _PERSONS)}
 
 def _used_twice(p, links, stated):
     "Small numbers that are stated once and used as a factor in more than one place: 3 classes on 3 days may hide in 3 x 3."
     factors = set(_factors(p))
     places = Counter(value for i, (value, how) in links.items() if i in factors and how == "same" and i in _leaves(p.steps[p.numbers[i].step].trees[-1]))
-    times = Counter(value for value, *_ in stated)
+    times = Counter(x.value for x in stated)
     return {value for value, n in places.items() if value <= 7 and n > times[value]}
-
-def implied_values(known): return {v for v in known.values if v not in known.digits}
 
 def _links(p, known, counted, parts):
     "For each number of the solution that comes straight from the question: (stated value, how it follows); and the values where that is unclear."
@@ -1574,7 +1660,7 @@ def _links(p, known, counted, parts):
     links, unclear, literal = {}, set(), _literals(p)
     for i, n in enumerate(p.numbers):
         if n.source is not None or n.doubt or n.role not in ("operand", "mention"): continue
-        if literal.get(i) == "literal" and n.value in parts or n.role == "mention" and (p.text[n.end:n.end+1] == "/" or p.text[n.start-1:n.start] == "/"): continue
+        if literal.get(i) == "literal" and n.value in parts or n.role == "mention" and _in_fraction(n, p.text): continue
         found = ([(n.value, "same")] if n.value in counted else []) + [o for o in origins.get(n.value, []) if n.value not in counted or n.percent or "percent" not in o[1]]
         if len({value for value, _ in found}) > 1 or len(found) > 1 and found[0][1] != "same": unclear |= {value for value, _ in found}
         elif found and (n.value in counted or not n.given):
@@ -1582,18 +1668,6 @@ def _links(p, known, counted, parts):
             links[i] = found[0]
         elif found: unclear |= {value for value, _ in found}
     return links, unclear
-
-def _variables(question, stated, used):
-    "One `Variable` for each value, in the order of the question."
-    found = {}
-    for value, start, end, text, percent, money, unit, stays, cap in stated:
-        if value not in used or stays == "part": continue
-        var = found.setdefault(value, Variable(value, [], percent, money, unit))
-        var.places.append((start, end, text))
-        var.cap, var.percent = min(var.cap, cap), var.percent or percent
-        var.words = var.words or text.isalpha()
-        var.article = var.article or bool(re.search(r"\ban? $", question[max(0, start-4):start].lower()))
-    return list(found.values())
 
 def _moving(p, leaves):
     "Indices of the steps that depend on a variable."
@@ -1614,11 +1688,13 @@ def _compared(p):
 def _orders(p, known, stated, index):
     "Groups of comparable values, ascending: all of a kind where the text compares, else those with the same unit."
     compares = bool(_COMPARES.search(known.text) or _COMPARES.search(_visible(p.text)))
-    groups = {}
-    for value, _, _, _, percent, money, unit, _, _ in stated: groups.setdefault("%" if percent else "$" if money else "" if compares else unit, {})[value] = ("v", index[value]) if value in index else ("c", value)
+    groups, key = {}, ""
+    for x in sorted(stated, key=lambda x: x.start):
+        if x.unit != "of": key = "%" if x.percent else "$" if x.money else "" if compares else x.unit  # 5 of them belongs to the number before
+        groups.setdefault(key, {})[x.value] = ("v", index[x.value]) if x.value in index else ("c", x.value)
     return [[item for _, item in sorted(group.items())] for group in groups.values() if len(group) > 1]
 
-# %% ../nbs/02_errors.ipynb #920fddc2
+# %% ../nbs/02_errors.ipynb #7550da06
 def _grain(value):
     "How round a whole number is: the unit it is a multiple of."
     return next(g for g in (1000, 500, 100, 50, 10, 5, 1) if value % g == 0 and (value >= 4*g or g == 1))
@@ -1627,7 +1703,7 @@ def _draw(var, rng):
     "A new value for a variable."
     value = var.value
     if type(value) is int and value <= 12 and not var.percent: return rng.randint(max(2, value//2), min(var.cap, max(5, 2*value)))
-    digits = max(_decimals(text) for _, _, text in var.places)
+    digits = max(_decimals(x.text) for x in var.places)
     scaled = int(value*10**digits)
     offset = 99 if digits == 2 and scaled % 100 == 99 else 0
     grain = 100 if offset else _grain(scaled)
@@ -1645,28 +1721,31 @@ def _allowed(var, value, values, recipe):
 
 def _execute(recipe, values):
     "All numbers of the solution for the variables' values, or None when the problem would no longer make sense."
-    p = recipe.p
+    p, found = recipe.p, {}
+    if not all(_ascending(order, values) for order in recipe.orders): return None
     new = [n.value for n in p.numbers]
     for i, (k, how) in recipe.leaves.items(): new[i] = values[k] if how == "same" else DERIVED[how](values[k])
-    found = {}
     for index in recipe.steps:
-        step = p.steps[index]
-        for i in step.operands:
-            if p.numbers[i].source in found: new[i] = _follow(p, i, found)
-        try: value = _result_of(step, new, p)
-        except ZeroDivisionError: return None
-        if not _sensible(step, value, p): return None
-        found[index] = value
-        for i in step.results: new[i] = value if p.numbers[i].value == step.value else _whole(value*Fraction(p.numbers[i].value)/step.value)
-    for order in recipe.orders:
-        last = None
-        for kind, x in order:
-            here = values[x] if kind == "v" else x
-            if last is not None and here <= last: return None
-            last = here
+        if not _execute_step(p, p.steps[index], new, found): return None
+        if recipe.ceiling and found[index] > recipe.ceiling >= p.steps[index].value: return None
     for i, n in enumerate(p.numbers):
         if n.source in found: new[i] = _follow(p, i, found)
     return new if all(new[i] < new[j] for i, j in recipe.pairs) else None
+
+def _ascending(order, values):
+    row = [values[x] if kind == "v" else x for kind, x in order]
+    return all(a < b for a, b in zip(row, row[1:]))
+
+def _execute_step(p, step, new, found):
+    "Compute one step's result into `new` and `found`; False when it makes no sense."
+    for i in step.operands:
+        if p.numbers[i].source in found: new[i] = _follow(p, i, found)
+    try: value = _result_of(step, new, p)
+    except ZeroDivisionError: return False
+    if not _sensible(step, value, p): return False
+    found[step.index] = value
+    for i in step.results: new[i] = value if p.numbers[i].value == step.value else _whole(value*Fraction(p.numbers[i].value)/step.value)
+    return True
 
 def _result_of(step, values, p):
     "Result of a step by its last tree (the annotation where there is one)."
@@ -1694,21 +1773,24 @@ def reinstantiate(
     if not isinstance(question, str) or not isinstance(solution, str): return Refusal("question and solution must be texts")
     recipe = _recipe(question, solution)
     if not recipe: return recipe
-    values = [v.value for v in recipe.variables]
-    new, now = None, [n.value for n in recipe.p.numbers]
+    values, new = _walk(recipe, rng)
+    if new is None: values, new = _jump(recipe, rng)
+    if new is None: return Refusal("no fresh numbers keep the problem consistent")
+    return _retell(recipe, values, new, example)
+
+def _walk(recipe, rng):
+    "Move one variable after the other; returns (values, all numbers of the solution or None where nothing could move)."
+    values, new, now = [v.value for v in recipe.variables], None, [n.value for n in recipe.p.numbers]
     for k in rng.sample(range(len(values)), len(values)):
         var, old = recipe.variables[k], values[k]
         for attempt in range(14):
             value = _draw(var, rng) if attempt < 6 or type(old) is not int else _same_rest(old, var, now, recipe, rng)
             if value == old or not _allowed(var, value, values, recipe): continue
-            values[k] = value
-            if (trial := _execute(recipe, values)) is not None:
-                new = now = trial
-                break
-            values[k] = old
-    if new is None: new, values = _jump(recipe, rng)
-    if new is None: return Refusal("no fresh numbers keep the problem consistent")
-    return _retell(recipe, values, new, example)
+            trial = _execute(recipe, values[:k] + [value] + values[k+1:])
+            if trial is None: continue
+            values[k], new, now = value, trial, trial
+            break
+    return values, new
 
 def _same_rest(old, var, now, recipe, rng):
     "A value that leaves the same remainder by a divisor of the solution, so that what was divided evenly still is."
@@ -1725,7 +1807,7 @@ def _jump(recipe, rng):
         for var in recipe.variables:
             value = _draw(var, rng)
             values.append(value if value == var.value or _allowed(var, value, values, recipe) else var.value)
-        if len(set(values)) == len(values) and values != [v.value for v in recipe.variables] and (new := _execute(recipe, values)) is not None: return new, values
+        if len(set(values)) == len(values) and values != [v.value for v in recipe.variables] and (new := _execute(recipe, values)) is not None: return values, new
     return None, None
 
 def _like(word, value):
@@ -1734,21 +1816,28 @@ def _like(word, value):
 
 def _retell(recipe, values, new, example):
     "Question and solution with the new numbers, read again and checked."
-    p, q = recipe.p, Parsed(recipe.question, commas=bool(re.search(r"\d,\d{3}", recipe.question)))
-    places = sorted((start, end, _like(text, value) if text.isalpha() else _write(Number(start, end, text, var.value), value, q)) for var, value in zip(recipe.variables, values) for start, end, text in var.places)
-    said = [(start, end, _like(text, value)) for var, value in zip(recipe.variables, values) for start, end, text in var.said]
-    out, at = [], 0
-    for start, end, text in places:
-        out += [recipe.question[at:start], text]
-        at = end
+    p, pairs = recipe.p, list(zip(recipe.variables, values))
     changes = {i: v for i, v in enumerate(new) if v != p.numbers[i].value}
     if any(_article(p, p.numbers[i]) and _vowel(v) != _vowel(p.numbers[i].value) for i, v in changes.items()): return Refusal("a/an would not fit a number")
-    text, _ = _rewrite(p, changes, said)
+    if _left_behind(p, changes, pairs): return Refusal("a number would be left behind")
+    text, _ = _rewrite(p, changes, [(start, end, _like(word, value)) for var, value in pairs for start, end, word in var.said])
     again = _read_again(text)
     if again.problem or len(again.equations) != len(p.equations) or not all(e.ok for e in again.equations): return Refusal("an equation would become false")
     if p.answer is not None and (again.answer is None or again.numbers[again.answer].value != new[p.answer]): return Refusal("the answer would not follow")
-    changed = {_plain(var.value): _plain(value) for var, value in zip(recipe.variables, values) if value != var.value}
-    return {**example, "question": "".join([*out, recipe.question[at:]]), "solution": text, "changed": changed}
+    return {**example, "question": _ask(recipe.question, pairs), "solution": text, "changed": {_plain(var.value): _plain(value) for var, value in pairs if value != var.value}}
+
+def _left_behind(p, changes, pairs):
+    "Whether the words around the equations still say a value that has been replaced."
+    old = {var.value for var, value in pairs if value != var.value} | {p.numbers[i].value for i in changes if p.numbers[i].role == "result"}
+    return any(i not in changes and n.value in old and n.role in ("mention", "unread") for i, n in enumerate(p.numbers))
+
+def _ask(question, pairs):
+    "The question with new values."
+    style, out, at = Parsed(question, commas=bool(re.search(r"\d,\d{3}", question))), [], 0
+    for x, value in sorted(((x, value) for var, value in pairs for x in var.places), key=lambda pair: pair[0].start):
+        out += [question[at:x.start], _like(x.text, value) if x.text.isalpha() else _write(Number(x.start, x.end, x.text, x.value), value, style)]
+        at = x.end
+    return "".join([*out, question[at:]])
 
 # %% ../nbs/02_errors.ipynb #e4726041
 def sound(

@@ -627,7 +627,7 @@ def _packed(lengths, budget:int):
         batch.append(i)
     return out + [batch] if batch else out
 
-# %% ../nbs/07_evaluation.ipynb #221f0117
+# %% ../nbs/07_evaluation.ipynb #afb59c5d
 def hybrid_features(frame:pd.DataFrame)->pd.DataFrame:  # from p_calibrated, equations, false_equations and, when it is there, surprisal
     "The hybrid's inputs."
     out = pd.DataFrame({"log_odds": logit(frame["p_calibrated"]), "any_false": (frame["false_equations"] > 0).astype(float), "share_false": frame["false_equations"]/np.maximum(frame["equations"], 1),
@@ -652,37 +652,38 @@ def distrust(
     solution:str,
     surprisal:float=0.0, surprisal_at:int=-1,  # from `read_base`
     usual:float=math.inf,  # surprisal that 95 of 100 correct solutions stay below
-)->dict:  # step (line, from 1; 0: no one step), text, why
+)->dict:  # kind (equation, surprise or reasoning), step (line, from 1; 0: no one step), text, why
     "The step that is distrusted, and why; for a solution that was called flawed."
     from verifier_nb.errors import check
     line = lambda at: solution.count("\n", 0, at) + 1
     for e in check(solution):
-        if not e.ok: return {"step": line(e.start), "text": e.text, "why": str(e)}
+        if not e.ok: return {"kind": "equation", "step": line(e.start), "text": e.text, "why": str(e)}
     marks = [m.start() for m in re.finditer("=", solution)]
     if surprisal > usual and 0 <= surprisal_at < len(marks):
         at = marks[surprisal_at]
         text = solution[solution.rfind("\n", 0, at) + 1:][:at - solution.rfind("\n", 0, at) + 11].split("\n")[0]
-        return {"step": line(at), "text": text, "why": f"the base model did not expect the number after the = in line {line(at)}"}
-    return {"step": 0, "text": "", "why": "no equation is false: it is the reasoning that is distrusted"}
+        return {"kind": "surprise", "step": line(at), "text": text, "why": f"the base model did not expect the number after the = in line {line(at)}"}
+    return {"kind": "reasoning", "step": 0, "text": "", "why": "no equation is false: it is the reasoning that is distrusted"}
 
-# %% ../nbs/07_evaluation.ipynb #ab77fb0b
+# %% ../nbs/07_evaluation.ipynb #01a870de
 def judge(
     verifier,  # a Verifier
     problems, solutions,
     calibration:dict,  # the content of calibration.json
     batch_tokens:int=4096,
-)->pd.DataFrame:  # p_flawed, p_calibrated, verdict; with a fitted hybrid also p_hybrid, hybrid_verdict; step, text, why (empty when it is called correct)
+    progress=None,  # show a progress bar; none: on a terminal only
+)->pd.DataFrame:  # p_flawed, p_calibrated, verdict; with a fitted hybrid also p_hybrid, hybrid_verdict; kind, step, text, why (empty when it is called correct)
     "Verdicts with reasons. Without a fitted hybrid the verifier's own verdict counts."
     problems, solutions, lines = list(problems), list(solutions), calibration.get("baselines", {}).get("hybrid")
-    out = verifier.score(problems, solutions, batch_tokens=batch_tokens)[["prob_0", "prob_1", "p_flawed"]]
+    out = verifier.score(problems, solutions, batch_tokens=batch_tokens, progress=progress)[["prob_0", "prob_1", "p_flawed"]]
     out = decide(out, calibration).rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
     final, usual = out["verdict"], math.inf
     if lines:
-        out = out.join(read_base(verifier, problems, solutions, batch_tokens)[["surprisal", "surprisal_at"]])
+        if "surprisal" in lines["features"]: out = out.join(read_base(verifier, problems, solutions, batch_tokens)[["surprisal", "surprisal_at"]])  # a second pass, only where its number is wanted
         out["p_hybrid"] = apply_weights(hybrid_features(out), lines)
         final, usual = (out["p_hybrid"] >= lines["threshold"]).astype(int), lines["usual_surprisal"]
         out["hybrid_verdict"] = final
-    why = [distrust(s, *at, usual) if bad else {"step": 0, "text": "", "why": ""} for s, bad, at in zip(solutions, final, out[["surprisal", "surprisal_at"]].itertuples(index=False) if lines else [(0.0, -1)]*len(out))]
+    why = [distrust(s, *at, usual) if bad else {"kind": "", "step": 0, "text": "", "why": ""} for s, bad, at in zip(solutions, final, out[["surprisal", "surprisal_at"]].itertuples(index=False) if "surprisal" in out else [(0.0, -1)]*len(out))]
     names = {0: "correct", 1: "flawed"}
     return out.assign(verdict=out["verdict"].map(names)).join(pd.DataFrame(why, index=out.index)) if not lines else out.assign(verdict=out["verdict"].map(names), hybrid_verdict=final.map(names)).join(pd.DataFrame(why, index=out.index))
 

@@ -8,8 +8,8 @@ __all__ = ['TINY', 'HUB_NAME', 'tiny_config', 'smollm2_folder', 'check_folder', 
            'parameter_table', 'model_shape', 'lora_parameters', 'estimate_memory', 'memory_mode', 'resolve',
            'merge_adapter', 'extract_adapter', 'Check', 'run_estimate', 'preflight', 'prepare', 'run_stage']
 
-# %% ../nbs/04_model.ipynb #190e583a
-import contextlib, functools, importlib.util, math, os, shutil, tempfile
+# %% ../nbs/04_model.ipynb #065b1722
+import contextlib, functools, importlib.util, math, os, shutil, subprocess, tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -466,7 +466,7 @@ def extract_adapter(
     net.save_pretrained(folder)
     return kept/total if total else 1.0
 
-# %% ../nbs/04_model.ipynb #db31bb05
+# %% ../nbs/04_model.ipynb #e8454e75
 @dataclass
 class Check:
     "One line of the preflight."
@@ -483,7 +483,12 @@ def _check_packages(run, known):
     bad = [f"{k} {have[k] or 'missing'} (needs {v})" for k, v in _MINIMUM.items() if not have[k] or Version(have[k]).release < Version(v).release]
     if run.config.model.quantization == "nf4" and not have["bitsandbytes"]: bad.append("bitsandbytes missing (needed for nf4)")
     if bad: return Check("packages", "failure", ", ".join(bad), "install the locked versions: pip install -r requirements.lock")
-    return Check("packages", "ok", ", ".join(f"{k} {have[k]}" for k in _MINIMUM))
+    return Check("packages", "ok", ", ".join(f"{k} {v}" for k, v in have.items() if v))
+
+def _driver()->str:
+    "Version of the GPU's driver."
+    try: return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, IndexError, subprocess.SubprocessError): return "unknown"
 
 def _check_device(run, known):
     device = setup.pick_device(run.config.model.device)
@@ -493,7 +498,7 @@ def _check_device(run, known):
         detail = f"CPU, {torch.get_num_threads()} threads, {dtype}"
         return Check("device", "warning", detail, "float32 is the fastest format on most CPUs") if dtype != "float32" else Check("device", "ok", detail)
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    detail = f"{name}, CUDA {torch.version.cuda}, {dtype}"
+    detail = f"{name}, driver {_driver()}, CUDA {torch.version.cuda}, {dtype}"
     if dtype == "bfloat16" and capability < (8, 0): return Check("device", "failure", detail, "this GPU has no bfloat16; set model.dtype: auto")
     return Check("device", "ok", detail)
 
@@ -586,6 +591,20 @@ def _check_write(run, known):
         (folder/".preflight").unlink()
     return Check("write permission", "ok", f"{run.reports} and {run.artifacts} can be written to")
 
+def _check_data(run, known):
+    prepare(run)
+    rows = {p.name: len(data.load_split(run, p.name)) for p in sorted(run.dataset.iterdir()) if p.is_dir()}
+    return Check("data", "ok", f"{run.config.data.source}: " + ", ".join(f"{n:,} rows for {s}" for s, n in rows.items()))
+
+def _check_hub(run, known):
+    if not (repo := run.config.publish.repo_id): return Check("Hub login", "ok", "not needed: publish.repo_id is not set")
+    import huggingface_hub as hub
+    if not hub.get_token(): return Check("Hub login", "warning", f"not logged in, so nothing can be sent to {repo}", "log in with `hf auth login`, or set HF_TOKEN, before you publish; the run itself does not need it")
+    try: return Check("Hub login", "ok", f"logged in as {hub.whoami()['name']}")
+    except Exception as e:
+        refused = getattr(getattr(e, "response", None), "status_code", None) in (401, 403)
+        return Check("Hub login", "failure" if refused else "warning", "the Hub refuses the token" if refused else f"the Hub could not be asked ({type(e).__name__})", "log in again with `hf auth login`" if refused else "check the network before you publish")
+
 def _load_all(run, known):
     known["tokenizer"] = data.load_tokenizer(run.config.model.base, run.config.model.revision)
     known["model"] = load_base(run.config.model)
@@ -595,8 +614,8 @@ def _load_all(run, known):
     known["rows"] = known["rows"].select(range(min(256, len(known["rows"])))).to_list()
     return Check("model and data", "ok", f"{run.config.model.base} loaded, {len(known['rows'])} training rows looked at")
 
-_CHECKS = (("packages", _check_packages), ("write permission", _check_write), ("device", _check_device), ("attention", _check_attention), ("model and data", _load_all),
-           ("vocabulary", _check_vocab), ("label tokens", _check_labels), ("prompt boundary", _check_boundary), ("length", _check_lengths), ("memory", _check_memory), ("disk", _check_disk), ("training step", _check_step))
+_CHECKS = (("packages", _check_packages), ("write permission", _check_write), ("device", _check_device), ("attention", _check_attention), ("data", _check_data), ("model and data", _load_all),
+           ("vocabulary", _check_vocab), ("label tokens", _check_labels), ("prompt boundary", _check_boundary), ("length", _check_lengths), ("memory", _check_memory), ("disk", _check_disk), ("training step", _check_step), ("Hub login", _check_hub))
 
 def preflight(
     run:Run,

@@ -218,7 +218,7 @@ def _by_flex(q, k, v, segments, scale, window, positions):
         segments.cache["flex", window] = create_block_mask(see, None, None, segments.tokens, segments.tokens, device=q.device)
     return _compiled_flex()(q, k.to(q.dtype), v.to(q.dtype), block_mask=segments.cache["flex", window], scale=scale, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
-# %% ../nbs/05_scoring.ipynb #af543325
+# %% ../nbs/05_scoring.ipynb #1fb62691
 ATTENTION = "verifier_tree"  # the name under which transformers knows our attention
 
 def tree_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, segments=None, kernel="sdpa", sliding_window=None, positions=None, **kwargs):
@@ -265,10 +265,10 @@ def prepare(
 )->str:  # the kernel's name
     "Make a model ready for flat batches: register our attention, switch the model to it, and choose its kernel."
     base = base_of(model)
-    if ATTENTION not in AttentionInterface.valid_keys(AttentionInterface()):
+    if base.config._attn_implementation != ATTENTION:
         AttentionInterface.register(ATTENTION, tree_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for ordinary batches; a flat one brings no mask
-    if base.config._attn_implementation != ATTENTION: base.set_attn_implementation(ATTENTION)
+        base.set_attn_implementation(ATTENTION)
     if not hasattr(base, "verifier_attention"):
         kernel, why = model_.choose_attention(ModelSettings(attention="auto", dtype=str(base.dtype).removeprefix("torch.")), base.device.type)
         base.verifier_attention = {"kernel": kernel, "why": why}
@@ -437,7 +437,7 @@ def label_log_probs(
     model.train(was)
     return out
 
-# %% ../nbs/05_scoring.ipynb #6faf0856
+# %% ../nbs/05_scoring.ipynb #e2056160
 _PLAIN = {"peft_type": "LORA", "bias": "none", "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # what a plain adapter may say; None: anything
 _HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout", "init_lora_weights", "megatron_core", "auto_mapping", "qalora_group_size", "exclude_modules"}
 FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
@@ -455,7 +455,7 @@ def _pairs(
     for name, tensor in parts.items():
         place, part, _ = name.removeprefix("base_model.model.").rpartition(".lora_")[::2] + ("",)
         found.setdefault(place, {})[part] = tensor.float()
-    wanted = {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.rpartition(".")[2] in said["target_modules"]}
+    wanted = {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and any(f".{name}".endswith(f".{t}") for t in said["target_modules"])}
     fits = set(found) == set(wanted) and all(set(ab) == {"A.weight", "B.weight"} for ab in found.values())
     if not fits or any((ab["B.weight"].shape[0], ab["A.weight"].shape[1]) != tuple(wanted[name].shape) for name, ab in found.items()): return None
     return {name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, said["lora_alpha"]/(math.sqrt(said["r"]) if said.get("use_rslora") else said["r"])

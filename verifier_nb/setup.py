@@ -34,10 +34,10 @@ class VerifierError(Exception):
     
     def __reduce__(self): return type(self), (self.what, self.where, self.fix)
 
-# %% ../nbs/00_setup.ipynb #d4e396ea
+# %% ../nbs/00_setup.ipynb #78d8387d
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)", re.I)
 _SECRET_SHAPE = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|AKIA[0-9A-Z]{16}"
+    r"hf_[A-Za-z0-9]{16,}|(?<![a-z]{2})sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|AKIA[0-9A-Z]{16}"
     r"|AIza[A-Za-z0-9_\-]{35}|xox[abeoprs]-[A-Za-z0-9\-]{10,}|glpat-[A-Za-z0-9_\-]{20,}|npm_[A-Za-z0-9]{30,}|eyJ[A-Za-z0-9_\-]{10,}\.eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
     r"|(?<=://)[^/\s:@\"'\\]+:[^/\s@\"']+(?=@)|(?<=://)[^/\s:@\"'\\]{20,}(?=@)"  # user:password@ or token@ in a URL
@@ -109,7 +109,7 @@ def write_csv(path, df):
     "Write a data frame as CSV without its row index, floats exact to 17 digits, whole or not at all, with credentials scrubbed."
     write_text(path, df.to_csv(index=False, lineterminator="\n"))
 
-# %% ../nbs/00_setup.ipynb #c22da91d
+# %% ../nbs/00_setup.ipynb #5c685a7e
 @contextmanager
 def disk_errors(
     place,  # what is being written
@@ -120,7 +120,8 @@ def disk_errors(
     except Exception as e:
         words = str(e)
         if not isinstance(e, OSError) and not re.search(r"I/O error|os error|PytorchStreamWriter|unexpected pos|write failed|No space left|File too large", words): raise
-        raise VerifierError(f"could not write {Path(place).name}: {getattr(e, 'strerror', None) or words.splitlines()[0]}", Path(place).parent,
+        reason = getattr(e, "strerror", None) or ("the disk took only a part of it" if "unexpected pos" in words else words.splitlines()[0])
+        raise VerifierError(f"could not write {Path(place).name}: {reason}", Path(place).parent,
                             "free some space, or check that the folder is there and may be written to; what was there before is untouched") from e
 
 def flush(

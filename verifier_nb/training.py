@@ -374,13 +374,13 @@ def facts(run, trainer)->dict:
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "passes_split_for_memory": trainer.splits, "peak_gpu_gib": round(torch.cuda.max_memory_allocated()/2**30, 2) if cuda else None}
 
-# %% ../nbs/06_training.ipynb #b89f4a48
+# %% ../nbs/06_training.ipynb #abb7e254
 def run_stage(
     run,  # Run
 )->dict:  # the facts of the training
     "Train and write adapter, log, curves and facts. Makes the data set first when it is missing."
-    setup.seed_everything(run.config.seed, run.config.deterministic)
     if not run.dataset.exists(): data.run_stage(run)
+    setup.seed_everything(run.config.seed, run.config.deterministic)  # after the data: whoever made them, training begins with the same draws
     trainer = train(run)
     save_model(run, trainer)
     history = history_frame(trainer.state.log_history)

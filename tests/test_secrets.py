@@ -1,0 +1,141 @@
+"""Credentials are planted wherever they might come from; no file that a run writes, and nothing that it prints, holds one."""
+import json, os
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from test_interrupted import hashes
+from typer.testing import CliRunner
+from zygote import SMALL
+
+from verifier_nb import runs, setup
+from verifier_nb.config import load_config, new_run
+from verifier_nb.setup import VerifierError
+
+ENVIRONMENT = {  # names that say it, and values of every shape, also those that JSON, URLs and HTML spell in another way
+    "HF_TOKEN": "hf_" + "Env1" * 9, "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "DB_PASSWORD": 'pa"ss\\wörd/<1>&2', "MY_SECRET": "correct horse battery",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfi" + "C" * 12, "LONG_TOKEN": "L" * 5000}
+SHAPES = {  # not in the environment: known by their shape alone
+    "hub": "hf_" + "Shape" * 7, "model": "sk-proj-" + "a1B2" * 8, "code": "ghp_" + "Zz9" * 12, "code 2": "github_pat_" + "Yy8" * 12, "cloud": "AKIA" + "Q7" * 8, "cloud 2": "AIza" + "b" * 35,
+    "chat": "xoxb-1234567890-" + "abc" * 5, "signed": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.abc-DEF_123", "bearer": "Bearer " + "tok" * 9, "query": "token=" + "q1w2" * 5}
+URLS = ["https://ann:hunter2hunter2@example.org/level-1.zip", "https://" + "t0k" * 9 + "@example.org/x.git"]
+URL_SECRETS = ["hunter2hunter2", "t0k" * 9]
+BARE = {k: v.removeprefix("Bearer ").removeprefix("token=") for k, v in SHAPES.items()}
+
+
+def spellings(value):
+    from html import escape
+    return {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]} | ({escape(value)} if "&" not in value else set())
+
+
+SECRETS = {s for v in [*ENVIRONMENT.values(), *BARE.values(), *URL_SECRETS] for s in spellings(v)}
+
+
+def leaks(folder):
+    "(file, credential) for each credential in any file below a folder, binary ones too."
+    return [(p.relative_to(folder).as_posix(), s[:12]) for p in folder.rglob("*") if p.is_file() for b in [p.read_bytes()] for s in SECRETS if s.encode() in b]
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    for name, value in ENVIRONMENT.items(): monkeypatch.setenv(name, value)
+
+
+EVERYWHERE = f"""
+import html, json, os, sys, urllib.parse, warnings
+from pathlib import Path
+import pandas as pd
+from IPython.display import HTML, JSON, Markdown, display
+from verifier_nb import setup
+values = [os.environ[k] for k in {sorted(ENVIRONMENT)!r}] + {sorted(SHAPES.values())!r} + {URLS!r}
+for v in values:
+    print("printed", v)
+    print("to the other stream", v, file=sys.stderr)
+    display(HTML("<b>" + v + "</b>"), JSON({{"token": v}}), Markdown("`" + v + "`"), {{"as data": [v]}})
+    warnings.warn("warned of " + v)
+run = Path(run_dir)
+setup.write_text(run/"a.txt", " ".join(values))
+setup.write_json(run/"a.json", {{"values": values, **{{v: 1 for v in values}}}})
+setup.write_csv(run/"a.csv", pd.DataFrame({{"value": values, "quoted": ['x, "y" ' + v for v in values]}}))
+setup.write_text(run/"a.html", "".join(f"<a href='https://h/?q={{urllib.parse.quote(v)}}'>{{v}}</a>" for v in values))
+parameter
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    "A stage notebook of our own, that runs in a real kernel."
+    def write(*sources):
+        first = new_code_cell("config = ''\nrun_dir = ''\noverrides = {}\nparameter = ''", metadata={"tags": ["parameters"]})
+        (tmp_path/"nbs").mkdir(exist_ok=True)
+        nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), tmp_path/"nbs"/"00_setup.ipynb")
+        monkeypatch.setattr(runs, "notebook", lambda name: tmp_path/"nbs"/f"{name}.ipynb")
+        real = runs.execute
+        monkeypatch.setattr(runs, "execute", lambda run, name, label: real(run, name, label, {"parameter": " ".join([*SHAPES.values(), *URLS, ENVIRONMENT["MY_SECRET"]])}))
+        return new_run(load_config("smoke"), tmp_path/"out")
+    return write
+
+
+def test_a_stage_that_shows_and_writes_credentials(planted, stage, capfd):
+    "Printed, displayed, warned of, written as text, JSON, CSV and HTML, given as a parameter."
+    run = stage(EVERYWHERE)
+    runs.run_stages(run, ["00_setup"])
+    assert leaks(run.reports) == []
+    said = "".join(capfd.readouterr())
+    assert not [s for s in SECRETS if s in said]
+    for name in ("a.txt", "a.json", "a.csv", "a.html", "00_setup.ipynb"): assert run.report(name).read_text().count("[secret]") >= len(ENVIRONMENT) + len(SHAPES), name
+    json.loads(run.report("a.json").read_text()), json.loads(run.report("00_setup.ipynb").read_text()), pd.read_csv(run.report("a.csv"))
+
+
+@pytest.mark.parametrize("source", [
+    "raise ValueError(f'the Hub refused {parameter}')",
+    "from verifier_nb.setup import VerifierError\nraise VerifierError(f'refused {parameter}', parameter, parameter)",
+    "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import sys; sys.exit(3)', parameter], check=True)"])
+def test_a_stage_that_fails_with_a_credential_in_its_message(planted, stage, source):
+    "Notebook, manifest, message."
+    run = stage("import os\n" + source.replace("{parameter}", "{parameter} {os.environ['DB_PASSWORD']} {os.environ['LONG_TOKEN']}"))
+    result = CliRunner().invoke(_app(lambda: runs.run_stages(run, ["00_setup"])), ["do"])
+    assert result.exit_code == 1 and "[secret]" in result.output and not [s for s in SECRETS if s in result.output], result.output
+    assert leaks(run.reports) == [] and "[secret]" in run.report("manifest.json").read_text() and "[secret]" in run.report("00_setup.ipynb").read_text()
+
+
+def _app(action):
+    import typer
+    app = typer.Typer(cls=runs._Group, pretty_exceptions_enable=False)
+    app.command(name="do")(action)
+    app.command(name="other")(print)
+    return app
+
+
+@pytest.mark.parametrize("setting, value", [("data.source", URLS[0]), ("model.base", "hf_" + "Shape" * 7), ("data.columns", {"solution": ENVIRONMENT["MY_SECRET"]}), ("data.exclude", [URLS[1]])])
+def test_a_setting_that_holds_a_credential_is_refused(planted, tmp_path, setting, value):
+    with pytest.raises(VerifierError, match="credential") as said: new_run(load_config("smoke", {setting: value}), tmp_path)
+    assert setting in str(said.value) and not [s for s in SECRETS if s in str(said.value)] and list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_shows_no_credential(planted, tmp_path):
+    "Also in messages about settings that cannot be read."
+    for words in (["run", "smoke", "-o", f"data.source={URLS[0]}"], ["run", "smoke", "-o", f"model.device={SHAPES['hub']}"], ["run", SHAPES["hub"]], ["resume", URLS[0]], ["run", "smoke", "-o", ENVIRONMENT["MY_SECRET"]]):
+        result = CliRunner().invoke(runs.app, [*words, "--root", str(tmp_path)])
+        assert result.exit_code == 2 and result.output.startswith("error: ") and not [s for s in SECRETS if s in result.output], result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_run_with_credentials_in_its_environment(tmp_path, zygote, reference):
+    "All stages; every file of reports and artifacts, the trainer's own among them. They change nothing either."
+    found = zygote.attempt(["run", "smoke", *SMALL, "--root", tmp_path/"out"], env=ENVIRONMENT)
+    assert found["code"] == 0 and not [s for s in SECRETS if s in found["said"]], found["said"]
+    assert leaks(tmp_path/"out") == []
+    assert sum(p.is_file() for p in (tmp_path/"out").rglob("*")) > 60
+    assert hashes(next((tmp_path/"out"/"reports"/"smoke").iterdir())) == hashes(reference[0])
+
+
+def test_leaks_would_be_found(tmp_path):
+    (tmp_path/"a.bin").write_bytes(b"\0\1" + ENVIRONMENT["HF_TOKEN"].encode() + b"\0")
+    assert leaks(tmp_path) == [("a.bin", ENVIRONMENT["HF_TOKEN"][:12])]
+
+
+@pytest.mark.parametrize("text", ["total_tokens=4096", "token ids 15 and 16", "https://example.org:8080/a", "a task-oriented-approach-to-everything", "0123456789abcdef" * 4, "sha256: " + "ab" * 32, "mailto:a@b.org"])
+def test_what_is_no_credential_stays(text): assert setup.scrub(text) == text
