@@ -9,8 +9,8 @@ PLAIN = {"method": "temperature", "temperature": 1.3, "threshold": 0.47, "marks"
 
 def make_adapter(folder, family="llama", calibration=None, **lora):
     "A saved adapter for a tiny model that says something: its B is not zero."
-    adapted = model.add_lora(model.load_base(ModelSettings(base=f"tiny:{family}", device="cpu")), LoraSettings(**{"r": 4, "dropout": 0.0, **lora}))
     torch.manual_seed(1)
+    adapted = model.add_lora(model.load_base(ModelSettings(base=f"tiny:{family}", device="cpu")), LoraSettings(**{"r": 4, "dropout": 0.0, **lora}))
     for name, w in adapted.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(w, std=0.1)
     adapted.save_pretrained(folder)

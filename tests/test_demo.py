@@ -9,6 +9,7 @@ if not CHROME or not DRIVER: pytest.skip("Chromium or its driver is not installe
 
 from asking import load, make_adapter
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from verifier_nb import runs
@@ -47,16 +48,17 @@ def write(browser, name, text):
     browser.execute_script("const [e, t] = arguments; Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(e, t); e.dispatchEvent(new Event('input', {bubbles: true}))", box, text)
 
 def press(browser, name, answer):
-    "Press a button and wait for a new answer."
-    old = browser.find_elements(By.CSS_SELECTOR, f"#{answer} .answer")
-    button = wait(browser, f"#{name}")
-    button.click()
-    def new(b):
-        now = b.find_elements(By.CSS_SELECTOR, f"#{answer} .answer")
-        try: return now if now and now[0].text and (not old or now[0].id != old[0].id or now[0].text != before) else None
-        except Exception: return None  # it was being replaced
-    before = old[0].text if old else ""
-    return WebDriverWait(browser, 60).until(new)
+    "Press a button until there is a new answer: a press may come before the page has taken the text in."
+    find = lambda: browser.find_elements(By.CSS_SELECTOR, f"#{answer} .answer")
+    before = [e.text for e in find()]
+    def new(_):
+        try: return next((now for now in [find()] if now and [e.text for e in now] != before), None)
+        except StaleElementReferenceException: return None
+    for _ in range(12):
+        wait(browser, f"#{name}").click()
+        try: return WebDriverWait(browser, 5).until(new)
+        except TimeoutException: pass
+    raise AssertionError(f"no new answer; the page shows {before}")
 
 def tab(browser, name): next(b for b in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]") if b.text == name).click()
 

@@ -9,9 +9,9 @@ __all__ = ['THEMES', 'VERDICTS', 'STYLE', 'SCRIPT', 'SHELL', 'MACROS', 'REPORT',
            'plot_histogram', 'histogram_finding', 'plot_curves', 'curve_finding', 'mistakes', 'marked', 'out_of',
            'percent', 'with_interval', 'headline', 'lead', 'render', 'cards', 'matrix_cells', 'external_sections',
            'type_rows', 'judges', 'calibration_words', 'abstention_words', 'caught', 'mistake_items', 'figure_set',
-           'thin', 'save_figures', 'provenance', 'notes_of', 'examine', 'answer_html', 'ranking_html', 'plot_forest',
-           'forest_finding', 'write_comparison', 'results_row', 'index', 'prepare', 'load_texts', 'run_stage',
-           'write_report', 'report_page']
+           'thin', 'save_figures', 'provenance', 'notes_of', 'examine', 'probability', 'answer_html', 'ranking_html',
+           'plot_forest', 'forest_finding', 'write_comparison', 'results_row', 'index', 'prepare', 'load_texts',
+           'run_stage', 'write_report', 'report_page']
 
 # %% ../nbs/08_analysis.ipynb #bf265173
 import base64, hashlib, io, json, math, re, textwrap
@@ -705,7 +705,7 @@ def notes_of(result:dict, calibration:dict)->list:
     if check: out.append(f"Merged into the 16-bit base, the model's probabilities differ from the adapter's ({check['adapter_on']}) by at most {check['max_abs_difference']:.2g} on {check['rows']} rows.")
     return out + [f"{k.replace('_', ' ')}: {v}" for k, v in result["notes"].items() if k != "ece"]
 
-# %% ../nbs/08_analysis.ipynb #19a053c6
+# %% ../nbs/08_analysis.ipynb #dfe88681
 def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     "Every equation of a solution as a dictionary; the distrusted one is told."
     from verifier_nb.errors import check
@@ -740,26 +740,30 @@ def examine(
                     "equations": _equations(solution, blame, int(r.get("surprisal_at", -1))), "distrusted": blame if blame["kind"] else None, "solution": solution})
     return out
 
+def probability(p:float)->str:
+    "A probability in two digits; in four near the ends, because 0.9971 is not certain."
+    return f"{p:.{2 if 0.005 <= p < 0.995 else 4}f}"
+
 ANSWER = """{% import "macros" as x %}<div class="answer {{ found.verdict }}" role="status"><p class="said">{{ found.verdict|capitalize }}</p>
-<p>P(flawed) = <b>{{ '%.2f'|format(found.p_flawed) }}</b>, called flawed from {{ '%.2f'|format(found.threshold) }} on.{% if found.hybrid %} <span class="soft">The verifier alone says {{ '%.2f'|format(found.verifier.p_flawed) }}; the rest is the equation checker's.</span>{% endif %}</p>{{ x.track(none, none, found.p_flawed) }}
+<p>P(flawed) = <b>{{ p(found.p_flawed) }}</b>, called flawed from {{ p(found.threshold) }} on.{% if found.hybrid %} <span class="soft">The verifier alone says {{ p(found.verifier.p_flawed) }}; the rest is the equation checker's.</span>{% endif %}</p>{{ x.track(none, none, found.p_flawed) }}
 {% if found.distrusted %}<p class="why">{% if found.distrusted.step %}Line {{ found.distrusted.step }}: {% endif %}{{ found.distrusted.why }}.</p>{% endif %}
 <p class="label">Solution{% if not found.equations %} <span class="soft">(no equation was found in it, so there was none to check)</span>{% endif %}</p><p class="text">{{ x.solution(parts) }}</p></div>"""
 
 RANKING = """{% import "macros" as x %}<ol class="ranking">{% for c in candidates %}<li class="answer {{ c.found.verdict }}"><p class="said">{{ loop.index }}. Candidate {{ c.number }}: {{ c.found.verdict }}</p>
-<p>P(flawed) = <b>{{ '%.2f'|format(c.found.p_flawed) }}</b>{% if c.found.distrusted %}. {% if c.found.distrusted.step %}Line {{ c.found.distrusted.step }}: {% endif %}{{ c.found.distrusted.why }}.{% endif %}</p><p class="text">{{ x.solution(c.parts) }}</p></li>{% endfor %}</ol>"""
+<p>P(flawed) = <b>{{ p(c.found.p_flawed) }}</b>{% if c.found.distrusted %}. {% if c.found.distrusted.step %}Line {{ c.found.distrusted.step }}: {% endif %}{{ c.found.distrusted.why }}.{% endif %}</p><p class="text">{{ x.solution(c.parts) }}</p></li>{% endfor %}</ol>"""
 
 def answer_html(
     found:dict,  # one of what `examine` returns
 )->str:
     "A verdict as a piece of a page: probability, reason, and the solution with its equations marked."
-    return render(ANSWER, found=found, parts=marked(found["solution"]))
+    return render(ANSWER, p=probability, found=found, parts=marked(found["solution"]))
 
 def ranking_html(
     found:list,  # what `examine` returns
 )->str:
     "Candidates as a piece of a page, the most trusted first."
     order = sorted(range(len(found)), key=lambda i: found[i]["rank"])
-    return render(RANKING, candidates=[{"number": i + 1, "found": found[i], "parts": marked(found[i]["solution"])} for i in order])
+    return render(RANKING, p=probability, candidates=[{"number": i + 1, "found": found[i], "parts": marked(found[i]["solution"])} for i in order])
 
 # %% ../nbs/08_analysis.ipynb #01f4d1fb
 def plot_forest(pairs:pd.DataFrame, theme="light"):

@@ -11,8 +11,8 @@ __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'SYSTEM', 'CUT', 
            'load_counted', 'load_problems', 'held_out', 'exclude', 'token_lengths', 'summarise', 'plot_lengths',
            'run_stage', 'load_split', 'side_by_side', 'fitting', 'build_report']
 
-# %% ../nbs/03_data.ipynb #cce49164
-import functools, hashlib, html, importlib.util, io, json, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
+# %% ../nbs/03_data.ipynb #167ed4cf
+import functools, hashlib, html, importlib.util, io, json, math, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -636,7 +636,7 @@ def audit(
             lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, balanced_accuracy=round(float(np.mean([((score > 0) == label)[mine & (label == c)].mean() for c in (0, 1)])), 4)))
     return pd.DataFrame(lines)
 
-# %% ../nbs/03_data.ipynb #53690bb3
+# %% ../nbs/03_data.ipynb #fbb173ce
 def _instances(problem, seed, fresh):
     "Candidates for one place: the problem with numbers drawn by `seed` (or a refusal), a template up to five times; `fresh=False`: a text as it is."
     from verifier_nb import errors
@@ -649,29 +649,36 @@ def _weighted(weights, rng):
     "Names in random order, heavy ones first on average (Efraimidis and Spirakis 2006); weight 0: never."
     return [n for _, n in sorted((rng.random() ** (1 / w), n) for n, w in weights.items() if w > 0)][::-1]
 
-def _one(example, kind, cfg, rng, counts):
-    "A flawed solution of a kind; its subtype is the first, in random order by weight, that fits."
+def _one(example, kind, cfg, rng, counts, keep=None):
+    "A flawed solution of a kind, or a refusal; its subtype is the first, in random order by weight, that fits."
     from verifier_nb import errors
-    names = errors.COMPUTATIONAL if kind == "computational" else errors.CONCEPTUAL
+    names, made = errors.COMPUTATIONAL if kind == "computational" else errors.CONCEPTUAL, None
     for subtype in _weighted({n: cfg["subtypes"].get(n, 0.0) for n in names}, rng) if cfg["subtypes"] else [None]:  # None: any subtype, evenly
-        made = errors.inject(example, kind, subtype, rng)
-        if made: return made
+        made = errors.inject(example, kind, subtype, rng, keep)
+        if made or made.reason == "not wanted": return made
         counts["refused", f"{kind}: {subtype or 'every subtype'}", made.reason] += 1
-    return None
+    return made
 
 def _flaw(example, cfg, rng, counts, tilt=None):
     "A flawed solution of the first kind, in random order by weight, that fits; what looks flawed is drawn again (see `balance`)."
     for kind in _weighted(cfg["types"], rng):
-        tried = []
-        for _ in range(5 if tilt else 1):
-            made = _one(example, kind, cfg, rng, counts)
-            if made is None: break
-            look = _look(tilt[kind], made.solution) if tilt else 0.0
-            if rng.random() < 2 / (1 + np.exp(min(look, 50))): return made
-            tried.append((look, len(tried), made))
-            counts["drawn again", kind, made.subtype] += 1
-        if tried: return min(tried)[2]
+        made = _one(example, kind, cfg, rng, counts) if tilt is None else _inconspicuous(example, kind, cfg, rng, counts, tilt[kind])
+        if made: return made
     return None
+
+def _inconspicuous(example, kind, cfg, rng, counts, tilt, tries=5):
+    "The first flawed solution that passes as correct by its looks, or the one of `tries` that comes nearest to it."
+    seen = []
+    for _ in range(tries):
+        seed, looks = rng.getrandbits(64), []
+        def keep(text):
+            looks.append(_look(tilt, text))
+            return rng.random() < 2 / (1 + math.exp(min(looks[-1], 50)))
+        made = _one(example, kind, cfg, random.Random(seed), counts, keep)
+        if made or made is None or made.reason != "not wanted": return made
+        seen.append((looks[-1], seed))
+        counts["drawn again", kind, "as it looked flawed"] += 1
+    return _one(example, kind, cfg, random.Random(min(seen)[1]), counts)
 
 def _pair(problem, place, cfg, seed, counts, tilt=None):
     "(correct example, flawed example, error) for one place of a problem, or None."
@@ -701,16 +708,6 @@ def _rows_of(problem, cfg, seed, tilt=None):
         if cfg["fresh_numbers"] or not place: rows.append(dict(more, question=example["question"], solution=errors.reform(example["solution"], form), label=0, error_type="correct", subtype="correct", step=0))
         rows.append(dict(more, question=flawed["question"], solution=errors.reform(made.solution, form), label=1, error_type=made.kind, subtype=made.subtype, step=made.step + 1))
         counts["made", made.kind, made.subtype] += 1
-    return rows, counts
-
-def _rows_of_chunk(task):
-    "Rows and counts of a chunk of problems; runs in a worker process."
-    problems, cfg, seed, tilt = task
-    rows, counts = [], Counter()
-    for problem in problems:
-        new, more = _rows_of(problem, cfg, seed, tilt)
-        rows += new
-        counts += more
     return rows, counts
 
 # %% ../nbs/03_data.ipynb #88eda92e
@@ -775,7 +772,8 @@ def balance(
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #61d4b519
+# %% ../nbs/03_data.ipynb #bdec9303
+@functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
     from datasets import Features, Value
@@ -783,32 +781,38 @@ def _arrow_features():
     return Features({c: Value(kinds[c]) for c in COLUMNS + MORE_COLUMNS})
 
 class _Sink:
-    "Writes rows to an Arrow file in batches of 1,000, whatever sizes they come in; leaves out pairs of which a text was written before."
+    "Writes batches of rows to an Arrow file; leaves out pairs of which a text was written before."
     def __init__(self, path):
         import pyarrow as pa
-        self.schema, self.path, self.waiting, self.seen, self.twice = _arrow_features().arrow_schema, path, [], set(), 0
+        self.path, self.seen, self.twice = path, set(), 0
         self.file = pa.OSFile(str(path), "wb")
-        self.writer = pa.ipc.new_stream(self.file, self.schema)
+        self.writer = pa.ipc.new_stream(self.file, _arrow_features().arrow_schema)
 
-    def add(self, rows):
-        for _, pair in groupby(rows, key=lambda row: row["index"]):
-            pair = list(pair)
-            keys = [hashlib.blake2b(f"{row['question']}\0{row['solution']}".encode(), digest_size=8).digest() for row in pair]
-            if self.seen.isdisjoint(keys):
-                self.seen.update(keys)
-                self.waiting += pair
+    def add(self, batch, keys):
+        keep = []
+        for _, pair in groupby(zip(batch["index"].to_pylist(), keys), key=lambda row: row[0]):
+            pair = [key for _, key in pair]
+            new = self.seen.isdisjoint(pair)
+            if new: self.seen.update(pair)
             else: self.twice += 1
-        while len(self.waiting) >= 1000: self.flush(1000)
-
-    def flush(self, n):
-        import pyarrow as pa
-        batch, self.waiting = self.waiting[:n], self.waiting[n:]
-        if batch: self.writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=self.schema))
+            keep += [new] * len(pair)
+        if any(keep): self.writer.write_batch(batch if all(keep) else batch.filter(keep))
 
     def close(self):
-        self.flush(len(self.waiting))
         self.writer.close()
         self.file.close()
+
+def _rows_of_chunk(task):
+    "Rows of a chunk of problems as an Arrow batch, a key for each row's text, and counts; runs in a worker process."
+    import pyarrow as pa
+    problems, cfg, seed, tilt = task
+    rows, counts = [], Counter()
+    for problem in problems:
+        new, more = _rows_of(problem, cfg, seed, tilt)
+        rows += new
+        counts.update(more)
+    keys = [hashlib.blake2b(f"{row['question']}\0{row['solution']}".encode(), digest_size=8).digest() for row in rows]
+    return pa.RecordBatch.from_pylist(rows, schema=_arrow_features().arrow_schema), keys, counts
 
 def _map(function, tasks, workers):
     "A function over tasks, in order, in `workers` processes."
@@ -846,9 +850,9 @@ def build(
         sink = _Sink(Path(folder)/f"{split}.arrow")
         tasks = [(problems[split][i:i+step], settings, seed, tilt) for i in range(0, len(problems[split]), step)]
         with tqdm(total=len(problems[split]), desc=f"making {split} rows", unit="problem", disable=not progress or len(tasks) < 5) as bar:
-            for task, (rows, more) in zip(tasks, _map(_rows_of_chunk, tasks, workers)):
-                sink.add(rows)
-                counts += more
+            for task, (batch, keys, more) in zip(tasks, _map(_rows_of_chunk, tasks, workers)):
+                sink.add(batch, keys)
+                counts.update(more)
                 bar.update(len(task[0]))
         sink.close()
         counts["refused", "pair", "made before, word for word"] += sink.twice
@@ -1201,7 +1205,7 @@ def load_split(
     if not place.is_dir(): raise VerifierError(f"the data set has no split {split!r}; it has {', '.join(sorted(p.name for p in run.dataset.iterdir() if p.is_dir()))}", run.dataset, f"set data.{split}_fraction, or give a source with that split")
     return load_from_disk(str(place))
 
-# %% ../nbs/03_data.ipynb #d53b179e
+# %% ../nbs/03_data.ipynb #ac7e4453
 def _marked(correct, flawed):
     "Both texts as HTML with what differs marked, word by word."
     import difflib
@@ -1287,7 +1291,7 @@ def build_report(
 
 _TOLD = {
     "splits": "Rows and problems (or templates) of each split; no problem stands in two.",
-    "made": "Flawed solutions by kind and subtype, and how many were drawn again because the surface baseline would have guessed them.",
+    "made": "Flawed solutions by kind and subtype, with their share of all; and how many were drawn again because the surface baseline might have guessed them.",
     "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals (lower, upper). 0.5 is guessing. <i>surface</i> and <i>words</i> are shortcuts and should stay at or below 0.55; <i>equations</i> is what checking the arithmetic is worth.",
     "overlap": "How many questions of a split stand in another split or set: the same, with other names, with other numbers too, or nearly so.",
     "templates left out": "Templates of gsm_symbolic whose solutions do not hold, with the first reason found; fifteen more are marked as broken by their authors and never drawn.",
@@ -1295,10 +1299,11 @@ _TOLD = {
     "refused": "What could not be made, and why. A refused subtype is replaced by another; a refused pair is missing."}
 
 def _made_table(counts):
-    "Flawed solutions by kind and subtype, and how many were drawn again."
-    lines = sorted({(kind, subtype) for what, kind, subtype in counts if what in ("made", "drawn again")})
+    "Flawed solutions by kind and subtype, and how many drawn again."
     total = sum(n for (what, *_), n in counts.items() if what == "made")
-    return pd.DataFrame([dict(kind=k, subtype=s, made=counts["made", k, s], share=round(counts["made", k, s] / max(total, 1), 4), drawn_again=counts["drawn again", k, s]) for k, s in lines], columns=["kind", "subtype", "made", "share", "drawn_again"])
+    lines = [dict(kind=k, subtype=s, n=n, share=round(n / max(total, 1), 4)) for (what, k, s), n in sorted(counts.items()) if what == "made"]
+    lines += [dict(kind=k, subtype="(drawn again)", n=n, share=round(n / max(total, 1), 4)) for (what, k, _), n in sorted(counts.items()) if what == "drawn again"]
+    return pd.DataFrame(lines, columns=["kind", "subtype", "n", "share"])
 
 def _overlaps(splits, against):
     "How many questions of each split stand in the other splits and in other sets, by kind."

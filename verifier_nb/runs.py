@@ -10,7 +10,7 @@ __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'MODULES', 'MARK', 'NOT_COMPARED',
            'reproduce_run', 'grid', 'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce',
            'index', 'build', 'sweep', 'publish', 'main', 'open_verifier', 'default_adapter', 'find_adapter',
            'split_pair', 'read_pair', 'answer_lines', 'check', 'read_pieces', 'score_file', 'score', 'split_candidates',
-           'demo_answers', 'demo_page', 'demo_launch', 'demo']
+           'demo_answers', 'demo_page', 'demo_launch', 'demo_style', 'demo']
 
 # %% ../nbs/10_runs.ipynb #4c821b96
 import functools, itertools, json, os, secrets, shutil, signal, socket, sys, tempfile, threading, time
@@ -629,15 +629,15 @@ def read_pair(
     if not given: return split_pair(text, str(file or "standard input"))
     return (given[0], text.strip()) if question == given[0] else (text.strip(), given[0])
 
-# %% ../nbs/10_runs.ipynb #ce8dbec0
+# %% ../nbs/10_runs.ipynb #f5562158
 def answer_lines(
     found:dict,  # what `analysis.examine` says about a solution
 )->list:  # of lines
     "What `check` prints."
+    from verifier_nb.analysis import probability as p
     how = "verifier and equation checker" if found["hybrid"] else "calibrated"
-    near = 2 if 0.005 <= found["p_flawed"] < 0.995 else 4  # 0.9971 is not certain, so it is not written as 1.00
-    out = [f"P(flawed) = {found['p_flawed']:.{near}f}   ({how}; threshold {found['threshold']:.2f})   verdict: {found['verdict']}"]
-    if found["hybrid"]: out.append(f"the verifier alone: {found['verifier']['p_flawed']:.2f}   (calibrated; threshold {found['verifier']['threshold']:.2f}): {found['verifier']['verdict']}")
+    out = [f"P(flawed) = {p(found['p_flawed'])}   ({how}; threshold {p(found['threshold'])})   verdict: {found['verdict']}"]
+    if found["hybrid"]: out.append(f"the verifier alone: {p(found['verifier']['p_flawed'])}   (calibrated; threshold {p(found['verifier']['threshold'])}): {found['verifier']['verdict']}")
     rows, blame = [(f"step {e['step']}", " ".join(e["text"].split()), "true" if e["true"] else f"false: it is {e['is']}", e["distrusted"]) for e in found["equations"]], found["distrusted"]
     wide = [max((min(len(r[i]), 60) for r in rows), default=0) for i in range(3)]
     for *cells, distrusted in rows:
@@ -778,7 +778,7 @@ def score(file:Annotated[str, typer.Argument(help="a .csv, .jsonl or .parquet fi
     if done["skipped"]: typer.echo(f"{len(done['skipped'])} rows could not be scored, because a text is empty or too long: row {', '.join(map(str, done['skipped'][:5]))}{' …' if len(done['skipped']) > 5 else ''}", err=True)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {done['rows']/max(done['seconds'], 1e-9):.1f} rows/s: {out}")
 
-# %% ../nbs/10_runs.ipynb #9607da53
+# %% ../nbs/10_runs.ipynb #5e7f539b
 EXAMPLE = ("Ann has 3 bags of 4 apples and eats 2. How many are left?", "She has 3 * 4 = 12 apples.\nShe eats 2, so 12 - 2 = 11 are left.\n#### 11", "3 * 4 = 12\n12 - 2 = 10\n#### 10\n---\n3 + 4 = 7\n7 - 2 = 5\n#### 5\n---\n3 * 4 = 12\n12 + 2 = 14\n#### 14")
 
 def split_candidates(text:str)->list:
@@ -792,7 +792,7 @@ def demo_answers(verifier):  # -> (answer to one solution, answer to several can
     from verifier_nb import analysis
     def shown(make):
         try: return make()
-        except VerifierError as e: return f'<div class="answer" role="alert"><p class="said">{escape(e.what[:1].upper() + e.what[1:])}</p><p>{escape(e.fix)}</p></div>'
+        except VerifierError as e: return f'<div class="answer" role="alert"><p class="said">{escape(e.what[:1].upper() + e.what[1:])}</p><p>{escape(e.fix[:1].upper() + e.fix[1:])}</p></div>'
     def one(question, solution): return shown(lambda: analysis.answer_html(analysis.examine(verifier, question or "", [solution or ""])[0]))
     def several(question, text): return shown(lambda: analysis.ranking_html(analysis.examine(verifier, question or "", split_candidates(text or "") or [""])))
     return one, several
@@ -821,19 +821,24 @@ def demo_launch(
 )->str:  # the page's address
     "Serve the page. Raises `VerifierError` when the port is taken."
     import gradio as gr
-    from verifier_nb.analysis import STYLE
-    kept = [line for line in STYLE.splitlines() if line.startswith((":root", "@media (prefers-color", ".eq", ".fix", ".sr", ".track", ".soft"))]
-    css = "\n".join([*kept, *_DEMO_STYLE])
+    head = f"<style>{demo_style()}</style>"  # Gradio would rewrite rules given as css
     plain = gr.themes.Base(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # fonts of this machine: none is fetched
-    try: _, url, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[], ssr_mode=False, theme=plain, css=css, show_error=True)
+    try: _, url, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[], ssr_mode=False, theme=plain, head=head, show_error=True)
     except OSError as e: raise VerifierError(f"the page cannot be served on port {port}: {str(e).splitlines()[0]}", f"{host}:{port}", "give another port: --port 7861") from None
     if wait:
         typer.echo(f"open {url} in a browser; Ctrl-C stops it")
         page.block_thread()
     return url
 
+def demo_style()->str:
+    "The report's colours and marks for the pieces of the page; Gradio says with a class whether it is dark."
+    from verifier_nb.analysis import STYLE
+    light, dark = (line for line in STYLE.splitlines() if ":root{" in line)
+    kept = [line for line in STYLE.splitlines() if line.startswith((".eq", ".fix", ".sr", ".track", ".soft"))]
+    return "\n".join([".answer{" + light.partition("{")[2], ".dark .answer{" + dark.partition(":root{")[2].removesuffix("}"), *kept, *_DEMO_STYLE])
+
 _DEMO_STYLE = (".answer{border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.1rem;margin:.5rem 0}", ".answer .said{font-size:1.25rem;font-weight:650;margin:0}", ".answer.flawed .said{color:var(--flawed)}",
-               ".answer.correct .said{color:var(--correct)}", ".answer .text{white-space:pre-wrap;overflow-wrap:anywhere}", ".answer .label{font-weight:600;margin:.6rem 0 0}", ".ranking{list-style:none;padding:0}", "footer{display:none!important}")
+               ".answer.correct .said{color:var(--correct)}", ".answer .text{white-space:pre-wrap;overflow-wrap:anywhere}", ".answer .label{font-weight:600;margin:.6rem 0 0}", "#ranking .ranking{list-style:none;padding:0}", "#ranking .answer p{display:block;margin:0}", "#ranking .answer .said{margin:0 0 .2rem}", "#answer .fix,#ranking .fix{color:var(--bad)}", "#answer .soft{color:var(--soft)}", "footer{display:none!important}")
 
 @app.command()
 def demo(adapter:Adapter="default", root:Root=".", port:Annotated[int, typer.Option(min=1, max=65535)]=7860,
