@@ -39,6 +39,6 @@ setup(
     install_requires=lines("requirements"),
     extras_require={name: lines(f"{name}_requirements") for name in ("dev", "data", "flash", "demo", "track")},
     entry_points={"console_scripts": [cfg["console_scripts"]]},
-    data_files=[shared("configs", "*.yaml"), shared("nbs", "*.ipynb")],
+    data_files=[shared("configs", "*.yaml"), shared("nbs", "*.ipynb"), shared("models/default", "*")],
     zip_safe=False,
 )

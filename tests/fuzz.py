@@ -10,7 +10,7 @@ try: import atheris
 except ImportError: sys.exit("atheris is not installed; `make fuzz` installs it, or: pip install atheris (Linux and macOS, Python 3.11 to 3.13)")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-with atheris.instrument_imports(include=["verifier_nb"]):
+with atheris.instrument_imports(include=["verifier_nb", "zipfile"]):
     from verifier_nb import data, errors
 from verifier_nb.setup import VerifierError
 
@@ -78,5 +78,5 @@ def corpus(name):
 if __name__ == "__main__":
     target = {"solution": solution, "archive": archive}[sys.argv[1]]
     BASE = Path(tempfile.mkdtemp(prefix="fuzz-work-"))
-    atheris.Setup([sys.argv[0], corpus(sys.argv[1]), "-timeout=10", "-rss_limit_mb=4096", f"-artifact_prefix={tempfile.gettempdir()}/", *sys.argv[2:]], target)
+    atheris.Setup([sys.argv[0], corpus(sys.argv[1]), "-timeout=10", "-rss_limit_mb=4096", "-verbosity=0", "-print_final_stats=1", f"-artifact_prefix={tempfile.gettempdir()}/", *sys.argv[2:]], target)
     atheris.Fuzz()

@@ -636,7 +636,7 @@ def audit(
             lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, balanced_accuracy=round(float(np.mean([((score > 0) == label)[mine & (label == c)].mean() for c in (0, 1)])), 4)))
     return pd.DataFrame(lines)
 
-# %% ../nbs/03_data.ipynb #fbb173ce
+# %% ../nbs/03_data.ipynb #20b6fbb5
 def _instances(problem, seed, fresh):
     "Candidates for one place: the problem with numbers drawn by `seed` (or a refusal), a template up to five times; `fresh=False`: a text as it is."
     from verifier_nb import errors
@@ -698,9 +698,11 @@ def _rows_of(problem, cfg, seed, tilt=None):
     "All rows of one problem, and what was made and refused."
     from verifier_nb import errors
     rows, counts = [], Counter()
-    places = cfg["repeats"] * cfg["flawed_per_problem"]
+    places, misses = cfg["repeats"] * cfg["flawed_per_problem"], 0
     for place in range(places):
         pair = _pair(problem, place, cfg, seed, counts, tilt)
+        misses = misses + 1 if pair is None else 0
+        if misses == 3: break  # this problem does not lend itself to it
         if pair is None: continue
         example, flawed, made = pair
         form = random.Random(f"form/{seed}/{problem.source}/{problem.number}/{place}").choice(cfg["forms"])
@@ -710,7 +712,7 @@ def _rows_of(problem, cfg, seed, tilt=None):
         counts["made", made.kind, made.subtype] += 1
     return rows, counts
 
-# %% ../nbs/03_data.ipynb #88eda92e
+# %% ../nbs/03_data.ipynb #d48eaa15
 _BALANCED = ["characters", "lines", "distinct words", "numbers", "digits", "longest number", "digits a number", "decimals", "trailing zeros", "distinct numbers", "annotations", "digits of the answer", "answer has decimals",
              "length of last line", "longest line", "count of +", "count of -", "count of *", "count of /", "count of =", "ones", "count of .", "even numbers", "multiples of 3", "multiples of 5"]
 
@@ -766,13 +768,13 @@ def balance(
         for _ in range(rounds if len(groups) > 20 else 0):
             kept = [mine[i] for _ in range(3) for i in _kept(candidates, weights, rng)]
             features = np.array([(np.array(good[n]) - mean) / spread for n, _ in kept] + [x for _, x in kept])
-            fit = LogisticRegression(C=0.03, max_iter=500).fit(features, [0] * len(kept) + [1] * len(kept))
+            fit = LogisticRegression(C=0.03, solver="newton-cholesky", tol=1e-9, max_iter=500).fit(features, [0] * len(kept) + [1] * len(kept))
             weights += np.append(fit.coef_[0], fit.intercept_[0])
         scaled = weights[:-1] / spread
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #bdec9303
+# %% ../nbs/03_data.ipynb #6715f138
 @functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
@@ -811,7 +813,7 @@ def _rows_of_chunk(task):
         new, more = _rows_of(problem, cfg, seed, tilt)
         rows += new
         counts.update(more)
-    keys = [hashlib.blake2b(f"{row['question']}\0{row['solution']}".encode(), digest_size=8).digest() for row in rows]
+    keys = [int.from_bytes(hashlib.blake2b(f"{row['question']}\0{row['solution']}".encode(), digest_size=8).digest(), "big") for row in rows]
     return pa.RecordBatch.from_pylist(rows, schema=_arrow_features().arrow_schema), keys, counts
 
 def _map(function, tasks, workers):

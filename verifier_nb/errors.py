@@ -452,7 +452,7 @@ def _judge(tree, result, p, values, text, start, end, expression):
     value = _evaluate(tree, values)
     return Equation(text, start, end, expression, stated, value, how is not None, stated if how else _plain(value)), how
 
-# %% ../nbs/02_errors.ipynb #f2ea1ffd
+# %% ../nbs/02_errors.ipynb #130d8fd5
 def _note(note, prose, p):
     "An annotation as (tree, its result, the number in the prose that repeats it, place); tree is None when it is no simple equation."
     start, tokens, at = note
@@ -518,7 +518,7 @@ def _add_notes(notes, prose, p, values, steps, equations):
     percents = _hundredths(p)
     for note in notes:
         tree, right, shown, members = _note(note, prose, p)
-        start, end = note[0], (note[1][-1][2] if note[1] else note[0]+2)+2
+        start, end = note[0], min((note[1][-1][2] if note[1] else note[0]+2) + 2, len(p.text))  # a broken annotation may end without >>
         if tree is None: continue
         if type(right) is not int:
             equations.append(_both_sides(tree, right, values, p.text, start+2, end-2))
@@ -1595,7 +1595,7 @@ def _inputs(p, index, seen=None):
         found |= _inputs(p, n.source, seen) if n.source is not None else {n.value}
     return found
 
-# %% ../nbs/02_errors.ipynb #177099c8
+# %% ../nbs/02_errors.ipynb #fe1d32d5
 @lru_cache(256)
 def _recipe(question, solution):
     "The `Recipe` of a problem, or a `Refusal`."
@@ -1635,11 +1635,15 @@ def _add_place(var, x, text):
     var.cap, var.percent, var.words = min(var.cap, x.cap), var.percent or x.percent, var.words or x.text.isalpha()
     var.article = var.article or bool(re.search(r"\ban? $", text[max(0, x.start-4):x.start]))
 
+_RATIO = re.compile(r"\b(twice|thrice|double|triple|[a-z]+(?= times)) (?:times )?(?:as|the|that|more|what|older|longer)\b")
+
 def _idle(p, known, stated):
-    "Numbers in digits that the solution never computes with: they may limit the others in ways that no equation shows."
+    "Whether the solution never computes with a number in digits, or with a *twice as many*: such a statement may limit the other numbers in ways that no equation shows."
     used = {n.value for n in p.numbers if n.role == "operand"}
     used |= {origin for v, (origin, _) in known.derived.items() if v in used}
-    return [x for x in stated if not x.part and not x.frozen and x.text[0].isdigit() and x.value not in used]
+    ratios = [WORDS[w][0] for w in _RATIO.findall(known.text) if w in WORDS]
+    if any(used.isdisjoint((v, v-1, v+1, _divide(1, v))) for v in ratios if v > 1): return True
+    return any(not x.part and not x.frozen and x.text[0].isdigit() and x.value not in used for x in stated)
 
 def _divisors(p): return [node[2] for s in p.steps for node in _nodes(s.trees[-1]) if node[0] == "/" and type(node[2]) is int]
 
