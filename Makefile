@@ -44,5 +44,13 @@ lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to 
 	uv pip compile --quiet --universal --python-version 3.10 setup.py --extra dev --extra data --extra demo --no-annotate --no-header \
 		| grep -vE '^(nvidia-|cuda-|triton|pycosat)' > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
 
+soak: setup  ## kill runs at KILLS (200) random moments; each ends with the same bytes
+	OMP_NUM_THREADS=1 VERIFIER_NB_SOAK_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q -s -m soak tests/test_interrupted.py
+
+fuzz: setup  ## fuzz the solution parser and the archive reader for SECONDS (60) each
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off atheris==3.0.0
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz.py solution -max_total_time=$(or $(SECONDS),60)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz.py archive -max_total_time=$(or $(SECONDS),60)
+
 readme: setup  ## write README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py

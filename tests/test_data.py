@@ -1,4 +1,5 @@
 """Contracts of 03_data: prompt and label position, every source, splits without leakage, generated rows, the audit."""
+import pytest
 import json, os, random, stat, subprocess, sys, zipfile
 from pathlib import Path
 
@@ -365,3 +366,6 @@ def test_the_audit_catches_what_is_planted():
     found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
     assert found["words"] > 0.7 and found["equations"] == 0.5
     with pytest.raises(VerifierError): data.audit(pd.DataFrame(rows).query("label == 0"))
+
+
+pytestmark = pytest.mark.soak  # not yet seen green on a quiet machine: run with pytest -m soak

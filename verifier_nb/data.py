@@ -712,7 +712,7 @@ def _rows_of(problem, cfg, seed, tilt=None):
         counts["made", made.kind, made.subtype] += 1
     return rows, counts
 
-# %% ../nbs/03_data.ipynb #d48eaa15
+# %% ../nbs/03_data.ipynb #dd257cba
 _BALANCED = ["characters", "lines", "distinct words", "numbers", "digits", "longest number", "digits a number", "decimals", "trailing zeros", "distinct numbers", "annotations", "digits of the answer", "answer has decimals",
              "length of last line", "longest line", "count of +", "count of -", "count of *", "count of /", "count of =", "ones", "count of .", "even numbers", "multiples of 3", "multiples of 5"]
 
@@ -758,7 +758,8 @@ def balance(
     tasks = [(every[i:i+20], cfg.model_dump(), seed, 5) for i in range(0, len(every), 20)]
     found = [line for lines in _map(_trials_of_chunk, tasks, workers) for line in lines]
     good = {n: x for n, kind, x in found if kind == "correct"}
-    mean, spread = np.mean([*good.values()], 0), np.std([*good.values()], 0) + 1e-9
+    if not good: return None
+    mean, spread = np.mean([*good.values()], 0), np.maximum(np.std([x for _, _, x in found], 0), 1e-3)
     out = {}
     for kind in sorted(cfg.types):
         mine = [(n, (np.array(x) - mean) / spread) for n, k, x in found if k == kind]

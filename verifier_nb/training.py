@@ -37,7 +37,7 @@ def quiet():
             transformers.logging.set_verbosity(level)
             if shown: datasets.enable_progress_bars()
 
-# %% ../nbs/06_training.ipynb #410f971d
+# %% ../nbs/06_training.ipynb #9a18489d
 def to_samples(
     rows,  # a data set with question, solution, label, index
     tokenizer,
@@ -51,7 +51,7 @@ def to_samples(
     def one(row):
         made = data.encode(tokenizer, row["question"], row["solution"], max_length, too_long, marks)
         return {"input_ids": made["input_ids"] if made else [], "label_id": ids[row["label"]], "group": str(row["index"]), "length": made["length"] if made else 0}
-    more = {"num_proc": workers or None, "keep_in_memory": not workers, "load_from_cache_file": False}
+    more = {"num_proc": workers or None, "keep_in_memory": True, "load_from_cache_file": False}  # a cache file would lie in the run's data set and change it
     with quiet():
         made = rows.map(one, remove_columns=rows.column_names, **more)
         return made if too_long == "shorten" else made.filter(lambda n: n > 0, input_columns="length", **more)
