@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run test notebooks-test pytest lab export clean-notebooks readme lock bench bench-gpu fuzz soak setup
+.PHONY: help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak setup
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,6 +43,15 @@ lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to 
 	touch setup.py  # uv looks at its time to see whether the requirements changed
 	uv pip compile --quiet --universal --python-version 3.10 setup.py --extra dev --extra data --extra demo --no-annotate --no-header \
 		| grep -vE '^(nvidia-|cuda-|triton|pycosat)' > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
+
+bench: setup  ## measure speed and memory on this machine's CPU; a table and a chart in benchmarks/
+	$(BIN)/python benchmarks/bench.py run --device cpu --seconds 15 --limit 128 --minutes 15 -o benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/bench.py report benchmarks/results/*.json
+
+bench-gpu: setup  ## the same on one GPU, with Phi-4-mini's shape and SmolLM2's
+	$(BIN)/python benchmarks/bench.py run --shape phi4-mini --minutes 12 --seconds 6 -o benchmarks/results/gpu-phi4-mini.json
+	$(BIN)/python benchmarks/bench.py run --shape smollm2-135m --minutes 3 --seconds 4 --parts all,ours,score -o benchmarks/results/gpu-smollm2.json
+	$(BIN)/python benchmarks/bench.py report benchmarks/results/*.json
 
 soak: setup  ## kill runs at KILLS (200) random moments; each ends with the same bytes
 	OMP_NUM_THREADS=1 VERIFIER_NB_SOAK_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q -s -m soak tests/test_interrupted.py

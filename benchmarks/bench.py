@@ -27,12 +27,14 @@ SHAPES = {
 
 # ---------------------------------------------------------------- data
 
-def read_tokens(path, limit=None):
+def read_tokens(path, limit=None, vocab=None):
     "Samples with token ids, the pairs of a problem side by side."
     got = json.loads(Path(path).read_text())
     samples = [dict(s) for s in got["samples"]][:limit]
     labels = tuple(got["labels"])
     for s in samples: s["label_id"] = labels[s.pop("label")]
+    largest = max(max(s["input_ids"]) for s in samples)
+    if vocab and largest >= vocab: sys.exit(f"{path} was made with the tokenizer of {got['base']}: token {largest} is outside of a vocabulary of {vocab}; make it anew with `bench.py tokens --base …`")
     return samples, labels
 
 
@@ -433,7 +435,7 @@ def run_part(args):
     import torch
     if args.device == "cpu" and args.threads: torch.set_num_threads(args.threads)
     vocab = SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"]
-    samples, labels = read_tokens(args.tokens, args.limit) if args.tokens else made_up(vocab)
+    samples, labels = read_tokens(args.tokens, args.limit, vocab) if args.tokens else made_up(vocab)
     PARTS[args.part](Meter(args.out, args.limit_s, args.device), args, samples, labels)
 
 
@@ -462,7 +464,8 @@ def run(args):
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples, _ = read_tokens(args.tokens, args.limit) if args.tokens else made_up(SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"])
+    vocab = SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"]
+    samples, _ = read_tokens(args.tokens, args.limit, vocab) if args.tokens else made_up(vocab)
     result = {"facts": facts(args, samples), "measurements": []}
     if args.device == "cuda": torch.cuda.empty_cache()
     print(json.dumps(result["facts"], indent=1), flush=True)

@@ -368,4 +368,10 @@ def test_the_audit_catches_what_is_planted():
     with pytest.raises(VerifierError): data.audit(pd.DataFrame(rows).query("label == 0"))
 
 
-pytestmark = pytest.mark.soak  # not yet seen green on a quiet machine: run with pytest -m soak
+def test_the_quickstart_tests_on_templates_that_the_adapter_in_the_box_has_not_seen():
+    "The adapter was trained by default-verifier; the quickstart goes on from it and must judge it on other templates."
+    sound = [n for n, why in data.sound_templates().items() if not why]
+    quick, default = (load_config(name) for name in ("quickstart", "default-verifier"))
+    ours, theirs = (data.split_problems(sound, c.data.validation_fraction, c.data.test_fraction, c.seed) for c in (quick, default))
+    held_out = [n for n in sound if ours[n] != "train"]
+    assert quick.lora.adapter == "default" and len(held_out) >= 10 and all(theirs[n] != "train" for n in held_out)

@@ -111,6 +111,3 @@ def test_a_port_that_is_taken_is_told(page, tmp_path):
     from urllib.parse import urlsplit
     with gradio.Blocks() as other: gradio.HTML("x")
     with pytest.raises(VerifierError, match="another port"): runs.demo_launch(other, urlsplit(page).port, wait=False)
-
-
-pytestmark = pytest.mark.soak  # not yet seen green on a quiet machine: run with pytest -m soak

@@ -117,6 +117,3 @@ def test_soak(zygote, reference, tmp_path):
         survived += sum(chain(zygote, reference, tmp_path/str(seed), plan(reference[1]["changes"], reference[1]["seconds"], seed), KERNEL_KILLS).values())
         shutil.rmtree(tmp_path/str(seed))
         print(f"seed {seed}: {survived} of {wanted} kill points survived", flush=True)
-
-
-pytestmark = pytest.mark.soak  # not yet fast and sure enough for every `make test`: run with pytest -m soak

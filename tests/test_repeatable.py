@@ -135,6 +135,3 @@ def test_strict_refuses_a_changed_checkout_and_makes_no_folder(tmp_path, monkeyp
     monkeypatch.setattr(setup, "git_state", lambda: {"dirty": True})
     with pytest.raises(VerifierError, match="uncommitted changes"): runs.start("smoke", root=tmp_path, strict=True)
     assert list(tmp_path.iterdir()) == []
-
-
-pytestmark = pytest.mark.soak  # not yet fast and sure enough for every `make test`: run with pytest -m soak

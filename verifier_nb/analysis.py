@@ -7,11 +7,11 @@ __all__ = ['THEMES', 'VERDICTS', 'STYLE', 'SCRIPT', 'SHELL', 'MACROS', 'REPORT',
            'INDEX', 'RESULTS', 'themed', 'png', 'confusion', 'error_matrix', 'plot_matrix', 'matrix_finding',
            'reliability', 'reliability_table', 'plot_reliability', 'risk_coverage', 'plot_risk', 'score_histogram',
            'plot_histogram', 'histogram_finding', 'plot_curves', 'curve_finding', 'mistakes', 'marked', 'out_of',
-           'percent', 'with_interval', 'headline', 'lead', 'render', 'cards', 'matrix_cells', 'external_sections',
-           'type_rows', 'judges', 'calibration_words', 'abstention_words', 'caught', 'mistake_items', 'figure_set',
-           'thin', 'save_figures', 'provenance', 'notes_of', 'examine', 'probability', 'answer_html', 'ranking_html',
-           'plot_forest', 'forest_finding', 'write_comparison', 'results_row', 'index', 'prepare', 'load_texts',
-           'run_stage', 'write_report', 'report_page']
+           'percent', 'with_interval', 'headline', 'lead', 'render', 'cards', 'matrix_cells', 'best_rows',
+           'external_sections', 'type_rows', 'judges', 'calibration_words', 'abstention_words', 'caught',
+           'mistake_items', 'figure_set', 'thin', 'save_figures', 'provenance', 'notes_of', 'examine', 'probability',
+           'answer_html', 'ranking_html', 'plot_forest', 'forest_finding', 'write_comparison', 'results_row', 'index',
+           'prepare', 'load_texts', 'run_stage', 'write_report', 'report_page']
 
 # %% ../nbs/08_analysis.ipynb #bf265173
 import base64, hashlib, io, json, math, re, textwrap
@@ -420,7 +420,7 @@ SCRIPT = """
 })();
 """
 
-# %% ../nbs/08_analysis.ipynb #adb94acb
+# %% ../nbs/08_analysis.ipynb #2e59f4a1
 SHELL = """<!doctype html>
 <html lang="en">
 <head>
@@ -492,7 +492,9 @@ REPORT = """{% extends "shell" %}{% import "macros" as x %}{% block body %}
 {% for s in external %}<section id="external-{{ loop.index }}" aria-labelledby="h-external-{{ loop.index }}"><h2 id="h-external-{{ loop.index }}">Another set: {{ s.name }}</h2>
 <p>{{ s.headline }}. {{ s.words }}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Results on {{ s.name }}"><table><thead><tr><th scope="col">Judge</th><th scope="col" class="wide">accuracy</th><th scope="col" class="wide">AUROC</th></tr></thead><tbody>{% for b in s.judges %}<tr{% if b.own %} class="own"{% endif %}><th scope="row">{{ b.name }}</th><td>{{ x.cell(b.m, 'accuracy') }}</td><td>{{ x.cell(b.m, 'auroc', False) }}</td></tr>{% endfor %}</tbody></table></div>
-{{ x.matrix(s.matrix, 'Kind of error and verdict') }}</section>{% endfor %}
+{{ x.matrix(s.matrix, 'Kind of error and verdict') }}
+{% if s.best %}<h3>Best of N</h3><p>Accuracy of the candidate that is chosen among N, over {{ s.best.problems }} problems, with 95 % intervals.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Best of N on {{ s.name }}"><table><thead><tr><th scope="col">N</th>{% for j in s.best.judges %}<th scope="col">{{ j }}</th>{% endfor %}</tr></thead><tbody>{% for r in s.best.rows %}<tr><th scope="row">{{ r.n }}</th>{% for c in r.cells %}<td>{{ c }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endfor %}
 
 {% if examples %}<section id="caught" aria-labelledby="h-caught"><h2 id="h-caught">Caught, and why</h2>
 <p>Flawed solutions that were found, one for each kind of reason. The verifier gives a probability; the equation checker and the base model's surprise say which step to look at.</p>
@@ -536,7 +538,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return env.get_template("page").render(style=STYLE, script=SCRIPT, script_hash=digest, **values)
 
-# %% ../nbs/08_analysis.ipynb #5004ffd6
+# %% ../nbs/08_analysis.ipynb #9b661d24
 def _table(df:pd.DataFrame)->dict:
     "A data frame as columns and rows of text."
     write = lambda v: "–" if v is None or (isinstance(v, float) and not math.isfinite(v)) else f"{v:.4g}" if isinstance(v, float) else str(v)
@@ -565,6 +567,13 @@ def matrix_cells(table:pd.DataFrame)->list:
         out.append({"name": name, "n": n, "cells": [{"count": c, "share": c/max(n, 1), "tone": tone} for c, tone in zip((a, b), tones)]})
     return out
 
+def best_rows(table:pd.DataFrame)->dict:  # judges, and rows of n with each judge's accuracy and interval
+    "Best of N as the template wants it: a row for each n, a column for each judge."
+    judges = [j for j in ("random", "majority vote", "verifier", "oracle") if j in set(table.judge)]
+    cell = lambda r: f"{100*r.accuracy:.1f} %" + ("" if pd.isna(r.low) else f" ({100*r.low:.1f}–{100*r.high:.1f})")
+    cells = {(r.n, r.judge): cell(r) for r in table.itertuples()}
+    return {"judges": judges, "problems": int(table.problems.iloc[0]), "rows": [{"n": int(n), "cells": [cells[n, j] for j in judges]} for n in sorted(set(table.n))]}
+
 def external_sections(run)->list:
     "A section for each other test set that was scored with this run."
     out = []
@@ -572,7 +581,8 @@ def external_sections(run)->list:
         found, types, test = read_json(path), pd.read_csv(path.with_name("metrics_by_type.csv"), keep_default_na=False, na_values=[""]), read_predictions(path.with_name("predictions.csv"))
         dropped = read_json(path.with_name("dropped.json")) if path.with_name("dropped.json").exists() else None
         words = f"{found['n']['rows']:,} solutions of {found['n']['problems']:,} problems, with the threshold and temperature of this run; nothing was fitted on them." + (f" {dropped['rows']:,} rows were left out because the run learned from their problems." if dropped else "")
-        out.append({"name": path.parent.name, "headline": headline(found, types), "words": words, "judges": judges(found), "matrix": matrix_cells(error_matrix(test))})
+        best = path.with_name("best_of_n.csv")
+        out.append({"name": path.parent.name, "headline": headline(found, types), "words": words, "judges": judges(found), "matrix": matrix_cells(error_matrix(test)), "best": best_rows(pd.read_csv(best)) if best.exists() else None})
     return out
 
 def type_rows(types:pd.DataFrame, group:str, most:int=16)->list:

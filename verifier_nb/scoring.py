@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'ATTENTION', 'FOLD_LIMIT', 'Node', 'plan', 'Segments', 'collate', 'tree_attention', 'base_of',
            'why_not_flat', 'pick_layout', 'prepare', 'decoder_layers', 'why_not_compiled', 'compile_layers',
-           'bucket_of', 'label_logits', 'label_loss', 'Probabilities', 'label_log_softmax', 'probabilities', 'batches',
-           'Budget', 'label_log_probs', 'switchable', 'fold', 'read_calibration', 'Verifier', 'make_reward',
-           'default_verifier', 'reward']
+           'bucket_of', 'label_logits', 'logits_at', 'label_loss', 'Probabilities', 'label_log_softmax',
+           'probabilities', 'batches', 'Budget', 'label_log_probs', 'switchable', 'fold', 'read_calibration',
+           'Verifier', 'make_reward', 'default_verifier', 'reward']
 
 # %% ../nbs/05_scoring.ipynb #21bb7f10
 import functools, inspect, itertools, math, sys
@@ -278,7 +278,7 @@ def prepare(
     kernel = base.verifier_attention["kernel"]
     return kernel if base.device.type == "cuda" else "sdpa"
 
-# %% ../nbs/05_scoring.ipynb #d8b25d02
+# %% ../nbs/05_scoring.ipynb #6ba4a2c3
 def decoder_layers(model):  # -> nn.ModuleList
     "The transformer's layers."
     n = base_of(model).config.get_text_config().num_hidden_layers
@@ -304,9 +304,9 @@ def compile_layers(
 
 def bucket_of(model):
     "Fill flat batches to a multiple of this many tokens: only for compiled models."
-    return 128 if getattr(base_of(model), "verifier_compiled", False) else None
+    return 128 if getattr(base_of(model), "verifier_compiled", False) or not why_not_compiled(model) else None
 
-# %% ../nbs/05_scoring.ipynb #206be8bc
+# %% ../nbs/05_scoring.ipynb #a7f7449c
 def label_logits(
     model,  # with or without adapter
     batch,  # what `collate` made
@@ -320,6 +320,19 @@ def label_logits(
     return model(input_ids=ids, position_ids=positions, positions=positions, segments=batch["segments"].to(device), kernel=kernel, use_cache=False,
                  attention_mask=torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device),  # four dimensions: transformers makes no mask of its own
                  logits_to_keep=batch["label_positions"].to(device)).logits[0]
+
+def logits_at(
+    model,
+    samples,  # dicts with input_ids
+    positions,  # positions wanted of each sample, a list a sample
+    layout:str="shared",  # flat | shared
+)->torch.Tensor:  # [positions of all samples, vocabulary]
+    "Logits at any positions of a batch, sample after sample; a shared beginning is computed once here too."
+    nodes, leaf = plan([list(s["input_ids"]) for s in samples], layout == "shared")
+    batch = collate(samples, layout)
+    starts, paths = np.cumsum([0, *batch["segments"].lengths]), batch["segments"].paths
+    def place(row, position): return next(int(starts[n]) + position - nodes[n].depth for n in paths[leaf[row]] if position < nodes[n].depth + len(nodes[n].ids))
+    return label_logits(model, {**batch, "label_positions": torch.tensor([place(r, p) for r, some in enumerate(positions) for p in some])})
 
 def label_loss(
     model,

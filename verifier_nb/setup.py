@@ -8,8 +8,8 @@ __all__ = ['PACKAGES', 'VerifierError', 'secret_values', 'scrub', 'atomic', 'wri
            'mount_drive', 'find_shared', 'cache_dir', 'package_versions', 'git_state', 'hardware', 'fingerprint',
            'run_stage']
 
-# %% ../nbs/00_setup.ipynb #f9ddd0c2
-import hashlib, importlib.util, json, os, platform, random, re, subprocess, sys, tempfile, time
+# %% ../nbs/00_setup.ipynb #0277f5cd
+import hashlib, html, importlib.util, json, os, platform, random, re, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from urllib.parse import quote
 from importlib import metadata
@@ -34,23 +34,25 @@ class VerifierError(Exception):
     
     def __reduce__(self): return type(self), (self.what, self.where, self.fix)
 
-# %% ../nbs/00_setup.ipynb #78d8387d
+# %% ../nbs/00_setup.ipynb #bdcee1d5
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)", re.I)
 _SECRET_SHAPE = re.compile(
     r"hf_[A-Za-z0-9]{16,}|(?<![a-z]{2})sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|AKIA[0-9A-Z]{16}"
     r"|AIza[A-Za-z0-9_\-]{35}|xox[abeoprs]-[A-Za-z0-9\-]{10,}|glpat-[A-Za-z0-9_\-]{20,}|npm_[A-Za-z0-9]{30,}|eyJ[A-Za-z0-9_\-]{10,}\.eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----"
     r"|(?<=://)[^/\s:@\"'\\]+:[^/\s@\"']+(?=@)|(?<=://)[^/\s:@\"'\\]{20,}(?=@)"  # user:password@ or token@ in a URL
-    r"|(?i:(?<=bearer )[A-Za-z0-9._\-]{16,})"
-    r"|(?i:(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=password=))[A-Za-z0-9._\-]{12,}", re.S)
+    r"|(?:(?<=%3A//)|(?<=%3A%2F%2F))[^/\s\"'<>]+?(?=%40)"  # the same inside of another URL
+    r"|(?i:(?:(?<=bearer )|(?<=bearer%20))[A-Za-z0-9._\-]{16,})"
+    r"|(?i:(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=password=)|(?<=api_key%3D)|(?<=token%3D)|(?<=password%3D))[A-Za-z0-9._\-]{12,}", re.S)
 
 def secret_values()->set:  # values of at least 8 characters
     "Values of the environment variables whose names look like credentials."
     return {v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8 and not v.isdigit() and not os.path.exists(v)}
 
 def _spellings(value:str)->set:
-    "A value as it stands in plain text, in JSON and in a URL."
-    return {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value), quote(value, safe="")}
+    "A value as it stands in plain text, in a Python literal, in HTML and in a URL, and all of these in JSON."
+    plain = {value, repr(value)[1:-1], html.escape(value), quote(value), quote(value, safe="")}
+    return plain | {json.dumps(x, ensure_ascii=ascii)[1:-1] for x in plain for ascii in (True, False)}
 
 def scrub(
     text:str,  # anything that is about to be written or shown

@@ -195,7 +195,7 @@ class LabelTrainer(SFTTrainer):
         if best.is_dir(): self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
 
-# %% ../nbs/06_training.ipynb #134ee851
+# %% ../nbs/06_training.ipynb #89d37e91
 class Rows:
     "The samples of a batch, carried along as they are."
     def __init__(self, samples): self.samples = samples
@@ -203,12 +203,13 @@ class Rows:
 def make_collator(
     layout:str,  # padded | flat | shared
     pad_id:int,
+    bucket:int=None,  # fill a flat batch up to a multiple of this many tokens
 ):  # -> function from samples to a batch
     "A collator: samples in, one batch of the engine out."
-    return functools.partial(_collate, layout=layout, pad_id=pad_id)
+    return functools.partial(_collate, layout=layout, pad_id=pad_id, bucket=bucket)
 
-def _collate(samples, layout, pad_id):
-    batch = dict(scoring.collate(samples, layout, pad_id))
+def _collate(samples, layout, pad_id, bucket):
+    batch = dict(scoring.collate(samples, layout, pad_id, bucket))
     labels = torch.tensor([s["label_id"] for s in samples])
     return {**batch, "labels": labels, "shift_labels": labels, "rows": Rows(samples)}
 
@@ -247,7 +248,7 @@ def pick(cfg)->str:
     "The device of a run."
     return setup.pick_device(cfg.model.device)
 
-# %% ../nbs/06_training.ipynb #0d4b9531
+# %% ../nbs/06_training.ipynb #91b6bc3c
 def prepare_model(cfg):
     "Base model with a fresh or given adapter; or all weights, in float32, trainable."
     with quiet(): base = model_.load_base(cfg.model)
@@ -273,7 +274,7 @@ def make_trainer(
                            groups=splits["train"]["group"] if layout == "shared" else None, seed=cfg.seed)
     with quiet(): args = training_arguments(cfg, run.checkpoints, math.ceil(len(batches)/cfg.training.gradient_accumulation), setup.pick_dtype(pick(cfg), cfg.model.dtype))
     with quiet(): trainer = LabelTrainer(model=net, args=args, train_dataset=splits["train"], eval_dataset=splits["validation"], processing_class=tokenizer,
-                           data_collator=make_collator(layout, tokenizer.pad_token_id), callbacks=[Progress()],
+                           data_collator=make_collator(layout, tokenizer.pad_token_id, scoring.bucket_of(net)), callbacks=[Progress()],
                            batches=batches, layout=layout, label_tokens=data.label_ids(tokenizer), eval_tokens=cfg.evaluation.batch_tokens)
     trainer.remove_callback(PrinterCallback)
     trainer.run, trainer.keep_checkpoints = run, cfg.training.keep_checkpoints
