@@ -11,8 +11,8 @@ __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'SYSTEM', 'CUT', 
            'load_counted', 'load_problems', 'held_out', 'exclude', 'token_lengths', 'summarise', 'plot_lengths',
            'run_stage', 'load_split', 'side_by_side', 'fitting', 'build_report']
 
-# %% ../nbs/03_data.ipynb #167ed4cf
-import functools, hashlib, html, importlib.util, io, json, math, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
+# %% ../nbs/03_data.ipynb #ac09c019
+import functools, gc, hashlib, html, importlib.util, io, json, math, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -553,7 +553,7 @@ def symbolic_problems(
             number += 1
     return out
 
-# %% ../nbs/03_data.ipynb #dfcdd668
+# %% ../nbs/03_data.ipynb #231bddff
 _COUNTED = {c: f"count of {c}" for c in "+-*/=%$.,()"}
 _PATTERNS = {name: re.compile(pattern) for name, pattern in {
     "decimals": r"\d\.\d", "thousands commas": r"\d,\d{3}", "trailing zeros": r"\d0\b", "ones": r"\b1\b", "zeros": r"\b0\b", "negative": r"(?<![\w)])\s*-\d",
@@ -561,13 +561,13 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in {
     "spaces at line ends": r"[ \t]\n", "no space after ####": r"####\S", "full stops at line ends": r"\.\n"}.items()}
 _TOKENS, _NUMBERS, _RUNS, _DECIMALS = (re.compile(p) for p in (r"[^\W\d_]+|\d+(?:\.\d+)?", r"\d+(?:\.\d+)?", r"\d+", r"\.(\d+)"))
 
-def _surface(s):
+def _surface(s, patterns=_PATTERNS):
     "What can be counted in one solution without understanding it."
     numbers, runs, lines, tokens = _NUMBERS.findall(s), _RUNS.findall(s), s.split("\n"), _TOKENS.findall(s)
     digits, last, first = sum(map(len, runs)), lines[-1], _RUNS.search(s)
     return {"characters": len(s), "lines": len(lines), "words": len(s.split()), "distinct words": len(set(tokens)), "numbers": len(numbers), "distinct numbers": len(set(numbers)), "digits": digits,
             "longest number": max(map(len, runs), default=0), "digits a number": digits / max(len(runs), 1), "decimal places": max(map(len, _DECIMALS.findall(s)), default=0),
-            "multiples of 3": sum(int(n[-9:]) % 3 == 0 for n in runs), **{name: len(pattern.findall(s)) for name, pattern in _PATTERNS.items()}, **{name: s.count(c) for c, name in _COUNTED.items()},
+            "multiples of 3": sum(int(n[-9:]) % 3 == 0 for n in runs), **{name: len(pattern.findall(s)) for name, pattern in patterns.items()}, **{name: s.count(c) for c, name in _COUNTED.items()},
             "annotations": s.count("<<"), "spaces around =": s.count(" = "), "double spaces": s.count("  "), "space at the end": s != s.rstrip(), "answer line": s.count("####"),
             "length of last line": len(last), "length of first line": len(lines[0]), "longest line": max(map(len, lines)), "first number at": (first.start() if first else len(s)) / max(len(s), 1),
             "digits of the answer": sum(map(len, _RUNS.findall(last))), "answer has decimals": bool(_PATTERNS["decimals"].search(last))}
@@ -712,19 +712,21 @@ def _rows_of(problem, cfg, seed, tilt=None):
         counts["made", made.kind, made.subtype] += 1
     return rows, counts
 
-# %% ../nbs/03_data.ipynb #40f363ca
+# %% ../nbs/03_data.ipynb #2e35707e
 _BALANCED = ["characters", "lines", "distinct words", "numbers", "digits", "longest number", "digits a number", "decimals", "trailing zeros", "distinct numbers", "annotations", "digits of the answer", "answer has decimals",
              "length of last line", "longest line", "count of +", "count of -", "count of *", "count of /", "count of =", "ones", "count of .", "even numbers", "multiples of 3", "multiples of 5"]
 
+_LOOKED_AT = {name: pattern for name, pattern in _PATTERNS.items() if name in _BALANCED}
+
 def _look(tilt, solution):
     "Log odds that the surface baseline calls a solution flawed."
-    seen = _surface(solution)
+    seen = _surface(solution, _LOOKED_AT)
     return tilt["bias"] + sum(w * seen[name] for name, w in tilt["weights"])
 
 def _trials_of_chunk(task):
     "Surface features of correct solutions and of trial errors: (problem, kind, features); runs in a worker process."
     problems, cfg, seed, draws = task
-    out, measure = [], lambda text: [float(seen[name]) for seen in [_surface(text)] for name in _BALANCED]
+    out, measure = [], lambda text: [float(seen[name]) for seen in [_surface(text, _LOOKED_AT)] for name in _BALANCED]
     for problem in problems:
         example = next(_instances(problem, f"trial/{seed}/{problem.number}", cfg["fresh_numbers"]))
         if not example: continue
@@ -747,7 +749,7 @@ def balance(
     cfg:DataSettings,
     seed:int,
     workers:int=1,
-    trials:int=400,  # problems to try, at most half of them
+    trials:int=800,  # problems to try, at most half of them
     rounds:int=15,  # fits; each sees what the one before would keep
 ):  # kind -> {"bias", "weights"}, or None with fewer than 200 problems
     "Weights of the surface features that give errors away, by repeated logistic regression on trial errors."
@@ -775,7 +777,7 @@ def balance(
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #f93c00f8
+# %% ../nbs/03_data.ipynb #4d1d6456
 @functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
@@ -822,7 +824,7 @@ def _map(function, tasks, workers):
     if workers <= 1: yield from map(function, tasks)
     else:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
-        with multiprocessing.get_context(method).Pool(workers) as pool: yield from pool.imap(function, tasks)
+        with multiprocessing.get_context(method).Pool(workers, initializer=gc.freeze) as pool: yield from pool.imap(function, tasks)
 
 def _known_subtypes(weights):
     "Raise `VerifierError` for a subtype that does not exist."

@@ -57,19 +57,19 @@ _TOKEN = re.compile(r"(?P<w>[^\W\d_]+(?:['’ ][^\W\d_]+)*)|(?P<n>(?:\d{1,3}(?:,
 _OPS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "∗": "*", "x": "*", "X": "*", "/": "/", "÷": "/", "of": "*"}
 LIMITS = {"characters": 20_000, "numbers": 2_000, "steps": 200, "digits": 15}  # beyond these a text is refused: no word problem is that long
 
-# %% ../nbs/02_errors.ipynb #c6d2138a
+# %% ../nbs/02_errors.ipynb #745b0828
 def _scan(text):
     "Cut a text into tokens (kind, start, end, what) for the prose and for each annotation; returns numbers, prose, annotations."
     numbers, prose, notes, here = [], [], [], None
     for m in _TOKEN.finditer(text):
-        kind, start, end = m.lastgroup, m.start(), m.end()
+        kind, (start, end) = m.lastgroup, m.span()
         if kind == "A": here = []; notes.append((start, here, len(prose)))
         elif kind == "Z": here = None
         else:
             if kind == "n":
                 what = len(numbers)
-                numbers.append(Number(start, end, m[0], _value(m[0]), here is not None))
-            else: what = m[0]
+                numbers.append(Number(start, end, text[start:end], _value(text[start:end]), here is not None))
+            else: what = text[start:end]
             (prose if here is None else here).append((kind, start, end, what))
     return numbers, prose, notes
 
@@ -847,7 +847,7 @@ def _rewrite(p, new, edits=()):
         at = end
     return "".join([*out, p.text[at:]]), marks
 
-# %% ../nbs/02_errors.ipynb #928fa239
+# %% ../nbs/02_errors.ipynb #a5f73f5f
 @dataclass
 class Injected:
     "A flawed solution with the record of its error."
@@ -888,6 +888,7 @@ def _implied(text):
     words = {_singular(w) for w in _STEM.findall(text)}
     return [v for v, cases in _UNITS.items() if any(words.issuperset(case) for case in cases)]
 
+@lru_cache(1 << 14)
 def _singular(word): return {"feet": "foot", "inches": "inch", "halves": "half"}.get(word) or (word[:-1] if word.endswith("s") else word)
 
 @dataclass

@@ -290,7 +290,7 @@ def run_stages(
 
 def _now()->str: return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-# %% ../nbs/10_runs.ipynb #4540f214
+# %% ../nbs/10_runs.ipynb #16029192
 @contextmanager
 def _stop_politely():
     "Make SIGTERM and SIGHUP exceptions, so that locks are released and the manifest is written."
@@ -302,13 +302,13 @@ def _stop_politely():
         for number, handler in before.items(): signal.signal(number, handler)
 
 def find_run(
-    name:str,  # a path, a run's folder name, or "latest"
+    name:str,  # a path, a run's folder name, a config's name (its newest run), or "latest"
     root=".",
 )->Run:
     "Find a run. Raises `VerifierError`."
     if (Path(name)/"config.yaml").exists(): return open_run(name)
     found = sorted((p.parent for p in Path(root).glob("reports/*/*/config.yaml")), key=lambda p: p.name)
-    hits = found[-1:] if name == "latest" else [p for p in found if p.name == name]
+    hits = found[-1:] if name == "latest" else [p for p in found if name in (p.name, p.parent.name, f"{p.parent.name}/{p.name}")]
     if not hits: raise VerifierError(f"there is no run {name!r}", Path(root)/"reports", "give a run's folder, such as reports/quickstart/20261122T093000Z-3f9a2c1, or 'latest'" + (f"; here are: {', '.join(str(p) for p in found[-3:])}" if found else ""))
     return open_run(hits[-1])
 
