@@ -232,6 +232,11 @@ def test_the_published_predictions_give_the_published_numbers():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory): return make_run(tmp_path_factory.mktemp("run"))
 
+def test_a_mapping_is_for_files_from_elsewhere(run):
+    "A run's own columns keep their names, so that a run and a file can be compared in one command."
+    assert ev.read_results(run.reports, {"p_flawed": "p(class=1)"}).equals(ev.read_results(run.reports))
+
+
 def test_predictions_have_the_columns_of_the_contract(run):
     assert list(pd.read_csv(run.report("predictions.csv")))[:10] == "index split true_label predicted_label prob_0 prob_1 p_flawed label_mass error_type source".split()
     frame, calibration = ev.read_predictions(run.report("predictions.csv")), setup.read_json(run.report("calibration.json"))

@@ -373,7 +373,7 @@ def fit_calibration(
     out["margin"] = choose_margin(q, y, out["threshold"], budget)
     return out
 
-# %% ../nbs/07_evaluation.ipynb #1d370164
+# %% ../nbs/07_evaluation.ipynb #2ab537ac
 KNOWN_AS = {"p_flawed": ("p(class=1)", "p_1", "prob_flawed", "score"), "true_label": ("label", "y"), "predicted_label": ("prediction", "pred")}
 
 def read_results(
@@ -382,13 +382,14 @@ def read_results(
 )->pd.DataFrame:  # index, true_label, called, p (NaN when there is none), error_type, and the occurrence `nth` of index and label
     "Verdicts of one verifier, wherever they come from. Raises `VerifierError` when a column is missing."
     place = getattr(source, "reports", source)
+    ours_already = isinstance(place, (str, Path)) and Path(place).is_dir()
     if isinstance(place, (str, Path)):
-        place = Path(place)/"predictions.csv" if Path(place).is_dir() else Path(place)
+        place = Path(place)/"predictions.csv" if ours_already else Path(place)
         try: frame = pd.read_csv(place, float_precision="round_trip")
         except FileNotFoundError: raise VerifierError(f"{place.name} is missing", place.parent, "give a run with predictions.csv, or a CSV file") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise VerifierError(f"this is not a CSV file: {e}", place, "give a CSV file with a header") from None
     else: frame, place = place, "data frame"
-    wanted = dict(columns or {})
+    wanted = dict(columns or {}) if not ours_already else {}  # a run's own file needs no other names
     for ours, others in KNOWN_AS.items():
         if ours not in frame and ours not in wanted: wanted |= next(({ours: o} for o in others if o in frame), {})
     unknown = [v for v in wanted.values() if v not in frame]
