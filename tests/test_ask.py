@@ -28,6 +28,14 @@ def test_check_says_probability_verdict_and_every_equation(adapter):
     assert lines[0].startswith("P(flawed) = 0.9") and "threshold 0.50" in lines[0] and lines[0].endswith("verdict: flawed")
     assert "threshold 0.47" in lines[1] and lines[2].split() == "step 1 3 * 4 = 12 true".split() and lines[3].split() == "step 2 12 - 2 = 11 false: it is 10 distrusted".split()
 
+def test_check_says_whether_the_probability_is_calibrated(adapter):
+    "Only what was fitted is called so."
+    assert "(calibrated; threshold" in ask("check", PROBLEM, FALSE, "--adapter", adapter).stdout
+    kept = (adapter/"calibration.json").read_text()
+    (adapter/"calibration.json").write_text(json.dumps({"temperature": 1.0, "threshold": 0.5, "marks": False, "max_length": 600}))
+    try: assert "(not calibrated; threshold 0.50)" in ask("check", PROBLEM, FALSE, "--adapter", adapter).stdout
+    finally: (adapter/"calibration.json").write_text(kept)
+
 def test_what_is_printed_is_what_the_library_says(adapter):
     verifier = load(adapter)
     row = evaluation.judge(verifier, [PROBLEM], [FALSE], setup.read_json(adapter/"calibration.json")).iloc[0]

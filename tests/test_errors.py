@@ -33,6 +33,8 @@ def sample(n, seed=0, annotated=False):
 
 @lru_cache(1)
 def symbolic(n=150):
+    from verifier_nb import data
+    data.symbolic(2, "once")  # imports the package as the library does, without the compiled solver that other puzzles need
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
     rows = []
     for row in GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=3, size=n)):

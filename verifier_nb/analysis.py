@@ -715,7 +715,7 @@ def notes_of(result:dict, calibration:dict)->list:
     if check: out.append(f"Merged into the 16-bit base, the model's probabilities differ from the adapter's ({check['adapter_on']}) by at most {check['max_abs_difference']:.2g} on {check['rows']} rows.")
     return out + [f"{k.replace('_', ' ')}: {v}" for k, v in result["notes"].items() if k != "ece"]
 
-# %% ../nbs/08_analysis.ipynb #dfe88681
+# %% ../nbs/08_analysis.ipynb #afa4c4e4
 def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     "Every equation of a solution as a dictionary; the distrusted one is told."
     from verifier_nb.errors import check
@@ -746,7 +746,7 @@ def examine(
     for solution, rank, r in zip(solutions, ranks, rows.to_dict("records")):
         blame = {k: r[k] for k in ("kind", "step", "text", "why")}
         found = {"p_flawed": r["p_calibrated"], "threshold": own, "verdict": r["verdict"]}
-        out.append({**({"p_flawed": r["p_hybrid"], "threshold": both, "verdict": r["hybrid_verdict"]} if hybrid else found), "hybrid": hybrid, "verifier": {**found, "uncalibrated": r["p_flawed"]}, "rank": rank,
+        out.append({**({"p_flawed": r["p_hybrid"], "threshold": both, "verdict": r["hybrid_verdict"]} if hybrid else found), "hybrid": hybrid, "verifier": {**found, "uncalibrated": r["p_flawed"], "calibrated": verifier.calibration.get("method", "none") != "none"}, "rank": rank,
                     "equations": _equations(solution, blame, int(r.get("surprisal_at", -1))), "distrusted": blame if blame["kind"] else None, "solution": solution})
     return out
 

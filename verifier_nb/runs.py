@@ -208,7 +208,7 @@ class Watch:
         self.thread.join()
         if self.live: print("\r\033[K", end="")
 
-# %% ../nbs/10_runs.ipynb #cb514014
+# %% ../nbs/10_runs.ipynb #73d8a894
 class StageError(VerifierError):
     "A stage failed; its executed notebook was kept."
 
@@ -250,7 +250,7 @@ def execute(
         if (scratch/"out.ipynb").exists() and run.report("config.yaml").exists(): setup.write_text(run.report(f"{stage}.ipynb"), _tidy((scratch/"out.ipynb").read_text(encoding="utf-8")))
         shutil.rmtree(scratch, ignore_errors=True)
     run.still_there()
-    if failure: raise StageError(f"{failure.ename}: {_tidy(failure.evalue)}", f"notebook {stage}.ipynb, cell {failure.cell_index}",
+    if failure: raise StageError(f"{failure.ename}: {_tidy(failure.evalue)}", f"notebook {stage}.ipynb, cell In [{failure.exec_count}]",
                                  f"open {_short_path(run.report(stage + '.ipynb'))}; mend the cause, then: verifier-nb resume {_short_path(run.reports)}") from None
 
 # %% ../nbs/10_runs.ipynb #04415730
@@ -636,15 +636,16 @@ def read_pair(
     if not given: return split_pair(text, str(file or "standard input"))
     return (given[0], text.strip()) if question == given[0] else (text.strip(), given[0])
 
-# %% ../nbs/10_runs.ipynb #f5562158
+# %% ../nbs/10_runs.ipynb #ac2d36b6
 def answer_lines(
     found:dict,  # what `analysis.examine` says about a solution
 )->list:  # of lines
     "What `check` prints."
     from verifier_nb.analysis import probability as p
-    how = "verifier and equation checker" if found["hybrid"] else "calibrated"
+    own = "calibrated" if found["verifier"]["calibrated"] else "not calibrated"
+    how = "verifier and equation checker" if found["hybrid"] else own
     out = [f"P(flawed) = {p(found['p_flawed'])}   ({how}; threshold {p(found['threshold'])})   verdict: {found['verdict']}"]
-    if found["hybrid"]: out.append(f"the verifier alone: {p(found['verifier']['p_flawed'])}   (calibrated; threshold {p(found['verifier']['threshold'])}): {found['verifier']['verdict']}")
+    if found["hybrid"]: out.append(f"the verifier alone: {p(found['verifier']['p_flawed'])}   ({own}; threshold {p(found['verifier']['threshold'])}): {found['verifier']['verdict']}")
     rows, blame = [(f"step {e['step']}", " ".join(e["text"].split()), "true" if e["true"] else f"false: it is {e['is']}", e["distrusted"]) for e in found["equations"]], found["distrusted"]
     wide = [max((min(len(r[i]), 60) for r in rows), default=0) for i in range(3)]
     for *cells, distrusted in rows:
