@@ -470,7 +470,7 @@ def run(args):
     if args.device == "cuda": torch.cuda.empty_cache()
     print(json.dumps(result["facts"], indent=1), flush=True)
     out.write_text(json.dumps(result, indent=1))
-    parts = args.parts.split(",") if args.parts else ["ours", "score", "original", "ours-nf4", "trl", "unsloth"] if args.device == "cuda" else ["ours", "trl", "original", "score"]
+    parts = args.parts.split(",") if args.parts else ["ours", "score", "original", "ours-nf4", "trl", "unsloth"] if args.device == "cuda" else ["ours", "score", "original", "trl"]
     for k, part in enumerate(parts):
         left = limit - (time.monotonic() - start) - 3
         if left < 30:
