@@ -52,6 +52,12 @@ def made_up(vocab, problems=256, seed=0):
     return out, (2, 3)
 
 
+def samples_of(args):
+    "The samples that a command line asks for: real ones, or made-up ones for the shape's vocabulary."
+    vocab = SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"]
+    return read_tokens(args.tokens, args.limit, vocab) if args.tokens else made_up(vocab)
+
+
 def write_tokens(args):
     from verifier_nb import data
     from verifier_nb.config import DataSettings
@@ -434,8 +440,7 @@ def run_part(args):
     "One part, in this process."
     import torch
     if args.device == "cpu" and args.threads: torch.set_num_threads(args.threads)
-    vocab = SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"]
-    samples, labels = read_tokens(args.tokens, args.limit, vocab) if args.tokens else made_up(vocab)
+    samples, labels = samples_of(args)
     PARTS[args.part](Meter(args.out, args.limit_s, args.device), args, samples, labels)
 
 
@@ -464,8 +469,7 @@ def run(args):
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    vocab = SHAPES.get(args.shape, {"vocab_size": 49_152})["vocab_size"]
-    samples, _ = read_tokens(args.tokens, args.limit, vocab) if args.tokens else made_up(vocab)
+    samples, _ = samples_of(args)
     result = {"facts": facts(args, samples), "measurements": []}
     if args.device == "cuda": torch.cuda.empty_cache()
     print(json.dumps(result["facts"], indent=1), flush=True)

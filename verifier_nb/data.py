@@ -11,8 +11,8 @@ __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'SYSTEM', 'CUT', 
            'load_counted', 'load_problems', 'held_out', 'exclude', 'token_lengths', 'summarise', 'plot_lengths',
            'run_stage', 'load_split', 'side_by_side', 'fitting', 'build_report']
 
-# %% ../nbs/03_data.ipynb #ac09c019
-import functools, gc, hashlib, html, importlib.util, io, json, math, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
+# %% ../nbs/03_data.ipynb #167ed4cf
+import functools, hashlib, html, importlib.util, io, json, math, multiprocessing, os, random, re, shutil, stat, sys, tempfile, types, unicodedata, zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -777,7 +777,7 @@ def balance(
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #4d1d6456
+# %% ../nbs/03_data.ipynb #f93c00f8
 @functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
@@ -824,7 +824,7 @@ def _map(function, tasks, workers):
     if workers <= 1: yield from map(function, tasks)
     else:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
-        with multiprocessing.get_context(method).Pool(workers, initializer=gc.freeze) as pool: yield from pool.imap(function, tasks)
+        with multiprocessing.get_context(method).Pool(workers) as pool: yield from pool.imap(function, tasks)
 
 def _known_subtypes(weights):
     "Raise `VerifierError` for a subtype that does not exist."

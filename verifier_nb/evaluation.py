@@ -565,7 +565,7 @@ def fit_surface(
     if len(set(y.tolist())) < 2: return None
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(surface_features(list(train["solution"])[::step]).to_numpy(), y)
 
-# %% ../nbs/07_evaluation.ipynb #89f8ae4c
+# %% ../nbs/07_evaluation.ipynb #c0703194
 def digit_places(
     pieces,  # text of each token of a prompt
 ):  # -> list of (token, equation): tokens with a digit after an "=" of the solution, and which "=" it was
@@ -600,7 +600,7 @@ def read_base(
     model, out = verifier.model, np.zeros((len(ids), 4))
     untouched = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
     with torch.inference_mode(), untouched:
-        for rows in _packed([len(x) for x in ids], batch_tokens) if verifier.layout == "padded" else scoring.batches(samples, batch_tokens, verifier.layout):
+        for rows in scoring.batches(samples, batch_tokens, verifier.layout):
             at = [[p - 1 for p, _ in places[i]] + [len(ids[i]) - 1] for i in rows]
             logits = _padded_logits_at(model, [ids[i] for i in rows], at, verifier.tokenizer.pad_token_id or 0) if verifier.layout == "padded" else scoring.logits_at(model, [samples[i] for i in rows], at, verifier.layout)
             logs = iter(logits.float().log_softmax(-1).split([len(some) for some in at]))
@@ -622,14 +622,6 @@ def _padded_logits_at(model, ids, at, pad_id):  # -> [positions of all rows, voc
     hook = base_of(model).get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][rows, positions][None],))
     try: return model(input_ids=batch.to(device), attention_mask=real.to(device), use_cache=False).logits[0]
     finally: hook.remove()
-
-def _packed(lengths, budget:int):
-    "Row numbers in batches of similar length whose padded size is within the budget (one row at least)."
-    out, batch = [], []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[i]*(len(batch) + 1) > budget: out, batch = out + [batch], []
-        batch.append(i)
-    return out + [batch] if batch else out
 
 # %% ../nbs/07_evaluation.ipynb #afb59c5d
 def hybrid_features(frame:pd.DataFrame)->pd.DataFrame:  # from p_calibrated, equations, false_equations and, when it is there, surprisal

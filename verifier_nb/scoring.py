@@ -306,7 +306,7 @@ def bucket_of(model):
     "Fill flat batches to a multiple of this many tokens: only for compiled models."
     return 128 if getattr(base_of(model), "verifier_compiled", False) or not why_not_compiled(model) else None
 
-# %% ../nbs/05_scoring.ipynb #a7f7449c
+# %% ../nbs/05_scoring.ipynb #eb90e8bc
 def label_logits(
     model,  # with or without adapter
     batch,  # what `collate` made
@@ -328,11 +328,11 @@ def logits_at(
     layout:str="shared",  # flat | shared
 )->torch.Tensor:  # [positions of all samples, vocabulary]
     "Logits at any positions of a batch, sample after sample; a shared beginning is computed once here too."
-    nodes, leaf = plan([list(s["input_ids"]) for s in samples], layout == "shared")
     batch = collate(samples, layout)
-    starts, paths = np.cumsum([0, *batch["segments"].lengths]), batch["segments"].paths
-    def place(row, position): return next(int(starts[n]) + position - nodes[n].depth for n in paths[leaf[row]] if position < nodes[n].depth + len(nodes[n].ids))
-    return label_logits(model, {**batch, "label_positions": torch.tensor([place(r, p) for r, some in enumerate(positions) for p in some])})
+    segments, ends = batch["segments"], np.cumsum(batch["segments"].lengths)
+    leaf = np.searchsorted(ends, batch["label_positions"], side="right")  # the node that holds each sample's last token
+    places = [np.concatenate([np.arange(ends[j] - segments.lengths[j], ends[j]) for j in segments.paths[n]])[some] for n, some in zip(leaf, positions)]
+    return label_logits(model, {**batch, "label_positions": torch.from_numpy(np.concatenate(places))})
 
 def label_loss(
     model,
