@@ -151,7 +151,7 @@ def test_deterministic_mode_repeats_to_the_bit():
 
 def test_real_out_of_memory_is_survived():
     net = on_gpu("llama", torch.bfloat16, KERNELS[0])
-    samples = make_samples(problems(64))
+    samples = make_samples(problems(1024))  # some 560,000 tokens: as one batch they need hundreds of MiB
     expected = scoring.label_log_probs(net, samples, LABELS, 2000, "flat")
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(max((torch.cuda.memory_allocated() + 24*2**20)/torch.cuda.get_device_properties(0).total_memory, 1e-4))
