@@ -278,6 +278,16 @@ def test_same_bytes_with_any_number_of_workers(tmp_path):
     symbolic(tmp_path, "other", seed=4, repeats=6, fresh_numbers=True)
     assert sha256(tmp_path/"other") != sha256(tmp_path/"w1")
 
+def test_fewer_pairs_of_problems_that_are_held_out(tmp_path):
+    all_, few = symbolic(tmp_path, "all", repeats=6, fresh_numbers=True)[0], symbolic(tmp_path, "few", repeats=6, heldout_repeats=2, fresh_numbers=True)[0]
+    assert few["train"].to_pandas().equals(all_["train"].to_pandas())
+    for split in ("validation", "test"):
+        rows, more = few[split].to_pandas(), all_[split].to_pandas()
+        assert len(rows) < len(more)/2 and rows.merge(more).shape == rows.shape  # the first pairs of each problem, with the same row numbers
+    more = symbolic(tmp_path, "more", repeats=1, heldout_repeats=3, fresh_numbers=True)[0]
+    numbers = pd.concat([d.to_pandas() for d in more.values()])
+    assert not numbers.duplicated(["index", "label"]).any()
+
 def test_the_stage_repeats_itself_in_another_process(tmp_path):
     code = "import sys; from verifier_nb import data, setup; from verifier_nb.config import *; r = new_run(load_config('smoke'), sys.argv[1]); data.run_stage(r); print(setup.sha256(r.dataset), setup.sha256(r.figures), setup.sha256(r.report('data_summary.csv')))"
     env = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "OMP_NUM_THREADS": "2"}

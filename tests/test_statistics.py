@@ -159,6 +159,17 @@ def test_margin_keeps_the_budget_on_validation():
 
 # Best of N
 
+def test_a_sample_of_rows_keeps_problems_together(tmp_path):
+    from verifier_nb import data
+    from verifier_nb.config import load_config, new_run
+    make = lambda **more: new_run(load_config("smoke", {"data.problems": 60, "data.test_fraction": 0.4, "data.flawed_per_problem": 2, **more}), tmp_path)
+    whole, part = make(), make(**{"evaluation.max_rows": 20})
+    for r in (whole, part): data.run_stage(r)
+    rows, few = ev.scored_rows(whole, "test").to_pandas(), ev.scored_rows(part, "test").to_pandas()
+    assert len(rows) == len(data.load_split(whole, "test")) and 20 <= len(few) < 20 + rows["index"].value_counts().max() < len(rows)
+    assert rows[rows["index"].isin(few["index"])].reset_index(drop=True).equals(few)  # every row of a drawn problem, in the split's order
+    assert few.equals(ev.scored_rows(part, "test").to_pandas())
+
 def test_best_of_n_is_the_mean_over_all_subsets():
     from itertools import combinations
     rng = np.random.default_rng(1)

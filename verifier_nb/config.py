@@ -26,7 +26,7 @@ class Settings(BaseModel):
     "A block of settings: unknown keys are refused, types are not converted."
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
-# %% ../nbs/01_config.ipynb #63602f66
+# %% ../nbs/01_config.ipynb #40b26fef
 class DataSettings(Settings):
     "Where the rows come from, how they are split and how long a sample may be."
     source: str = "gsm_symbolic"  # gsm_symbolic | gsm8k | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several are joined by +
@@ -43,6 +43,7 @@ class DataSettings(Settings):
     fresh_numbers: bool = False  # draw a problem's numbers anew for every row, so that no correct solution is learned by heart
     share_instance: bool = True  # a correct and a flawed row of a problem share their numbers (with fresh_numbers)
     repeats: Count = 1  # pairs made of each problem (with fresh_numbers each has its own numbers)
+    heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
     draw: Annotated[int, Field(ge=0)] = 0  # another number draws other numbers and other errors for the same problems in the same splits
     forms: Annotated[list[Literal["original", "plain", "hash", "final_answer", "the_answer_is"]], Field(min_length=1)] = ["original"]  # forms of annotation and answer line, drawn alike for both labels
     marks: bool = False  # write the equation checker's finding after each equation, [ok] or [false: 36], so that the model need not do arithmetic
@@ -106,10 +107,11 @@ class TrainingSettings(Settings):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where to send curves while training
     workers: Annotated[int, Field(ge=0)] = 0  # processes that prepare data
 
-# %% ../nbs/01_config.ipynb #286cce46
+# %% ../nbs/01_config.ipynb #8b6981fa
 class EvaluationSettings(Settings):
     "How the test split is scored and what is computed from it."
     batch_tokens: Annotated[int, Field(ge=64)] = 4096  # tokens in one forward pass
+    max_rows: Optional[Count] = None  # score about this many rows of validation and of test, drawn by the seed, the rows of a problem together; none: all
     resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of problems for the 95 % intervals
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"  # fitted on the validation split only
     threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"  # what the operating threshold is chosen for, on validation

@@ -636,7 +636,7 @@ def audit(
             lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, balanced_accuracy=round(float(np.mean([((score > 0) == label)[mine & (label == c)].mean() for c in (0, 1)])), 4)))
     return pd.DataFrame(lines)
 
-# %% ../nbs/03_data.ipynb #20b6fbb5
+# %% ../nbs/03_data.ipynb #6fa5c7db
 def _instances(problem, seed, fresh):
     "Candidates for one place: the problem with numbers drawn by `seed` (or a refusal), a template up to five times; `fresh=False`: a text as it is."
     from verifier_nb import errors
@@ -706,7 +706,7 @@ def _rows_of(problem, cfg, seed, tilt=None):
         if pair is None: continue
         example, flawed, made = pair
         form = random.Random(f"form/{seed}/{problem.source}/{problem.number}/{place}").choice(cfg["forms"])
-        more = dict(index=problem.number * places + place, source=problem.source, problem=problem.key)
+        more = dict(index=problem.number * cfg.get("stride", places) + place, source=problem.source, problem=problem.key)
         if cfg["fresh_numbers"] or not place: rows.append(dict(more, question=example["question"], solution=errors.reform(example["solution"], form), label=0, error_type="correct", subtype="correct", step=0))
         rows.append(dict(more, question=flawed["question"], solution=errors.reform(made.solution, form), label=1, error_type=made.kind, subtype=made.subtype, step=made.step + 1))
         counts["made", made.kind, made.subtype] += 1
@@ -777,7 +777,7 @@ def balance(
         out[kind] = dict(bias=round(float(weights[-1] - scaled @ mean), 3), weights=[(name, round(float(w), 4)) for name, w in zip(_BALANCED, scaled) if abs(w) > 1e-4])
     return out
 
-# %% ../nbs/03_data.ipynb #f93c00f8
+# %% ../nbs/03_data.ipynb #92464130
 @functools.lru_cache(maxsize=1)
 def _arrow_features():
     "Column types of generated rows."
@@ -845,15 +845,14 @@ def build(
     from datasets import Dataset, DatasetDict
     from tqdm import tqdm
     _known_subtypes(cfg.subtypes)
-    settings, counts, out = cfg.model_dump(), Counter(), {}
-    each = cfg.repeats * cfg.flawed_per_problem
-    step = max(1, 256 // each)
-    workers = workers or (os.cpu_count() or 1 if sum(map(len, problems.values())) * each > 2000 else 1)
+    counts, out, pairs = Counter(), {}, cfg.repeats * cfg.flawed_per_problem
+    workers = workers or (os.cpu_count() or 1 if sum(map(len, problems.values())) * pairs > 2000 else 1)
     Path(folder).mkdir(parents=True, exist_ok=True)
     seed = f"{seed}/{cfg.draw}" if cfg.draw else seed
     tilt = balance(problems, cfg, seed, workers) if cfg.balance else None
     for split in [s for s in SPLITS if problems.get(s)]:
-        sink = _Sink(Path(folder)/f"{split}.arrow")
+        sink, settings = _Sink(Path(folder)/f"{split}.arrow"), _split_settings(cfg, split)
+        step = max(1, 256 // (settings["repeats"] * cfg.flawed_per_problem))
         tasks = [(problems[split][i:i+step], settings, seed, tilt) for i in range(0, len(problems[split]), step)]
         with tqdm(total=len(problems[split]), desc=f"making {split} rows", unit="problem", disable=not progress or len(tasks) < 5) as bar:
             for task, (batch, keys, more) in zip(tasks, _map(_rows_of_chunk, tasks, workers)):
@@ -864,6 +863,11 @@ def build(
         counts["refused", "pair", "made before, word for word"] += sink.twice
         out[split] = _named(Dataset.from_file(str(sink.path)), f"{split}/{seed}/{cfg.model_dump_json()}")
     return DatasetDict(out), +counts
+
+def _split_settings(cfg, split):
+    "The settings for a split's rows: how many of each problem, and how far apart the problems' row numbers are, alike in all splits."
+    heldout = cfg.heldout_repeats or cfg.repeats
+    return {**cfg.model_dump(), "repeats": cfg.repeats if split == "train" else heldout, "stride": max(cfg.repeats, heldout) * cfg.flawed_per_problem}
 
 def _named(dataset, name):
     "Give a data set a repeatable fingerprint instead of one made from its file's time."

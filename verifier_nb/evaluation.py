@@ -10,9 +10,9 @@ __all__ = ['COLUMNS', 'TYPES', 'RATES', 'KNOWN_AS', 'LATER', 'BASELINES', 'CANDI
            'choose_margin', 'fit_calibration', 'read_results', 'difference', 'by_type', 'Comparison', 'compare',
            'mcnemar', 'as_predictions', 'decide', 'checker_scores', 'fit_surface', 'digit_places', 'read_base',
            'hybrid_features', 'fit_weights', 'apply_weights', 'distrust', 'judge', 'counts', 'summarise', 'beside',
-           'best_of_n', 'choices', 'prepare', 'score_split', 'add_baselines', 'add_raw', 'add_columns', 'fit_baselines',
-           'untouched', 'prompt_settings', 'merge_check', 'merge_summary', 'report_text', 'run_stage', 'write_summary',
-           'recompute', 'check_unseen', 'evaluate', 'verify']
+           'best_of_n', 'choices', 'prepare', 'scored_rows', 'score_split', 'add_baselines', 'add_raw', 'add_columns',
+           'fit_baselines', 'untouched', 'prompt_settings', 'merge_check', 'merge_summary', 'report_text', 'run_stage',
+           'write_summary', 'recompute', 'check_unseen', 'evaluate', 'verify']
 
 # %% ../nbs/07_evaluation.ipynb #ed3791a7
 import math, os, re
@@ -773,16 +773,28 @@ def choices(
     answers = [f"none {i}" if (a := _answer(s)) is None else a for i, s in enumerate(solutions)]
     return best_of_n(frame.assign(answer=answers), resamples=resamples, seed=seed)
 
-# %% ../nbs/07_evaluation.ipynb #8af40ff3
+# %% ../nbs/07_evaluation.ipynb #1eb002b4
 def prepare(run):
     "Train first when this stage is run alone."
     from verifier_nb import training
     if not (run.adapter.exists() or run.merged.exists()): training.run_stage(run)
 
+def scored_rows(
+    run,  # Run
+    split:str,  # validation | test
+):  # -> Dataset
+    "The rows of a split that are scored: all, or about `evaluation.max_rows` of them, drawn by the seed; rows with the same index stay together."
+    from verifier_nb import data
+    rows, limit = data.load_split(run, split), run.config.evaluation.max_rows
+    if limit is None or len(rows) <= limit: return rows
+    index = pd.Series(rows["index"])
+    drawn = np.random.default_rng(run.config.seed).permutation(index.unique())
+    sizes = index.value_counts().loc[drawn].to_numpy()
+    return rows.select(np.flatnonzero(index.isin(drawn[np.cumsum(sizes) - sizes < limit])))
+
 def score_split(run, verifier, split:str)->pd.DataFrame:
     "Predictions of a split, in its order."
-    from verifier_nb import data
-    rows = data.load_split(run, split)
+    rows = scored_rows(run, split)
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=run.config.evaluation.batch_tokens)
     return as_predictions(rows, scores, split)
 
@@ -796,7 +808,7 @@ def add_baselines(
     flawed, surface = float(np.mean(train["label"])) if len(train) else 0.5, fit_surface(train)
     verifier = untouched(run, verifier)
     for split, frame in frames.items():
-        rows = data.load_split(run, split)
+        rows = scored_rows(run, split)
         problems, solutions = list(rows["question"]), list(rows["solution"])
         frame["p_majority"] = float(flawed >= 0.5)
         if surface is not None: frame["p_surface"] = surface.predict_proba(data.surface_features(solutions).to_numpy())[:, 1] if solutions else []
@@ -853,7 +865,7 @@ def merge_check(
     from verifier_nb import data, model, scoring
     n = min(run.config.evaluation.merge_check_rows, len(test))
     if not n or not run.adapter.exists(): return None
-    rows, merged = data.load_split(run, "test").select(range(n)), model.merge_adapter(run.config.model, run.adapter)
+    rows, merged = scored_rows(run, "test").select(range(n)), model.merge_adapter(run.config.model, run.adapter)
     verifier = scoring.Verifier(merged, data.load_tokenizer(run.config.model.base, run.config.model.revision), **prompt_settings(run))
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=run.config.evaluation.batch_tokens)
     return test.head(n)[["index", "true_label"]].assign(p_adapter=test.p_flawed.head(n), p_merged=scores["p_flawed"].to_numpy())

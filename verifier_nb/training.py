@@ -37,7 +37,7 @@ def quiet():
             transformers.logging.set_verbosity(level)
             if shown: datasets.enable_progress_bars()
 
-# %% ../nbs/06_training.ipynb #9a18489d
+# %% ../nbs/06_training.ipynb #f700472e
 def to_samples(
     rows,  # a data set with question, solution, label, index
     tokenizer,
@@ -46,7 +46,7 @@ def to_samples(
     marks:bool=False,  # write the equation checker's findings into the solutions
     workers:int=0,  # processes
 ):  # -> datasets.Dataset with input_ids, label_id, group, length
-    "Tokenise rows; rows that are dropped for their length are left out."
+    "Tokenise rows; those that do not fit are left out, also solutions that are too long by themselves."
     ids = data.label_ids(tokenizer)
     def one(row):
         made = data.encode(tokenizer, row["question"], row["solution"], max_length, too_long, marks)
@@ -54,7 +54,7 @@ def to_samples(
     more = {"num_proc": workers or None, "keep_in_memory": True, "load_from_cache_file": False}  # a cache file would lie in the run's data set and change it
     with quiet():
         made = rows.map(one, remove_columns=rows.column_names, **more)
-        return made if too_long == "shorten" else made.filter(lambda n: n > 0, input_columns="length", **more)
+        return made.filter(lambda n: n > 0, input_columns="length", **more)
 
 # %% ../nbs/06_training.ipynb #9627dcd6
 class EpochBatches(Sampler):
