@@ -65,7 +65,17 @@ def test_index_names_damaged_runs(tmp_path):
     table = analysis.index(tmp_path)
     assert len(table) == 2 and table.problem.notna().sum() == 1 and len(pd.read_csv(tmp_path/"reports"/"results.csv")) == 2
     good = pd.read_csv(tmp_path/"reports"/"results.csv").query("config == 'good'").iloc[0]
-    assert good.accuracy_low <= good.accuracy <= good.accuracy_high and good.n == 30
+    assert good.accuracy_low <= good.accuracy <= good.accuracy_high and good.n == 30 and good.set == "test"
+
+def test_index_shows_other_sets_beside_the_test_split(tmp_path):
+    run = make_run(tmp_path, "good", 15)
+    other = run.report("external")/"by-hand"
+    other.mkdir(parents=True)
+    setup.write_csv(other/"predictions.csv", evaluation.read_predictions(run.report("predictions.csv")).iloc[:20])
+    evaluation.write_summary(run, other)
+    table = analysis.index(tmp_path).set_index("set")
+    assert list(table.index) == ["test", "by-hand"] and table.n.tolist() == [30, 20] and table.run.nunique() == 1
+    assert "by-hand" in (tmp_path/"reports"/"index.html").read_text()
 
 @pytest.mark.parametrize("share,n,words", [(0.8, 300, "8 of 10"), (1/12, 240, "1 of 12"), (0.0, 90, "0 of 90"), (1.0, 90, "all 90"), (0.4, 5, "2 of 5"), (0.013, 900, "1 of 77")])
 def test_shares_in_small_numbers(share, n, words): assert analysis.out_of(share, n) == words

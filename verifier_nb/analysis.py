@@ -833,10 +833,10 @@ def write_comparison(
         table=_table(_joined(found.table)), pairs=_table(_joined(found.pairs.drop(columns=["words", "n"]))), corrected=len(found.pairs) > 1, words=list(found.pairs.words), forest=forest, disagreements=_table(found.disagreements.head(200)), differ=len(found.disagreements)))
     return folder/"comparison.html"
 
-# %% ../nbs/08_analysis.ipynb #b4a5cb57
+# %% ../nbs/08_analysis.ipynb #577b4ed9
 INDEX = """{% extends "shell" %}{% import "macros" as x %}{% block body %}
 <a class="skip" href="#main">Skip to the content</a>
-<header class="top" style="max-width:76rem"><p class="eyebrow">verifier_nb</p><h1>{{ runs|length }} run{{ '' if runs|length == 1 else 's' }}</h1><p class="lead">One row a run. Ranges are 95 % intervals over problems. Click a heading to sort.</p></header>
+<header class="top" style="max-width:76rem"><p class="eyebrow">verifier_nb</p><h1>{{ runs|length }} result{{ '' if runs|length == 1 else 's' }}</h1><p class="lead">One row for each run and set that it was tested on. Ranges are 95 % intervals over problems. Click a heading to sort.</p></header>
 <main id="main" style="max-width:76rem"><div class="scroll" tabindex="0" role="region" aria-label="All runs"><table class="sortable"><thead><tr>{% for name, kind in columns %}<th scope="col"{% if kind %} class="n"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for r in runs %}<tr>{% for c in r %}<td{% if c.kind %} class="n"{% endif %} data-value="{{ c.value }}">{% if c.href %}<a href="{{ c.href }}">{{ c.text }}</a>{% else %}{{ c.text }}{% endif %}{% if c.range %}<br><span class="soft small range">{{ c.range }}</span>{% endif %}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div></main>
 <footer style="max-width:76rem">The same numbers are in results.csv.</footer>{% endblock %}"""
@@ -844,16 +844,17 @@ RESULTS = ("accuracy", "processbench_f1", "recall", "specificity", "auroc", "ece
 
 def results_row(
     folder,  # a run's report folder
-)->dict:  # run, config, commit, data hash, n, metrics and intervals
+    external:str="",  # name of another set that the run was tested on; empty: its own test split
+)->dict:  # run, config, commit, data hash, set, n, metrics and intervals
     "One row of results.csv, from the run's own files."
     from verifier_nb.config import config_hash, open_run
-    run, found = open_run(folder), read_json(Path(folder)/"metrics.json")
+    run, found = open_run(folder), read_json(Path(folder)/"external"/external/"metrics.json" if external else Path(folder)/"metrics.json")
     load = lambda name: read_json(run.report(name)) if run.report(name).exists() else {}
     stages, environment = load("manifest.json").get("stages", {}), load("environment.json")
     hashes = {k: v for s in stages.values() for k, v in s.get("outputs", {}).items()}
     out = {"run": f"{run.reports.parent.name}/{run.reports.name}", "config": run.config.name, "config_hash": config_hash(run.config), "commit": (environment.get("git", {}).get("commit") or "")[:10], "base": run.config.model.base, "data": run.config.data.source,
-           "data_hash": hashes.get("artifacts/dataset", "")[:12], "n": found["n"]["rows"], "problems": found["n"]["problems"]}
-    judge = {"": found} | ({"hybrid_": found["baselines"]["hybrid"]} if "hybrid" in found.get("baselines", {}) else {})
+           "data_hash": hashes.get("artifacts/dataset", "")[:12], "set": external or "test", "n": found["n"]["rows"], "problems": found["n"]["problems"]}
+    judge = {"": found} | {f"{name}_": found["baselines"][name] for name in ("hybrid", "checker", "zero_shot") if name in found.get("baselines", {})}
     for prefix, m in judge.items():
         for name in RESULTS if not prefix else ("accuracy", "auroc", "ece"):
             low_high = m["intervals"].get(name) or (None, None)
@@ -865,12 +866,13 @@ def index(
 )->pd.DataFrame:  # what results.csv says
     "Write reports/results.csv and reports/index.html over all finished runs; a run whose files are damaged is named in the column `problem`."
     reports, rows = Path(root)/"reports" if (Path(root)/"reports").is_dir() else Path(root), []
-    for path in sorted(reports.glob("*/*/metrics.json")):
-        try: rows.append(results_row(path.parent))
-        except (VerifierError, KeyError, TypeError, AttributeError) as e: rows.append({"run": "/".join(path.parts[-3:-1]), "problem": str(e).splitlines()[0]})
+    found = [(p.parent, "") for p in reports.glob("*/*/metrics.json")] + [(p.parents[2], p.parent.name) for p in reports.glob("*/*/external/*/metrics.json")]
+    for path, external in sorted(found):
+        try: rows.append(results_row(path, external))
+        except (VerifierError, KeyError, TypeError, AttributeError) as e: rows.append({"run": "/".join(path.parts[-2:]), "problem": str(e).splitlines()[0]})
     table = pd.DataFrame(rows, columns=None if rows else ["run", "config"])
     write_csv(reports/"results.csv", table)
-    write_text(reports/"index.html", render(INDEX, title="All runs", columns=[("run", ""), ("base model", ""), ("data", ""), ("n", "n")] + [(k.replace("_", " "), "n") for k in _INDEXED], runs=[_index_cells(r, reports) for r in rows]))
+    write_text(reports/"index.html", render(INDEX, title="All runs", columns=[("run", ""), ("base model", ""), ("data", ""), ("tested on", ""), ("n", "n")] + [(k.replace("_", " "), "n") for k in _INDEXED], runs=[_index_cells(r, reports) for r in rows]))
     return table
 
 _INDEXED = ("accuracy", "auroc", "processbench_f1", "ece", "hybrid_accuracy", "hybrid_auroc")
@@ -879,21 +881,20 @@ def _index_cells(row, reports):
     "A row of index.html."
     href = f"{row['run']}/report.html"
     cell = lambda text, value=None, **more: {"text": text, "value": "" if value is None else value, "kind": "", "href": "", "range": ""} | more
-    out = [cell(row["run"], row["run"], href=href if (reports/href).exists() else ""), cell(row.get("base", row.get("problem", "")), row.get("base")), cell(row.get("data", ""), row.get("data")), cell(row.get("n", ""), row.get("n"), kind="n")]
+    out = [cell(row["run"], row["run"], href=href if (reports/href).exists() else ""), cell(row.get("base", row.get("problem", "")), row.get("base")), cell(row.get("data", ""), row.get("data")), cell(row.get("set", ""), row.get("set")), cell(row.get("n", ""), row.get("n"), kind="n")]
     for k in _INDEXED:
         v, low, high = row.get(k), row.get(f"{k}_low"), row.get(f"{k}_high")
         out.append(cell("–" if v is None else f"{v:.3f}", v, kind="n", range="" if low is None else f"{low:.3f}–{high:.3f}"))
     return out
 
-# %% ../nbs/08_analysis.ipynb #b416b9c5
+# %% ../nbs/08_analysis.ipynb #db15b7d2
 def prepare(run):
     "Evaluate first when this stage is run alone."
     if not run.report("metrics.json").exists(): evaluation.run_stage(run)
 
 def load_texts(run):
-    "The test split with its texts, or None when the data set is not on this machine."
-    from verifier_nb import data
-    return data.load_split(run, "test") if run.dataset.exists() else None
+    "The scored rows of the test split with their texts, or None when the data set is not on this machine."
+    return evaluation.scored_rows(run, "test") if run.dataset.exists() else None
 
 def run_stage(
     run,  # Run
