@@ -337,6 +337,9 @@ def test_trained_adapter_is_read_back_with_its_calibration(tmp_path):
     assert (there.temperature, there.threshold) == (2.0, 0.7) and abs(out.p_flawed[0] - here.p_flawed[0]) < 1e-6
     odds = np.log(out.p_flawed/(1 - out.p_flawed))
     assert np.allclose(out.p_calibrated, 1/(1 + np.exp(-odds/2)))
+    (tmp_path/"adapter"/"calibration.json").write_text('{"temperature": 2.0, "bias": -0.5, "threshold": 0.7}')
+    leaning = scoring.Verifier.from_pretrained(str(tmp_path/"adapter"), device="cpu").score(["p"], ["1+1=3"])
+    assert np.allclose(leaning.p_calibrated, 1/(1 + np.exp(-odds/2 + 0.5)))
 
 
 def test_attention_of_ordinary_use_is_unchanged():

@@ -131,7 +131,16 @@ def test_temperature_is_recovered(planted):
     y = (rng.random(z.size) < 1/(1 + np.exp(-z))).astype(int)
     assert ev.fit_temperature(1/(1 + np.exp(-z*planted)), y) == pytest.approx(planted, rel=0.02)
 
-@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_platt_agrees_with_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    frame = ev.simulate(3000, temperature=3, seed=4)
+    p = 1/(1 + np.exp(-(ev.logit(frame.p_flawed) + 2)))
+    found, fit = ev.fit_platt(p, frame.true_label), LogisticRegression(C=1e9).fit(np.asarray(ev.logit(p))[:, None], frame.true_label)
+    assert found["temperature"] == pytest.approx(1/fit.coef_[0, 0], rel=0.01) and found["bias"] == pytest.approx(fit.intercept_[0], abs=0.02)
+    upside_down = ev.fit_platt(1 - p, frame.true_label)
+    assert upside_down["temperature"] == pytest.approx(100)  # never turned round
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
 def test_calibration_helps_on_other_data(method):
     valid, test = ev.simulate(2000, temperature=3, seed=1), ev.simulate(2000, temperature=3, seed=2)
     after = test.assign(p_flawed=ev.apply_calibration(test.p_flawed, ev.fit_calibration(valid, method)))

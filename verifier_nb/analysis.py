@@ -538,7 +538,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return env.get_template("page").render(style=STYLE, script=SCRIPT, script_hash=digest, **values)
 
-# %% ../nbs/08_analysis.ipynb #9b661d24
+# %% ../nbs/08_analysis.ipynb #f162c166
 def _table(df:pd.DataFrame)->dict:
     "A data frame as columns and rows of text."
     write = lambda v: "–" if v is None or (isinstance(v, float) and not math.isfinite(v)) else f"{v:.4g}" if isinstance(v, float) else str(v)
@@ -603,7 +603,7 @@ def judges(result:dict)->list:
 def calibration_words(result:dict)->str:
     "What calibration did, in words."
     before, after = result["uncalibrated"]["ece"], result["ece"]
-    how = {"temperature": f"a temperature of {result['temperature']:.2f}, fitted on validation", "isotonic": "an isotonic curve, fitted on validation", "none": "no calibration"}[result["method"]]
+    how = {"temperature": f"a temperature of {result['temperature']:.2f}, fitted on validation", "platt": f"a temperature of {result['temperature']:.2f} and a bias of {result.get('bias', 0):+.2f}, fitted on validation", "isotonic": "an isotonic curve, fitted on validation", "none": "no calibration"}[result["method"]]
     verb = "lowers" if after < before - 5e-4 else "raises" if after > before + 5e-4 else "leaves"
     return (f"When it says 80 %, is it right 8 times of 10? The mean gap between what it says and what is true (ECE, bins of equal size) is {after:.3f} with {how}, which {verb} it {'at' if verb == 'leaves' else 'from'} {before:.3f}. "
             f"{'Even p' + result['notes']['ece'][1:] + '. ' if result['notes'].get('ece', '').startswith('perfectly') else ''}Without calibration and at a threshold of 0.5 the accuracy is {percent(result['uncalibrated']['accuracy'])}.")

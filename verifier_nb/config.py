@@ -107,13 +107,13 @@ class TrainingSettings(Settings):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where to send curves while training
     workers: Annotated[int, Field(ge=0)] = 0  # processes that prepare data
 
-# %% ../nbs/01_config.ipynb #8b6981fa
+# %% ../nbs/01_config.ipynb #a5d4052a
 class EvaluationSettings(Settings):
     "How the test split is scored and what is computed from it."
     batch_tokens: Annotated[int, Field(ge=64)] = 4096  # tokens in one forward pass
     max_rows: Optional[Count] = None  # score about this many rows of validation and of test, drawn by the seed, the rows of a problem together; none: all
     resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of problems for the 95 % intervals
-    calibration: Literal["temperature", "isotonic", "none"] = "temperature"  # fitted on the validation split only
+    calibration: Literal["temperature", "platt", "isotonic", "none"] = "temperature"  # fitted on the validation split only; platt: for a model that leans to one side
     threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"  # what the operating threshold is chosen for, on validation
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
     baselines: bool = True  # score the untouched base model and simple baselines too

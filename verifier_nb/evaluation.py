@@ -6,15 +6,16 @@
 __all__ = ['COLUMNS', 'TYPES', 'RATES', 'KNOWN_AS', 'LATER', 'BASELINES', 'CANDIDATES', 'read_predictions', 'simulate',
            'count_metrics', 'ranking_metrics', 'bin_count', 'calibration_error', 'abstention_metrics', 'logit', 'Rows',
            'as_rows', 'weighted_metrics', 'resample', 'bootstrap', 'explain_missing', 'ece_floor', 'ece_interval',
-           'interval', 'metrics', 'show', 'fit_temperature', 'fit_isotonic', 'apply_calibration', 'choose_threshold',
-           'choose_margin', 'fit_calibration', 'read_results', 'difference', 'by_type', 'Comparison', 'compare',
-           'mcnemar', 'as_predictions', 'decide', 'checker_scores', 'fit_surface', 'digit_places', 'read_base',
-           'hybrid_features', 'fit_weights', 'apply_weights', 'distrust', 'judge', 'counts', 'summarise', 'beside',
-           'best_of_n', 'choices', 'prepare', 'scored_rows', 'score_split', 'add_baselines', 'add_raw', 'add_columns',
-           'fit_baselines', 'untouched', 'prompt_settings', 'merge_check', 'merge_summary', 'report_text', 'run_stage',
-           'write_summary', 'recompute', 'check_unseen', 'evaluate', 'verify']
+           'interval', 'metrics', 'show', 'fit_temperature', 'fit_platt', 'fit_isotonic', 'apply_calibration',
+           'choose_threshold', 'choose_margin', 'fit_calibration', 'read_results', 'difference', 'by_type',
+           'Comparison', 'compare', 'mcnemar', 'as_predictions', 'decide', 'checker_scores', 'fit_surface',
+           'digit_places', 'read_base', 'hybrid_features', 'fit_weights', 'apply_weights', 'distrust', 'judge',
+           'counts', 'summarise', 'beside', 'best_of_n', 'choices', 'prepare', 'scored_rows', 'score_split',
+           'add_baselines', 'add_raw', 'add_columns', 'fit_baselines', 'untouched', 'prompt_settings', 'merge_check',
+           'merge_summary', 'report_text', 'run_stage', 'write_summary', 'recompute', 'check_unseen', 'evaluate',
+           'verify']
 
-# %% ../nbs/07_evaluation.ipynb #ed3791a7
+# %% ../nbs/07_evaluation.ipynb #674e3703
 import math, os, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from .setup import VerifierError, read_json, seed_everything, write_csv, write_json, write_text
 
@@ -296,7 +297,7 @@ def show(
     return pd.DataFrame({"value": [result[k] for k in names], "low": [a for a, _ in low_high], "high": [b for _, b in low_high],
                          "note": [result["notes"].get(k, "") for k in names]}, index=names)
 
-# %% ../nbs/07_evaluation.ipynb #6eef25fb
+# %% ../nbs/07_evaluation.ipynb #9ae09531
 def fit_temperature(
     p,  # [n] probabilities
     y,  # [n] labels
@@ -305,6 +306,15 @@ def fit_temperature(
     z, y = logit(p), np.asarray(y)
     loss = lambda log_t: float(np.mean(np.logaddexp(0, z*math.exp(-log_t)) - y*z*math.exp(-log_t)))
     return float(math.exp(minimize_scalar(loss, bounds=(-math.log(20), math.log(100)), method="bounded", options={"xatol": 1e-6}).x))
+
+def fit_platt(p, y)->dict:  # {"temperature": T, "bias": b}: calibrated log odds = log odds / T + b
+    "Platt scaling (Platt, 1999): a logistic regression on the log odds, with his smoothed targets. A slope that does not rise is left at 1/100."
+    z, y = logit(p), np.asarray(y)
+    n1, n0 = y.sum(), (1 - y).sum()
+    target = np.where(y == 1, (n1 + 1)/(n1 + 2), 1/(n0 + 2))
+    loss = lambda ab: float(np.mean(np.logaddexp(0, ab[0]*z + ab[1]) - target*(ab[0]*z + ab[1])))
+    a, b = minimize(loss, [1.0, 0.0], method="L-BFGS-B", bounds=[(0.01, 20), (None, None)]).x
+    return {"temperature": float(1/a), "bias": float(b)}
 
 def fit_isotonic(p, y)->dict:  # {"x": […], "y": […]}: corners of a rising curve
     "Isotonic regression, kept one pseudo-count away from 0 and 1."
@@ -320,10 +330,10 @@ def apply_calibration(
     "Calibrate probabilities."
     p = np.asarray(p, float)
     if calibration.get("isotonic"): return np.interp(p, calibration["isotonic"]["x"], calibration["isotonic"]["y"])
-    t = calibration.get("temperature", 1.0)
-    return p if t == 1 else expit(logit(p)/t)
+    t, bias = calibration.get("temperature", 1.0), calibration.get("bias", 0.0)
+    return p if (t, bias) == (1, 0) else expit(logit(p)/t + bias)
 
-# %% ../nbs/07_evaluation.ipynb #6206135d
+# %% ../nbs/07_evaluation.ipynb #7c3b7e86
 def choose_threshold(
     p, y,  # [n] probabilities and labels of the validation split
     aim:str="accuracy",  # accuracy | f1 | recall
@@ -354,10 +364,10 @@ def choose_margin(
 
 def fit_calibration(
     validation:pd.DataFrame,  # predictions on the validation split
-    method:str="temperature",  # temperature | isotonic | none
+    method:str="temperature",  # temperature | platt | isotonic | none
     aim:str="accuracy", recall_at_least=None, budget:float=0.05,
 )->dict:
-    "Temperature (or isotonic curve), threshold and abstention margin, from the validation split alone."
+    "Temperature (and bias, or an isotonic curve), threshold and abstention margin, from the validation split alone."
     out = {"method": method, "temperature": 1.0, "threshold": 0.5, "margin": None, "budget": budget, "aim": aim, "recall_at_least": recall_at_least,
            "fitted_on": "validation", "n": len(validation), "notes": []}
     y = validation["true_label"].to_numpy(int) if len(validation) else np.array([], int)
@@ -367,6 +377,7 @@ def fit_calibration(
     p = validation["p_flawed"].to_numpy(float)
     if method == "isotonic": out["isotonic"] = fit_isotonic(p, y)
     if method == "temperature": out["temperature"] = fit_temperature(p, y)
+    if method == "platt": out |= fit_platt(p, y)
     if out["temperature"] > 99: out["notes"].append("on validation the probabilities say nothing about the truth: the temperature stopped at its limit of 100")
     q = apply_calibration(p, out)
     out["threshold"] = choose_threshold(q, y, aim, recall_at_least)
@@ -683,7 +694,7 @@ def judge(
     names = {0: "correct", 1: "flawed"}
     return out.assign(verdict=out["verdict"].map(names)).join(pd.DataFrame(why, index=out.index)) if not lines else out.assign(verdict=out["verdict"].map(names), hybrid_verdict=final.map(names)).join(pd.DataFrame(why, index=out.index))
 
-# %% ../nbs/07_evaluation.ipynb #010def1c
+# %% ../nbs/07_evaluation.ipynb #9055cb57
 def counts(frame:pd.DataFrame)->dict:
     "Rows, problems and rows of each class."
     return {"rows": len(frame), "problems": int(frame["index"].nunique()), "correct": int((frame.true_label == 0).sum()), "flawed": int((frame.true_label == 1).sum())}
@@ -698,7 +709,7 @@ def summarise(
     rows = as_rows(test, "p_calibrated", calibration["threshold"], calibration["margin"])
     draws = bootstrap(rows, resamples, seed)
     out = metrics(rows, resamples, seed, draws=draws) | {"n": counts(test), "resamples": resamples, "seed": seed, "level": 0.95, "verdict": "p_calibrated >= threshold"}
-    out |= {k: calibration[k] for k in ("method", "temperature", "threshold", "margin", "budget")}
+    out |= {k: calibration[k] for k in ("method", "temperature", "bias", "threshold", "margin", "budget") if k in calibration}
     out["uncalibrated"] = metrics(as_rows(test), resamples, seed, ("counts", "calibration"))
     out["baselines"] = {k: beside(out, draws, as_rows(test, f"p_{k}", line["threshold"]), resamples, seed) for k, line in calibration.get("baselines", {}).items() if f"p_{k}" in test}
     return out

@@ -154,7 +154,7 @@ def _recipe(run):
     return (f"{how} on a base in {'4-bit NF4' if c.model.quantization == 'nf4' else '16 or 32 bits'}; {steps}, learning rate {c.training.learning_rate:g} ({c.training.schedule}), "
             f"{size} × {c.training.gradient_accumulation} a step, at most {c.data.max_length} tokens a sample. The loss sees one token a sample: the label.")
 
-# %% ../nbs/09_publish.ipynb #c8cf6b01
+# %% ../nbs/09_publish.ipynb #3153186d
 _LIMITS = """- It judges short worked solutions of grade-school word problems in English. Other subjects, longer proofs, other languages and other forms of a solution were not tested unless the table above says so.
 - A high probability is not a proof. The model sometimes calls a correct solution flawed and the reverse; the table says how often on data like its test split, and nowhere else.
 - Do not grade, rank or sanction people by it without a person who reads the solution.
@@ -180,7 +180,7 @@ def model_card(
     "The model card of a run, generated from its files."
     repo_id = repo_id or run.config.publish.repo_id or f"YOUR-NAME/verifier-{run.config.name}"
     base, (made_of, data_license, _), cal = public_base(run.config.model.base), data_note(run.config.data.source), _or_empty(run, "calibration.json")
-    operating = f"Calibration: temperature {cal['temperature']:.3f}, threshold {cal.get('threshold', 0.5):.3f}, both chosen on the validation split. " if cal.get("temperature") else ""
+    operating = f"Calibration: temperature {cal['temperature']:.3f}{', bias {:+.3f}'.format(cal['bias']) if cal.get('bias') else ''}, threshold {cal.get('threshold', 0.5):.3f}, both chosen on the validation split. " if cal.get("temperature") else ""
     facts = "\n".join(f"| {k} | {v} |" for k, v in provenance(run).items() if v is not None)
     return scrub(f"""---
 {card_metadata(run, repo_id)}

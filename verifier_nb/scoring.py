@@ -505,7 +505,7 @@ def fold(
     switchable(model, base)
     return True
 
-# %% ../nbs/05_scoring.ipynb #e3e0c6e8
+# %% ../nbs/05_scoring.ipynb #e71a62c3
 def read_calibration(*folders)->dict:
     "`calibration.json` of the first folder that has one, or nothing."
     for folder in folders:
@@ -518,15 +518,16 @@ class Verifier:
         model,  # a causal language model, with or without adapter
         tokenizer,
         temperature:float=1.0,  # divides the log odds; fitted on validation
+        bias:float=0.0,  # is then added to them; fitted on validation by Platt scaling
         threshold:float=0.5,  # calibrated P(flawed) from which a solution is called flawed
         isotonic:dict=None,  # {"x": […], "y": […]}: a rising curve instead of the temperature
         max_length:int=1024,  # tokens; the middle of a longer question is left out
         marks:bool=False,  # write the equation checker's findings into the solution, as in training
         layout:str="auto",  # auto | padded | flat | shared
     ):
-        self.model, self.tokenizer, self.temperature, self.threshold, self.isotonic = model.eval(), tokenizer, float(temperature), float(threshold), isotonic
+        self.model, self.tokenizer, self.temperature, self.bias, self.threshold, self.isotonic = model.eval(), tokenizer, float(temperature), float(bias), float(threshold), isotonic
         self.max_length, self.marks, self.layout, self.label_tokens, self.budget = max_length, marks, pick_layout(model, layout), data.label_ids(tokenizer), None
-        self.calibration = {"temperature": self.temperature, "threshold": self.threshold, "isotonic": isotonic}  # from_run and from_pretrained put in all of calibration.json
+        self.calibration = {"temperature": self.temperature, "bias": self.bias, "threshold": self.threshold, "isotonic": isotonic}  # from_run and from_pretrained put in all of calibration.json
 
     @classmethod
     def from_run(cls,
@@ -543,7 +544,7 @@ class Verifier:
             net = model_.load_base(m.model_copy(update={"base": str(run.merged), "quantization": "none"}))
         else: net = model_.merge_adapter(m, run.adapter) if merged else model_.load_adapter(model_.load_base(m), run.adapter)
         known = read_calibration(run.adapter, run.merged, run.reports)
-        found = {k: v for k, v in known.items() if k in ("temperature", "threshold", "isotonic")}
+        found = {k: v for k, v in known.items() if k in ("temperature", "bias", "threshold", "isotonic")}
         return cls(net, data.load_tokenizer(m.base, m.revision), **{"max_length": cfg.data.max_length, "marks": cfg.data.marks, **found, **kwargs})._with(known)
 
     @classmethod
@@ -563,7 +564,7 @@ class Verifier:
         net = model_.load_base(settings)
         if adapter is not None and not fold(net, model_.check_adapter(adapter, settings.base)): net = model_.load_adapter(net, adapter)
         known = read_calibration(adapter)
-        found = {k: v for k, v in known.items() if k in ("temperature", "threshold", "isotonic", "marks", "max_length")}
+        found = {k: v for k, v in known.items() if k in ("temperature", "bias", "threshold", "isotonic", "marks", "max_length")}
         return cls(net, data.load_tokenizer(settings.base, revision), **{**found, **kwargs})._with(known)
 
     def _with(self, known):
@@ -573,7 +574,7 @@ class Verifier:
 
     def calibrate(self, log_odds):
         "Calibrated P(flawed) from log p(1) − log p(0)."
-        p = 1/(1 + np.exp(-np.clip(np.asarray(log_odds, float)/self.temperature, -700, 700)))
+        p = 1/(1 + np.exp(-np.clip(np.asarray(log_odds, float)/self.temperature + self.bias, -700, 700)))
         return np.interp(1/(1 + np.exp(-np.clip(log_odds, -700, 700))), self.isotonic["x"], self.isotonic["y"]) if self.isotonic else p
 
     def sample(self, question:str, solution:str)->dict:
