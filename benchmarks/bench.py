@@ -397,6 +397,7 @@ def train_unsloth(meter, args, samples, labels):
     with tempfile.TemporaryDirectory() as folder:
         dense_model(args.shape, "cuda", torch.bfloat16).save_pretrained(folder)  # drawn on the GPU: seconds instead of a minute
         for checkpointing in ("unsloth", False):
+            name = f"Unsloth, {'its' if checkpointing else 'no'} checkpointing"
             gc.collect()
             torch.cuda.empty_cache()
             try:
@@ -405,14 +406,14 @@ def train_unsloth(meter, args, samples, labels):
                 net.train()
                 optimizer = adamw(net)
             except Exception as e:
-                meter.add(part="train", engine=f"Unsloth, {'its' if checkpointing else 'no'} checkpointing", error=f"{type(e).__name__}: {str(e)[:500]}")
+                meter.add(part="train", engine=name, error=f"{type(e).__name__}: {str(e)[:500]}")
                 continue
             for size in (8, 32):
                 def step(chunk):
                     for i in range(0, len(chunk), size): (net(**padded_right(chunk[i:i+size], "cuda")).loss*size/len(chunk)).backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                meter.measure("train", f"Unsloth, {'its' if checkpointing else 'no'} checkpointing, {size} × {STEP//size}", step, chunked(samples), seconds=args.seconds)
+                meter.measure("train", f"{name}, {size} × {STEP//size}", step, chunked(samples), seconds=args.seconds)
             del net, optimizer
 
 

@@ -137,6 +137,8 @@ def test_platt_agrees_with_logistic_regression():
     p = 1/(1 + np.exp(-(ev.logit(frame.p_flawed) + 2)))
     found, fit = ev.fit_platt(p, frame.true_label), LogisticRegression(C=1e9).fit(np.asarray(ev.logit(p))[:, None], frame.true_label)
     assert found["temperature"] == pytest.approx(1/fit.coef_[0, 0], rel=0.01) and found["bias"] == pytest.approx(fit.intercept_[0], abs=0.02)
+    there = fit.predict_proba(np.asarray(ev.logit(p))[:, None])[:, 1]
+    assert np.abs(ev.apply_calibration(p, found) - there).max() < 0.01 < np.abs(p - there).max()
     upside_down = ev.fit_platt(1 - p, frame.true_label)
     assert upside_down["temperature"] == pytest.approx(100)  # never turned round
 

@@ -505,12 +505,14 @@ def fold(
     switchable(model, base)
     return True
 
-# %% ../nbs/05_scoring.ipynb #e71a62c3
+# %% ../nbs/05_scoring.ipynb #b32cf5fa
 def read_calibration(*folders)->dict:
     "`calibration.json` of the first folder that has one, or nothing."
     for folder in folders:
         if folder and (Path(folder)/"calibration.json").exists(): return setup.read_json(Path(folder)/"calibration.json")
     return {}
+
+_FITTED = ("temperature", "bias", "threshold", "isotonic")  # what a Verifier takes from calibration.json
 
 class Verifier:
     "Scores worked solutions: the probability that a solution is flawed."
@@ -518,12 +520,12 @@ class Verifier:
         model,  # a causal language model, with or without adapter
         tokenizer,
         temperature:float=1.0,  # divides the log odds; fitted on validation
-        bias:float=0.0,  # is then added to them; fitted on validation by Platt scaling
         threshold:float=0.5,  # calibrated P(flawed) from which a solution is called flawed
         isotonic:dict=None,  # {"x": […], "y": […]}: a rising curve instead of the temperature
         max_length:int=1024,  # tokens; the middle of a longer question is left out
         marks:bool=False,  # write the equation checker's findings into the solution, as in training
         layout:str="auto",  # auto | padded | flat | shared
+        bias:float=0.0,  # is added to the divided log odds; fitted on validation by Platt scaling
     ):
         self.model, self.tokenizer, self.temperature, self.bias, self.threshold, self.isotonic = model.eval(), tokenizer, float(temperature), float(bias), float(threshold), isotonic
         self.max_length, self.marks, self.layout, self.label_tokens, self.budget = max_length, marks, pick_layout(model, layout), data.label_ids(tokenizer), None
@@ -544,7 +546,7 @@ class Verifier:
             net = model_.load_base(m.model_copy(update={"base": str(run.merged), "quantization": "none"}))
         else: net = model_.merge_adapter(m, run.adapter) if merged else model_.load_adapter(model_.load_base(m), run.adapter)
         known = read_calibration(run.adapter, run.merged, run.reports)
-        found = {k: v for k, v in known.items() if k in ("temperature", "bias", "threshold", "isotonic")}
+        found = {k: v for k, v in known.items() if k in _FITTED}
         return cls(net, data.load_tokenizer(m.base, m.revision), **{"max_length": cfg.data.max_length, "marks": cfg.data.marks, **found, **kwargs})._with(known)
 
     @classmethod
@@ -564,7 +566,7 @@ class Verifier:
         net = model_.load_base(settings)
         if adapter is not None and not fold(net, model_.check_adapter(adapter, settings.base)): net = model_.load_adapter(net, adapter)
         known = read_calibration(adapter)
-        found = {k: v for k, v in known.items() if k in ("temperature", "bias", "threshold", "isotonic", "marks", "max_length")}
+        found = {k: v for k, v in known.items() if k in (*_FITTED, "marks", "max_length")}
         return cls(net, data.load_tokenizer(settings.base, revision), **{**found, **kwargs})._with(known)
 
     def _with(self, known):
