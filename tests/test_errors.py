@@ -1,7 +1,7 @@
 """Contracts of verifier_nb.errors: the six rules of a flawed solution, the equation checker, fresh numbers, bad input.
 
-Two sources: GSM8K from ../shared/data/gsm8k where it is at hand (a sample; all of it with VERIFIER_NB_FULL=1, some ten minutes), and
-gsm_symbolic from reasoning-gym, always. What is checked is computed here anew, from the text alone."""
+Three sources: problems of our own (small_data.py) and gsm_symbolic from reasoning-gym, always; GSM8K from ../shared/data/gsm8k where it is at
+hand (a sample; all of it with VERIFIER_NB_FULL=1, some ten minutes). What is checked is computed here anew, from the text alone."""
 import hashlib, json, os, random, re, subprocess, sys, time
 from collections import Counter
 from fractions import Fraction
@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import small_data
 from verifier_nb import errors as E
 
 GSM8K = Path(__file__).resolve().parents[1].parent/"shared"/"data"/"gsm8k"
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at ../shared/data/gsm8k")
 SUBTYPES = [("computational", name) for name in E.COMPUTATIONAL] + [("conceptual", name) for name in E.CONCEPTUAL]
+SOURCES = ["own", pytest.param("gsm8k", marks=needs_gsm8k)]
 MOVES_LINES = {"step left out", "step repeated", "wrong quantity given as the answer", "unit conversion omitted", "term left out", "rate inverted"}
 
 
@@ -26,7 +28,9 @@ def gsm8k():
     return [{"question": r["question"], "solution": r["answer"]} for r in rows]
 
 
-def sample(n, seed=0, annotated=False):
+def sample(source, n, seed=0, annotated=False):
+    "At most `n` problems of a source, drawn at random."
+    if source == "own": return random.Random(seed).sample(small_data.problems(), min(n, 400))
     rows = [r for r in gsm8k() if "<<" in r["solution"]] if annotated else gsm8k()
     return rows if FULL else random.Random(seed).sample(rows, n)
 
@@ -133,17 +137,32 @@ def nothing_stale(example, made):
 
 # --- rules 1 to 6 ----------------------------------------------------------------------------------------------------
 
-@needs_gsm8k
-@pytest.mark.parametrize("kind,subtype", SUBTYPES)
-def test_rules_hold_on_gsm8k(kind, subtype):
-    made = 0
-    for i, example in enumerate(sample(220, seed=1)):
-        flawed = E.inject(example, kind, subtype, random.Random(i))
-        if flawed:
-            made += 1
+@lru_cache(None)
+def examined(source):
+    "How often each subtype fits, and the first broken rule of each: one problem after the other, so that each is read once."
+    made, broken = Counter(), {}
+    for i, example in enumerate(sample(source, 220, seed=1)):
+        for kind, subtype in SUBTYPES:
+            flawed = E.inject(example, kind, subtype, random.Random(i))
+            if not flawed: continue
+            made[subtype] += 1
             try: examine(example, flawed)
-            except AssertionError as e: raise AssertionError(f"{e}\n{example['question']}\n{example['solution']}\n---\n{flawed.solution}") from None
-    assert made >= 5, "the subtype hardly ever fits"
+            except AssertionError as e: broken.setdefault(subtype, f"{e}\n{example['question']}\n{example['solution']}\n---\n{flawed.solution}")
+    return made, broken
+
+
+@pytest.mark.parametrize("subtype", [subtype for _, subtype in SUBTYPES])
+def test_rules_hold_on_problems_of_our_own(subtype):
+    made, broken = examined("own")
+    assert subtype not in broken, broken[subtype]
+    assert made[subtype] >= 5, "the subtype hardly ever fits"
+
+
+@needs_gsm8k
+def test_rules_hold_on_gsm8k():
+    made, broken = examined("gsm8k")
+    assert not broken, "\n\n".join(f"{subtype}: {why}" for subtype, why in broken.items())
+    assert all(made[subtype] >= 5 for _, subtype in SUBTYPES), f"a subtype hardly ever fits: {made}"
 
 
 @pytest.mark.parametrize("kind", ["computational", "conceptual"])
@@ -183,9 +202,9 @@ def test_same_seed_same_bytes_in_every_process():
     assert digest(examples[::-1]) != digest(examples)
 
 
-@needs_gsm8k
-def test_most_problems_accept_at_least_three_subtypes():
-    examples = sample(400, seed=2, annotated=True)
+@pytest.mark.parametrize("source", SOURCES)
+def test_most_problems_accept_at_least_three_subtypes(source):
+    examples = sample(source, 400, seed=2, annotated=True)
     few = 0
     for i, example in enumerate(examples):
         fits = 0
@@ -259,10 +278,21 @@ def test_no_text_raises(text):
 
 # --- the equation checker --------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("form", ["original", "plain"])
+def test_check_finds_every_equation_of_our_own_problems(form):
+    "One for each step, whole, with the value that the step was made with."
+    for problem in small_data.problems():
+        results = small_data.solved(small_data.KINDS[problem["kind"]], problem["numbers"], problem["who"])[1]
+        found = E.check(E.reform(problem["solution"], form))
+        assert [e.value for e in found] == results and all(e.ok for e in found), problem["solution"]
+        assert [Fraction(e.stated) for e in found] == results
+        if form == "original": assert [value(e.expression) for e in found] == results
+
+
 @needs_gsm8k
 def test_check_hardly_ever_blames_gsm8k():
     equations = wrong = blamed = 0
-    examples = gsm8k() if FULL else sample(2500, seed=4)
+    examples = gsm8k() if FULL else sample("gsm8k", 2500, seed=4)
     for example in examples:
         assert false_annotations(example["solution"]) == 0 if "<<" in example["solution"] and "*+" not in example["solution"] and "++" not in example["solution"] else True
         found = E.check(example["solution"])
@@ -272,12 +302,12 @@ def test_check_hardly_ever_blames_gsm8k():
     assert wrong <= 0.0015*equations
 
 
-@needs_gsm8k
 @pytest.mark.parametrize("annotated", [True, False])
-def test_check_finds_visible_errors(annotated):
+@pytest.mark.parametrize("source", SOURCES)
+def test_check_finds_visible_errors(source, annotated):
     "A result is made wrong in prose and annotation; where the prose shows the expression, check must find it."
     rng, shown, found = random.Random(5), 0, 0
-    for example in sample(600, seed=5, annotated=True):
+    for example in sample(source, 600, seed=5, annotated=True):
         hits = [m for m in re.finditer(r"([\d.]+(?: ?[-+*/x] ?\$?[\d.]+)+) ?= ?\$?<<([^<>=]*)=(\d+)>>(\d+)\b(?![.,]\d)", example["solution"]) if m[3] == m[4] and re.sub(r"[ $]", "", m[1]).replace("x", "*") == m[2]]
         if not hits: continue
         m = rng.choice(hits)
@@ -306,9 +336,9 @@ def test_check_stays_silent_where_it_cannot_know(text): assert not [e for e in E
 
 # --- fresh numbers ---------------------------------------------------------------------------------------------------
 
-@needs_gsm8k
-def test_fresh_numbers_keep_every_equation_true():
-    examples, made, changed = sample(500, seed=6, annotated=True), 0, 0
+@pytest.mark.parametrize("source", SOURCES)
+def test_fresh_numbers_keep_every_equation_true(source):
+    examples, made, changed = sample(source, 500, seed=6, annotated=True), 0, 0
     for i, example in enumerate(examples):
         fresh = E.reinstantiate(example, random.Random(i))
         if not fresh: continue
@@ -341,10 +371,23 @@ def test_fresh_numbers_follow_what_the_text_says():
     assert len(seen) >= 40
 
 
-@pytest.mark.parametrize("question", ["In 1999 Ann was 12.", "At 3:30 pm Ann left with 14 pens.", "Ann ate 3/4 of 12 pies."])
-def test_years_times_and_fractions_stay(question):
-    free = {x.value for x in E._question_numbers(question) if not x.frozen and not x.part}
-    assert free <= {12, 14}
+@pytest.mark.parametrize("question,stay,free", [
+    ("In 1999 Ann had 14 pens and $2000.", {1999}, {14, 2000}), ("At 3:30 pm Ann left with 14 pens.", {3, 30}, {14}), ("Ann ate 3/4 of 12 pies.", {3, 4}, {12}),
+    ("On the 3rd floor, in room 12, Ann has 14 pens.", {3, 12}, {14}), ("Ann has 100% of 14 pens in bag B7.", {100, 7}, {14})])
+def test_years_times_and_fractions_stay(question, stay, free):
+    found = E._question_numbers(question)
+    assert {x.value for x in found if not x.frozen and not x.part} == free and {x.value for x in found if x.frozen or x.part} == stay
+
+
+def test_years_times_and_fractions_stay_in_fresh_problems():
+    example = {"question": "In 1999 Ann had 48 pies. At 3:30 pm she sold 3/4 of them, and later 7 more. How many pies had she left?",
+               "solution": "She sold 3/4 * 48 = <<3/4*48=36>>36 pies.\nIn all she sold 36 + 7 = <<36+7=43>>43 pies.\nShe had 48 - 43 = <<48-43=5>>5 pies left.\n#### 5"}
+    seen = set()
+    for seed in range(30):
+        fresh = E.reinstantiate(example, random.Random(seed))
+        assert all(said in fresh["question"] for said in ("In 1999", "At 3:30 pm", "3/4 of them")) and "sold 3/4 * " in fresh["solution"]
+        seen.add(fresh["solution"])
+    assert len(seen) >= 10
 
 
 # --- bad input, form, speed ------------------------------------------------------------------------------------------
