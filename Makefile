@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak setup
+.PHONY: help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-gpu: setup  ## the same on one GPU, with Phi-4-mini's shape and SmolLM2's
 
 soak: setup  ## kill runs at KILLS (200) random moments; each ends with the same bytes
 	OMP_NUM_THREADS=1 VERIFIER_NB_SOAK_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q -s -m soak tests/test_interrupted.py
+
+mutants: setup  ## plant small bugs one at a time and see whether the tests notice (SAMPLE=20 SEED=1: only some of them)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --seed $(or $(SEED),0),--report)
 
 fuzz: setup  ## fuzz the solution parser and the archive reader for SECONDS (60) each
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off atheris==3.0.0
