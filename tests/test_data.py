@@ -1,10 +1,10 @@
 """Contracts of 03_data: prompt and label position, every source, splits without leakage, generated rows, the audit."""
-import pytest
 import json, os, random, stat, subprocess, sys, zipfile
 from pathlib import Path
 
 import pandas as pd, pytest
-from verifier_nb import data
+import small_data
+from verifier_nb import data, errors
 from verifier_nb.config import DataSettings, load_config, new_run
 from verifier_nb.setup import VerifierError, sha256
 
@@ -22,6 +22,26 @@ def tiny(): return data.load_tokenizer("tiny:llama")
 def phi():
     if not PHI.exists(): pytest.skip("the Phi-4-mini tokenizer at ../shared is not here")
     return data.load_tokenizer(str(PHI))
+
+def problems_of(*kinds, n=210): return [row for row in small_data.problems(n) if not kinds or row["kind"] in kinds]
+
+def held_and_not():
+    "105 problems of our own, five of each kind, with the split they have in an archive: kinds 0 and 1 validation, 2 and 3 test."
+    splits = {0: "validation", 1: "validation", 2: "test", 3: "test"}
+    return [dict(row, split=splits.get(row["kind"], "train")) for row in problems_of()[:105]]
+
+@pytest.fixture(scope="module")
+def own_level1(tmp_path_factory): return small_data.write_level1(tmp_path_factory.mktemp("level1")/"own-binary.zip", held_and_not())
+
+@pytest.fixture(scope="module")
+def own_gsm8k(tmp_path_factory):
+    "A folder like GSM8K's: 420 training problems of our own, those of `own_level1` among them; the test problems come from templates of gsm_symbolic."
+    templates = [n for n, why in data.sound_templates().items() if not why]
+    test = [data.symbolic(n, f"own/{i}") for n in templates[::2] for i in range(2)]
+    return small_data.write_gsm8k(tmp_path_factory.mktemp("gsm8k")/"gsm8k", [*problems_of(), *small_data.problems(210, 1)], test)
+
+@pytest.fixture(params=["own", pytest.param("real", marks=needs_shared)])
+def gsm8k(request): return request.getfixturevalue("own_gsm8k") if request.param == "own" else GSM8K
 
 def table(tmp_path, rows=ROWS, name="rows.jsonl"):
     (tmp_path/name).write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
@@ -41,6 +61,13 @@ def test_golden_ids(phi):
     assert ids + [data.label_ids(phi)[gold["label"]], *gold["input_ids"][127:]] == gold["input_ids"]
     whole = phi.apply_chat_template(data.messages(gold["question"], gold["solution"], gold["label"]), return_dict=False)
     assert whole == gold["input_ids"] and phi.decode(ids[-1]) == "<|assistant|>"  # no newline between the prompt and the label, in training as in evaluation
+
+def test_the_prompt_character_by_character(tiny):
+    said = "Analyze the following mathematical problem and solution to determine if the solution is correct (0) or flawed (1)."
+    prompt = f"<|system|>{said}<|end|><|user|>### Problem:\nHow many?\n\n### Solution:\n1+1=2\n#### 2<|end|><|assistant|>"
+    ids = data.encode(tiny, "How many?", "1+1=2\n#### 2")["input_ids"]
+    assert tiny.decode(ids) == prompt and [tiny.decode([i]) for i in data.label_ids(tiny)] == ["0", "1"]
+    assert data.encode(tiny, "How many?", "1+1=2\n#### 2")["length"] == len(ids) + 1  # with the label
 
 @pytest.mark.parametrize("name", ["tiny", "phi"])
 def test_prompt_is_the_template_and_the_label_comes_next(name, request):
@@ -115,29 +142,46 @@ def test_shown_sample_is_escaped(tiny):
 
 # level-1
 
-@needs_shared
-def test_level1(tmp_path):
-    splits = load(LEVEL1)
-    assert dict(splits.num_rows) == {"train": 3296, "validation": 412, "test": 412}
+ARCHIVES = [("own", {"train": 170, "validation": 20, "test": 20}), pytest.param("real", {"train": 3296, "validation": 412, "test": 412}, marks=needs_shared)]
+
+@pytest.mark.parametrize("which, rows", ARCHIVES)
+def test_level1(tmp_path, which, rows, own_level1):
+    archive = own_level1 if which == "own" else LEVEL1
+    splits, problems = load(archive), sum(rows.values()) // 2
+    assert dict(splits.num_rows) == rows
     every = pd.concat([d.to_pandas() for d in splits.values()])
     assert list(every.columns) == data.COLUMNS and not every.duplicated(["index", "label"]).any()  # no error_type_x, nothing doubled
-    assert every.error_type.value_counts().to_dict() == {"correct": 2060, "conceptual": 1030, "computational": 1030}
+    assert every.error_type.value_counts().to_dict() == {"correct": problems, "conceptual": problems - problems//2, "computational": problems//2}
     assert ((every.label == 0) == (every.error_type == "correct")).all()
     asked = [set(map(data.normalise, d["question"])) for d in splits.values()]
     assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
-    with zipfile.ZipFile(LEVEL1) as z: z.extractall(tmp_path)  # the unzipped folder gives the same rows
-    unzipped = load(tmp_path/"level-1-binary")
+    with zipfile.ZipFile(archive) as z: z.extractall(tmp_path)  # the unzipped folder gives the same rows
+    unzipped = load(tmp_path/archive.stem)
     assert all(unzipped[s].to_pandas().equals(splits[s].to_pandas()) for s in splits)
 
-@needs_shared
-def test_level1_stage_measures_real_lengths(tmp_path, phi):
-    run = new_run(load_config("smoke", {"data.source": str(LEVEL1), "data.problems": 400, "data.max_length": 300, "model.base": str(PHI)}), tmp_path)
+def test_the_catalog_in_an_archive_is_joined_row_by_row(own_level1):
+    rows = small_data.level1_rows(held_and_not())
+    written = {(r.question, r.label): r for r in rows.itertuples()}
+    every = pd.concat([d.to_pandas() for d in load(own_level1).values()])
+    for row in every.itertuples(): assert row.solution == written[row.question, row.label].solution and row.source.startswith("own")
+    false = {row.solution: sum(not e.ok for e in errors.check(row.solution)) for row in every.itertuples()}
+    assert all(false[row.solution] == (row.error_type == "computational") for row in every.itertuples())
+
+def test_what_a_mac_adds_is_not_unpacked(own_level1, tmp_path):
+    written = data.unpack(own_level1, tmp_path)
+    found = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert sorted(written) == sorted(found) and len(found) == 11
+    assert not any("__MACOSX" in str(p.relative_to(tmp_path)) or p.name.startswith("._") for p in found)
+
+def test_the_stage_measures_real_lengths(tmp_path, tiny, own_level1):
+    run = new_run(load_config("smoke", {"data.source": str(own_level1), "data.problems": 90, "data.max_length": 480}), tmp_path)
     summary = data.run_stage(run).set_index("split")
     lengths = pd.read_csv(run.figures/"token_lengths.csv")
-    assert 700 < lengths.rows.sum() < 900 and lengths.tokens.min() > 60 and summary.tokens_max.max() == lengths.tokens.max()
+    assert 170 < lengths.rows.sum() < 190 and summary.tokens_max.max() == lengths.tokens.max() and summary.tokens_min.min() == lengths.tokens.min()
     test = data.load_split(run, "test")
-    for row in [test[i] for i in range(0, len(test), 10)]: assert (lengths.tokens == data.encode(phi, row["question"], row["solution"], 10_000)["length"]).any()
-    assert summary.over_max_length.sum() == (lengths.tokens > 300).mul(lengths.rows).sum() == summary.shortened.sum() + summary.dropped.sum()
+    for row in test: assert (lengths.tokens == data.encode(tiny, row["question"], row["solution"], 10_000)["length"]).any()
+    over = (lengths.tokens > 480).mul(lengths.rows).sum()
+    assert 10 < over < 160 and summary.over_max_length.sum() == over == summary.shortened.sum() + summary.dropped.sum()
     catalog = pd.read_csv(run.report("catalog.csv"))
     assert list(catalog.columns) == ["index", "split", "label", "error_type", "source"] and len(catalog) == summary.rows.sum() == lengths.rows.sum() - summary.dropped.sum()
     assert (run.dataset/"catalog.csv").read_bytes() == run.report("catalog.csv").read_bytes() and (run.figures/"token_lengths.png").stat().st_size > 5000
@@ -167,11 +211,11 @@ def test_bad_archives(tmp_path, monkeypatch, entries, attributes, said):
     with pytest.raises(VerifierError, match=said): data.load_source(DataSettings(source=str(bad)), 1, tmp_path/"work")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["bad.zip", "work"]  # nothing was left, in the folder or outside of it
 
-@needs_shared
-def test_damaged_and_encrypted_archives(tmp_path):
-    whole = LEVEL1.read_bytes()
+def test_damaged_and_encrypted_archives(tmp_path, own_level1):
+    whole = own_level1.read_bytes()
+    with zipfile.ZipFile(own_level1) as z: largest = max(z.infolist(), key=lambda info: info.compress_size)
     flipped = bytearray(whole)
-    flipped[len(whole)//2] ^= 255
+    flipped[largest.header_offset + 30 + len(largest.filename) + largest.compress_size//2] ^= 255
     encrypted = bytearray(archive(tmp_path/"plain.zip", {"a": b"x" * 100}).read_bytes())
     for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)): encrypted[encrypted.index(signature) + place] |= 1
     for name, content, said in [("half.zip", whole[:len(whole)//2], "damaged"), ("flipped.zip", bytes(flipped), "damaged"), ("text.zip", b"not a zip", "damaged"), ("empty.zip", b"", "damaged"), ("locked.zip", bytes(encrypted), "encrypted")]:
@@ -296,25 +340,23 @@ def test_the_stage_repeats_itself_in_another_process(tmp_path):
     data.run_stage(run)
     assert there == [sha256(run.dataset), sha256(run.figures), sha256(run.report("data_summary.csv"))]
 
-@needs_shared
-def test_fresh_numbers(tmp_path):
+def test_fresh_numbers(gsm8k):
     more = dict(problems=40, repeats=5, fresh_numbers=True, validation_fraction=0.1)
     for share in (True, False):
-        df = pd.concat([d.to_pandas() for d in load(GSM8K, share_instance=share, **more).values()])
+        df = pd.concat([d.to_pandas() for d in load(gsm8k, share_instance=share, **more).values()])
         correct, flawed = df[df.label == 0].set_index("index"), df[df.label == 1].set_index("index")
         assert len(correct) == len(flawed) > 100 and not correct.solution.duplicated().any()
         assert (correct.question == flawed.question[correct.index]).mean() == 1 if share else (correct.question != flawed.question[correct.index]).mean() > 0.5
-    same = pd.concat([d.to_pandas() for d in load(GSM8K, problems=40, flawed_per_problem=3).values()])
+    same = pd.concat([d.to_pandas() for d in load(gsm8k, problems=40, flawed_per_problem=3).values()])
     assert not same[same.label == 0].solution.duplicated().any() and (same.label == 1).sum() > 2 * (same.label == 0).sum()
 
-@needs_shared
-def test_mix_and_forms(tmp_path):
-    df = pd.concat([d.to_pandas() for d in load(GSM8K, problems=400, balance=False, types={"computational": 0.13, "conceptual": 0.87}, forms=["original", "plain", "final_answer"]).values()])
+def test_mix_and_forms(gsm8k):
+    df = pd.concat([d.to_pandas() for d in load(gsm8k, problems=400, balance=False, types={"computational": 0.13, "conceptual": 0.87}, forms=["original", "plain", "final_answer"]).values()])
     assert 0.07 < (df.error_type == "computational").sum() / (df.label == 1).sum() < 0.22
     for mark in ("<<", "####", "FINAL ANSWER"):
         share = df.groupby("label").solution.apply(lambda s: s.str.contains(mark).mean())
         assert 0.2 < share[0] < 0.8 and abs(share[0] - share[1]) < 0.02  # forms say nothing about the label
-    one = pd.concat([d.to_pandas() for d in load(GSM8K, problems=40, subtypes={"off by n": 1.0}).values()])
+    one = pd.concat([d.to_pandas() for d in load(gsm8k, problems=40, subtypes={"off by n": 1.0}).values()])
     assert set(one.subtype) == {"correct", "off by n"}
 
 def test_balance_takes_the_shortcut_away(tmp_path):
@@ -336,6 +378,52 @@ def test_overlap_levels():
     assert list(data.overlap([base], [swapped]).kind) == ["renamed"]  # the order of names does not matter
     assert data.overlap([base], ["A train runs 60 miles in 2 hours. How fast is it?"]).empty
 
+def test_held_out_problems_are_excluded_whatever_their_names_and_numbers(own_gsm8k, own_level1):
+    "Kinds 0 to 3 are held out: of the folder's problems exactly these go, the same ones and those with other names and numbers."
+    cfg = DataSettings(source=str(own_gsm8k), validation_fraction=0.2)
+    problems, _ = data.load_problems(cfg, 1)
+    left, counts = data.exclude(problems, [f"{own_level1}#validation+test"])
+    kinds = {row["question"]: row["kind"] for seed in (0, 1) for row in small_data.problems(210, seed)}
+    assert left["test"] == problems["test"] and set(problems) == set(data.SPLITS)
+    for split in ("train", "validation"): assert left[split] == [p for p in problems[split] if kinds[p.question] > 3]
+    assert sum(counts.values()) == 80 and {(what, name) for what, name, _ in counts} == {("excluded", "own-binary.zip#validation+test")}
+    assert counts["excluded", "own-binary.zip#validation+test", "same"] == 20
+    only, counts = data.exclude(problems, [f"{own_level1}#test", f"{own_level1}#validation+test"])  # what was left out is counted once
+    assert only == left and sum(n for (_, name, _), n in counts.items() if name.endswith("#test")) == 40 and sum(counts.values()) == 80
+    with pytest.raises(VerifierError, match="no split tset"): data.held_out(f"{own_level1}#tset")
+    assert len(data.held_out(str(own_level1))) == 105 and set(data.held_out(f"{own_level1}#test")) == {row["question"] for row in problems_of(2, 3)[:10]}
+
+def test_a_reworded_question_is_excluded_and_one_that_is_only_like_it_is_not(tmp_path):
+    asked = "Nora bakes 12 trays with 15 rolls on every tray. The cafe takes 40 rolls. The others go into bags of 7 rolls. How many bags are there?"
+    reworded = ["At dawn " + asked.replace("there?", "there in the end?"), asked.replace("The others go", "The rest go")]
+    only_like_it = asked.replace("The cafe", "A cafe next door").replace("The others go", "The others are put")
+    pd.DataFrame({"question": [asked], "solution": ["1 + 1 = 2"]}).to_csv(tmp_path/"held.csv", index=False)
+    like = data.overlap([*reworded, only_like_it], [asked], near=0.3)
+    assert list(like.kind) == ["near"] * 3
+    assert like.similarity[:2].between(0.72, 0.93).all() and 0.5 < like.similarity[2] < 0.68
+    problems = {"train": [data.Problem(i, i, "x", q, "1 + 1 = 2") for i, q in enumerate([*reworded, only_like_it])]}
+    left, counts = data.exclude(problems, [str(tmp_path/"held.csv")])
+    assert [p.question for p in left["train"]] == [only_like_it] and counts == {("excluded", "held.csv", "near"): 2}
+
+def test_a_template_is_excluded_when_half_of_its_words_are_held_out(tmp_path):
+    "Its things and names are drawn, so that an instance is less like the problem that it was made from than a text is."
+    sound = [n for n, why in data.sound_templates().items() if not why][:40]
+    problems = {"train": [data.Problem(n, i, "gsm_symbolic", template=n) for i, n in enumerate(sound)]}
+    draws = {n: [data.symbolic(n, f"overlap/{i}")["question"] for i in range(8)] for n in sound}
+    held = [data.symbolic(n, "held")["question"] for n in sound[::4]]
+    pd.DataFrame({"question": held, "solution": "1 + 1 = 2"}).to_csv(tmp_path/"held.csv", index=False)
+    closest = {n: max(data.overlap(texts, held, near=0.3).similarity, default=0) for n, texts in draws.items()}
+    left, counts = data.exclude(problems, [str(tmp_path/"held.csv")])
+    assert [p.template for p in left["train"]] == [n for n in sound if closest[n] < 0.5]
+    assert set(sound[::4]).isdisjoint(p.template for p in left["train"]) and len(left["train"]) >= 20 and sum(counts.values()) == 40 - len(left["train"])
+
+def test_labelled_rows_of_held_out_problems_are_left_out(tmp_path, own_level1):
+    "Of every split but test; a source with labels goes another way than one to make rows from."
+    pd.DataFrame(problems_of(0, 2, 5))[["question", "solution"]].to_csv(tmp_path/"held.csv", index=False)
+    splits, counts = data.load_counted(DataSettings(source=str(own_level1), exclude=[str(tmp_path/"held.csv")]), 1, tmp_path)
+    assert splits.num_rows == {"train": 160, "validation": 10, "test": 20} and sum(counts.values()) == 10
+    assert not {row["question"] for row in problems_of(5)} & set(splits["train"]["question"])
+
 @needs_shared
 def test_held_out_problems_are_excluded():
     cfg = DataSettings(source=str(GSM8K), exclude=[f"{LEVEL1}#validation+test"])
@@ -347,14 +435,13 @@ def test_held_out_problems_are_excluded():
     assert not asked & set(map(data.normalise, held)) and len(asked) == sum(map(len, problems.values())) - sum(counts.values())
     with pytest.raises(VerifierError, match="no split"): data.held_out(f"{LEVEL1}#tset")
 
-@needs_shared
-def test_the_test_split_keeps_what_training_must_not_see():
-    cfg = DataSettings(source=f"{GSM8K}+gsm_symbolic", problems=3000, exclude=[f"{GSM8K}#test"], test_fraction=0.1)
+def test_the_test_split_keeps_what_training_must_not_see(gsm8k):
+    cfg = DataSettings(source=f"{gsm8k}+gsm_symbolic", problems=3000, exclude=[f"{gsm8k}#test"], test_fraction=0.1)
     with_it, _ = data.load_problems(cfg.model_copy(update={"exclude": []}), 1)
     left, counts = data.load_problems(cfg, 1)
     assert left["test"] == with_it["test"] and any(p.template < 0 for p in left["test"])
     templates = [len({p.key for p in problems["train"] if p.template >= 0}) for problems in (left, with_it)]
-    assert templates[0] < 0.5 * templates[1]  # the templates were made from GSM8K's test problems
+    assert 0 < templates[0] < 0.55 * templates[1]  # the templates were made from GSM8K's test problems
     assert sum(counts.values()) >= templates[1] - templates[0]
 
 
