@@ -1,11 +1,15 @@
-"""Properties that hold for any text: the parser, the prompt and the data check meet what nobody thought of."""
-import random
+"""Properties that hold for any text: the parser, the prompt and the data check meet what nobody thought of.
 
-import numpy as np
+A property with two outcomes counts how often its examples reach each: one that nothing reaches would say nothing."""
+import random
+from collections import Counter
+from functools import lru_cache
+
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, event, given, settings, strategies as st
 
+import small_data
 from verifier_nb import data, errors
 from verifier_nb.config import RunConfig, check_config, dump_config, load_config, parse_overrides, read_yaml
 from verifier_nb.setup import VerifierError, scrub
@@ -21,33 +25,90 @@ control = st.sampled_from(["<|end|>", "<|assistant|>", "<|system|>", "<|user|>",
 solution = st.lists(st.one_of(text, equation, annotation, control), max_size=8).map(" ".join)
 
 
+@lru_cache(1)
+def tiny(): return data.load_tokenizer("tiny:llama")
+
+
+class Outcomes:
+    "Counts which outcome of a property its examples reach."
+    def __init__(self, *names): self.counts = Counter(dict.fromkeys(names, 0))
+
+    def reach(self, name):
+        self.counts[name] += 1
+        event(name)
+
+    def check(self, share=0.2):
+        "Every outcome is reached by a fifth of the examples."
+        total = sum(self.counts.values())
+        for name, n in self.counts.items(): assert n >= share*total, f"{name}: only {n} of {total} examples"
+
+
 # the solution parser
 
-@many
-@given(solution)
-def test_any_text_can_be_parsed_and_checked(s):
-    errors.parse(s)
-    for e in errors.check(s):
-        assert 0 <= e.start <= e.end <= len(s) and isinstance(e.ok, bool)
-        assert e.ok or e.expected, "a false equation says what is right"
+@st.composite
+def worked(draw):
+    "A problem of our own with something strange put between its lines: (question, solution)."
+    problem = draw(st.sampled_from(small_data.problems()))
+    lines = problem["solution"].split("\n")
+    for _ in range(draw(st.integers(0, 2))):
+        lines.insert(draw(st.integers(0, len(lines)-1)), draw(st.one_of(text, equation, annotation, control)))
+    return problem["question"], "\n".join(lines)
 
 
-@quick
-@given(solution, st.integers(0, 10**6), st.sampled_from(["computational", "conceptual"]))
-def test_any_text_can_be_asked_for_an_error(s, seed, kind):
-    "Either a flawed solution that differs, or a refusal that says why; the same for the same seed."
-    made = [errors.inject({"question": "How many?", "solution": s}, kind, rng=random.Random(seed)) for _ in range(2)]
-    assert repr(made[0]) == repr(made[1])
-    assert isinstance(made[0], errors.Refusal) or made[0].solution != s
+def test_any_text_can_be_parsed_and_checked():
+    outcomes = Outcomes("no equation", "true ones only", "a false one")
+
+    @many
+    @given(st.one_of(solution, worked().map(lambda example: example[1])))
+    def holds(s):
+        errors.parse(s)
+        found = errors.check(s)
+        outcomes.reach("no equation" if not found else "true ones only" if all(e.ok for e in found) else "a false one")
+        for e in found:
+            assert 0 <= e.start < e.end <= len(s) and isinstance(e.ok, bool)
+            assert e.ok or e.expected, "a false equation says what is right"
+
+    holds()
+    outcomes.check(0.15)
 
 
-@quick
-@given(st.integers(-999, 9999), st.integers(1, 999), st.sampled_from("+-*"), st.integers(-3, 3))
-def test_a_plain_equation_is_judged_by_its_value(a, b, op, off):
-    value = {"+": a + b, "-": a - b, "*": a * b}[op]
-    if a < 0 or value < 0: return
-    found = errors.check(f"{a} {op} {b} = {value + off if value + off >= 0 else value}")
-    assert len(found) == 1 and found[0].ok == (off == 0 or value + off < 0)
+def test_any_text_can_be_asked_for_an_error():
+    "Either a flawed solution with a known number of false equations, or a refusal that says why; the same for the same seed."
+    outcomes = Outcomes("injected", "refused")
+
+    @quick
+    @given(st.one_of(worked(), solution.map(lambda s: ("How many?", s))), st.integers(0, 10**6), st.sampled_from(["computational", "conceptual"]))
+    def holds(example, seed, kind):
+        question, s = example
+        made, again = (errors.inject({"question": question, "solution": s}, kind, rng=random.Random(seed)) for _ in range(2))
+        assert repr(made) == repr(again)
+        outcomes.reach("injected" if made else "refused")
+        if not made:
+            assert isinstance(made, errors.Refusal) and made.reason
+            return
+        assert made.solution != s and made.question == question and made.kind == kind
+        assert sum(not e.ok for e in errors.check(made.solution)) == (kind == "computational")
+        assert all(0 <= start < end <= len(made.solution) for start, end in made.marks)
+
+    holds()
+    outcomes.check()
+
+
+def test_a_plain_equation_is_judged_by_its_value():
+    outcomes = Outcomes("true", "false")
+
+    @quick
+    @given(st.integers(0, 9999), st.integers(1, 999), st.sampled_from("+-*"), st.one_of(st.just(0), st.integers(1, 300)))
+    def holds(a, b, op, off):
+        if op == "-": a, b = a + b, a  # so that nothing is negative
+        right = {"+": a + b, "-": a - b, "*": a * b}[op]
+        found = errors.check(f"{a} {op} {b} = {right + off}")
+        outcomes.reach("true" if off == 0 else "false")
+        assert len(found) == 1 and found[0].ok == (off == 0)
+        assert (found[0].value, found[0].stated) == (right, str(right + off)) and found[0].expected == str(right)
+
+    holds()
+    outcomes.check()
 
 
 # the prompt
@@ -72,7 +133,7 @@ def holds(tokenizer, question, s):
 @quick
 @given(solution, solution)
 def test_prompt_and_label_begin_the_conversation(question, s):
-    holds(data.load_tokenizer("tiny:llama"), question, s)
+    holds(tiny(), question, s)
 
 
 @few
@@ -85,37 +146,109 @@ def test_the_same_with_the_real_tokenizer(phi, question, s):
 def phi(shared): return data.load_tokenizer(str(shared/"tokenizers"/"phi-4-mini"))
 
 
-@few
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=600), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200), st.integers(200, 700))
-def test_a_shortened_sample_fits_and_keeps_the_solution(question, s, limit):
-    tokenizer = data.load_tokenizer("tiny:llama")
-    got = data.encode(tokenizer, question, s, max_length=limit)
-    if got is None: return
-    assert len(got["input_ids"]) + 1 <= limit and got["shortened"] == (got["length"] > limit)
-    tail = tokenizer(s, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    ids, end = got["input_ids"], controls(tokenizer, data.prompt_ids(tokenizer, "q", "s"))[-2:]
-    assert ids[-len(end)-len(tail):-len(end)] == tail and ids[-len(end):] == end, "the solution's end is never cut"
+def test_a_shortened_sample_fits_and_keeps_the_solution():
+    outcomes = Outcomes("whole", "shortened", "dropped")
+    letters = st.characters(exclude_categories=["Cs"])
+
+    @quick
+    @given(st.text(letters, min_size=40, max_size=300), st.text(letters, min_size=1, max_size=60), st.integers(-60, 260))
+    def holds(question, s, too_many):
+        tokenizer = tiny()
+        whole = data.prompt_ids(tokenizer, question, s)
+        limit = len(whole) + 1 - too_many
+        got = data.encode(tokenizer, question, s, max_length=limit)
+        outcomes.reach("dropped" if got is None else "shortened" if got["shortened"] else "whole")
+        if too_many > 0: assert data.encode(tokenizer, question, s, max_length=limit, too_long="drop") is None
+        room = limit - 1 - len(data.prompt_ids(tokenizer, "", s))
+        if got is None:
+            assert room < 60, "dropped, though much was left for the question"
+            return
+        assert got["length"] == len(whole) + 1 and got["shortened"] == (too_many > 0)
+        ids, end = got["input_ids"], controls(tokenizer, data.prompt_ids(tokenizer, "q", "s"))[-2:]
+        assert limit - 40 < len(ids) + 1 <= limit if too_many > 0 else ids == whole, "no more is cut than must be"
+        tail = tokenizer(s, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ids[-len(end)-len(tail):-len(end)] == tail and ids[-len(end):] == end, "the solution's end is never cut"
+        if too_many > 0: keeps_both_ends(tokenizer.decode(ids), question)
+
+    holds()
+    outcomes.check(0.1)
+
+
+def keeps_both_ends(said, question):
+    "Of a shortened question the beginning and the end are left, about as much of each."
+    said = said.split("### Problem:\n", 1)[1]
+    said = said[:said.rindex("\n\n### Solution:\n")]
+    places = [i for i in range(len(said)) if said.startswith(data.CUT, i)]
+    parts = [(said[:i], said[i+len(data.CUT):]) for i in places]
+    assert any(question.startswith(head) and question.endswith(tail) and min(len(head.encode()), len(tail.encode())) >= 1 for head, tail in parts)
 
 
 # the data check
 
-value = st.one_of(st.integers(-2, 3), st.booleans(), st.none(), st.floats(), text, st.lists(st.integers(), max_size=2))
-frame = st.lists(st.fixed_dictionaries({"index": st.one_of(st.integers(0, 5), value), "question": st.one_of(text, value), "solution": st.one_of(text, value), "label": st.one_of(st.sampled_from([0, 1]), value),
-                                        "error_type": st.one_of(st.sampled_from(["correct", "conceptual", "computational", "unknown"]), value), "source": st.just("x")}), max_size=6)
+TYPES = {0: ["correct"], 1: ["conceptual", "computational", "unknown"]}
+value = st.one_of(st.integers(-2, 3), st.booleans(), st.none(), st.floats(), text, st.sampled_from([" \n", "correct", "unknown"]), st.lists(st.integers(), max_size=2))
+anything = st.lists(st.fixed_dictionaries({"index": value, "question": value, "solution": value, "label": value, "error_type": value, "source": st.just("x")}), max_size=4)
 
 
-@settings(quick, max_examples=250)
-@given(frame, frame)
-def test_the_data_check_accepts_or_explains(a, b):
-    "Whatever stands in a table: it is accepted, or refused with words; what is accepted is sound."
-    frames = {"train": pd.DataFrame(a, dtype=object), "test": pd.DataFrame(b, dtype=object)}
-    try: data.validate(frames)
-    except VerifierError as e:
-        assert e.fix and e.where
-        return
-    for df in frames.values():
-        assert len(df) and set(df.label) <= {0, 1} and all(isinstance(x, str) and x.strip() for x in [*df.question, *df.solution])
-    assert not {data.normalise(q) for q in frames["train"].question} & {data.normalise(q) for q in frames["test"].question}
+@st.composite
+def sound_rows(draw, split):
+    "Rows of a split with which nothing is wrong; no other split's questions begin as theirs do."
+    rows = []
+    for index in range(draw(st.integers(1, 3))):
+        for label in draw(st.sampled_from([[0], [1], [0, 1]])):
+            said = {"question": f"{split} {index} {draw(text)}", "solution": f"so {draw(text)}"}
+            rows.append({"index": index, **said, "label": label, "error_type": draw(st.sampled_from(TYPES[label])), "source": "x"})
+    return rows
+
+
+@st.composite
+def tables(draw):
+    "Rows of train and test: sound ones, ones with something wrong in one place, or anything."
+    how = draw(st.sampled_from(["sound", "sound", "a cell", "a character", "a row", "a question", "anything"]))
+    if how == "anything": return draw(anything), draw(anything)
+    train, test = draw(sound_rows("train")), draw(sound_rows("test"))
+    rows = draw(st.sampled_from([train, test]))
+    if how == "a cell": draw(st.sampled_from(rows))[draw(st.sampled_from([*rows[0]]))] = draw(value)
+    if how == "a character": draw(st.sampled_from(rows))[draw(st.sampled_from(["question", "solution"]))] += draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
+    if how == "a row": rows.append(dict(draw(st.sampled_from(rows))))
+    if how == "a question": test[-1]["question"] = train[0]["question"].upper() + "!"
+    return train, test
+
+
+def sound(rows):
+    "Whether nothing is wrong with a split's rows, said without pandas."
+    def is_text(said): return isinstance(said, str) and said.strip() and "\0" not in said and not any("\ud800" <= c <= "\udfff" for c in said)
+    def is_number(said): return isinstance(said, (int, float)) and not isinstance(said, bool) and said == said
+    def is_row(row):
+        whole = type(row["label"]) is int and row["label"] in TYPES
+        named = isinstance(row["index"], str) or is_number(row["index"])
+        sourced = row["source"] is not None and row["source"] == row["source"]
+        return whole and named and sourced and row["error_type"] in TYPES[row["label"]] and is_text(row["question"]) and is_text(row["solution"])
+    keys = [(str(row["index"]), str(row["label"])) for row in rows]
+    return len(rows) > 0 and all(map(is_row, rows)) and len(set(keys)) == len(keys)
+
+
+def test_the_data_check_accepts_or_explains():
+    "Whatever stands in a table: it is accepted exactly when it is sound, else refused with words."
+    outcomes = Outcomes("accepted", "refused")
+
+    @settings(quick, max_examples=150)
+    @given(tables())
+    def holds(rows):
+        train, test = rows
+        asked = [{data.normalise(row["question"]) for row in part if isinstance(row["question"], str)} for part in rows]
+        expected = sound(train) and sound(test) and not asked[0] & asked[1]
+        try:
+            data.validate({"train": pd.DataFrame(train, dtype=object), "test": pd.DataFrame(test, dtype=object)})
+            accepted = True
+        except VerifierError as e:
+            accepted = False
+            assert e.fix and e.where
+        outcomes.reach("accepted" if accepted else "refused")
+        assert accepted == expected
+
+    holds()
+    outcomes.check()
 
 
 @quick
@@ -125,23 +258,49 @@ def test_normalising_twice_changes_nothing(s):
 
 
 @quick
-@given(st.lists(st.integers(0, 30), min_size=12, max_size=60), st.integers(0, 99))
+@given(st.lists(st.integers(0, 30), min_size=12, max_size=60).filter(lambda keys: len(set(keys)) >= 5), st.integers(0, 99))
 def test_a_problem_stands_in_one_split_whatever_the_order(keys, seed):
-    if len(set(keys)) < 5: return
     one, two = data.split_problems(keys, 0.2, 0.2, seed), data.split_problems(list(reversed(keys)), 0.2, 0.2, seed)
     assert one == two and set(one) == set(keys) and set(one.values()) == {"train", "validation", "test"}
 
 
 # config and secrets
 
-@quick
-@given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)), lambda inner: st.dictionaries(st.one_of(st.sampled_from([*RunConfig.model_fields, "epochs", "r", "source"]), st.text(max_size=6)), inner, max_size=4), max_leaves=8))
-def test_any_settings_are_accepted_or_explained(given_settings):
-    try: cfg = check_config(given_settings)
-    except VerifierError as e:
-        assert e.fix
-        return
-    assert check_config(read_yaml(dump_config(cfg))) == cfg
+share, whole, yes = st.floats(0, 0.45), st.integers(1, 10**6), st.booleans()
+sound_settings = st.fixed_dictionaries({"name": st.from_regex(r"[a-z0-9][a-z0-9_\-]{0,20}", fullmatch=True), "data": st.fixed_dictionaries({"source": st.sampled_from(["rows.csv", "gsm8k", "a+b"])}, optional={
+    "problems": st.one_of(st.none(), whole), "validation_fraction": share, "test_fraction": share, "columns": st.dictionaries(st.text(max_size=6), st.text(max_size=6), max_size=2),
+    "max_length": st.integers(16, 9999), "too_long": st.sampled_from(["shorten", "drop"]), "forms": st.lists(st.sampled_from(["original", "plain", "hash"]), min_size=1, max_size=3),
+    "types": st.fixed_dictionaries({"conceptual": st.floats(0.1, 9)}, optional={"computational": st.floats(0, 9)}), "exclude": st.lists(st.text(max_size=9), max_size=2)})}, optional={
+    "seed": st.integers(0, 2**32 - 1), "deterministic": yes, "lora": st.fixed_dictionaries({}, optional={"r": whole, "alpha": st.floats(0.1, 99), "targets": st.lists(st.text(max_size=5), max_size=2)}),
+    "training": st.fixed_dictionaries({}, optional={"epochs": st.floats(0.01, 99), "learning_rate": st.floats(1e-9, 1), "batch_size": whole, "schedule": st.sampled_from(["linear", "cosine"])}),
+    "publish": st.fixed_dictionaries({}, optional={"private": yes, "repo_id": st.one_of(st.none(), st.text(max_size=9))})})
+any_settings = st.recursive(st.one_of(st.none(), yes, st.integers(), st.floats(), st.text(max_size=8)), lambda inner: st.dictionaries(st.one_of(st.sampled_from([*RunConfig.model_fields, "epochs", "r", "source"]), st.text(max_size=6)), inner, max_size=4), max_leaves=8)
+
+
+def test_any_settings_are_accepted_or_explained():
+    "Sound settings are accepted and survive their own file; with something strange among them, in a block or beside the blocks, they are accepted or explained."
+    outcomes = Outcomes("accepted", "refused")
+
+    def accepted(tried):
+        try: cfg = check_config(tried)
+        except VerifierError as e: return bool(e.fix) and not outcomes.reach("refused")
+        outcomes.reach("accepted")
+        assert check_config(read_yaml(dump_config(cfg))) == cfg
+        given_blocks = {block: tried[block] for block in ("data", "training") if block in tried}
+        for block, values in given_blocks.items():
+            for name, said in values.items(): assert getattr(getattr(cfg, block), name) == said, f"{block}.{name} is not what was said"
+
+    @quick
+    @given(sound_settings, any_settings, st.sampled_from([*RunConfig.model_fields]), st.sampled_from(["source", "problems", "types", "max_length"]))
+    def holds(good, strange, block, setting):
+        before = outcomes.counts["accepted"]
+        accepted(good)
+        assert outcomes.counts["accepted"] == before + 1, "sound settings are refused"
+        accepted({**good, block: strange})
+        accepted({**good, "data": {**good["data"], setting: strange}})
+
+    holds()
+    outcomes.check()
 
 
 @quick
