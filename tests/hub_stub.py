@@ -46,6 +46,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two small packets: the second would wait 40 ms
     hub = None
 
     def log_message(self, *args): pass

@@ -1,5 +1,5 @@
 "The statistics against known answers, and the contract of the files they are written to."
-import json, math, time
+import json, math, shutil, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from scipy import stats
@@ -11,6 +11,424 @@ SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 ALL = ("counts", "ranking", "calibration", "abstention")
 
 def plain(rows, parts=ALL): return {k: float(v[0]) for k, v in ev.weighted_metrics(rows, np.ones((rows.problems, 1)), parts).items()}
+
+# By hand: the numbers are worked out in the comments
+
+def table(*rows, columns="index true_label p_flawed"):
+    "A data frame of predictions from rows of numbers."
+    return pd.DataFrame(rows, columns=columns.split())
+
+def weighted(frame, weights, parts=ALL, **settings):
+    "Metrics of a frame when its problems count so many times."
+    found = ev.weighted_metrics(ev.as_rows(frame, **settings), np.array(weights, float)[:, None], parts)
+    return {k: float(v[0]) for k, v in found.items()}
+
+def test_the_confusion_matrix_by_hand():
+    "Ten rows, four flawed; five are called flawed, three of them rightly: 2 false alarms, 1 missed, 4 let through."
+    got = {k: float(v) for k, v in ev.count_metrics(10, 4, 5, 3).items()}
+    assert got["accuracy"] == pytest.approx(7/10)
+    assert got["recall"] == pytest.approx(3/4) and got["specificity"] == pytest.approx(4/6)
+    assert got["balanced_accuracy"] == pytest.approx(17/24)  # (3/4 + 4/6)/2
+    assert got["precision"] == pytest.approx(3/5)
+    assert got["f1"] == pytest.approx(2/3)  # 2·3/(2·3 + 2 + 1)
+    assert got["f1_correct"] == pytest.approx(8/11)  # 2·4/(2·4 + 2 + 1)
+    assert got["processbench_f1"] == pytest.approx(12/17)  # 2·(3/4)·(2/3)/(3/4 + 2/3) = 1/(17/12)
+    assert got["mcc"] == pytest.approx(10/math.sqrt(600))  # (3·4 − 2·1)/√(5·4·5·6)
+
+def test_what_is_not_defined_is_nan_and_no_zero():
+    "Nothing called flawed: no precision. No flawed row: no recall and no F1 of flawed."
+    nothing_called = ev.count_metrics(4, 2, 0, 0)
+    assert math.isnan(nothing_called["precision"]) and math.isnan(nothing_called["mcc"])
+    assert nothing_called["processbench_f1"] == 0 and nothing_called["specificity"] == 1
+    none_flawed = ev.count_metrics(4, 0, 0, 0)
+    for name in ("recall", "f1", "balanced_accuracy"): assert math.isnan(none_flawed[name])
+
+def test_a_row_exactly_at_the_threshold_is_called_flawed():
+    "At the operating threshold, at 0.5 without one, and in the arrays that are judged."
+    frame = table((1, 1, 0.25), (1, 0, 0.5), (2, 1, 0.75))
+    assert ev.decide(frame, {"threshold": 0.75}).predicted_label.tolist() == [0, 0, 1]
+    assert ev.decide(frame, {}).predicted_label.tolist() == [0, 1, 1]
+    assert ev.as_rows(frame).called.tolist() == [0, 1, 1]
+    assert ev.as_rows(frame, threshold=0.25).called.tolist() == [1, 1, 1]
+    without_verdicts = ev.read_results(frame)
+    assert without_verdicts.called.tolist() == [0, 1, 1]
+
+def test_the_verdict_is_that_of_the_calibrated_probability():
+    "P = 0.8 has odds of 4; at a temperature of 2 they are 2, so P = 2/3; with a bias of −ln 4 they are 1/2, so P = 1/3."
+    frame = table((1, 1, 0.8))
+    decided = ev.decide(frame, {"temperature": 2.0, "threshold": 0.7})
+    assert decided.p_calibrated[0] == pytest.approx(2/3) and decided.predicted_label[0] == 0 and decided.p_flawed[0] == 0.8
+    assert ev.decide(frame, {"temperature": 2.0, "bias": -math.log(4), "threshold": 0.3}).p_calibrated[0] == pytest.approx(1/3)
+
+RANKED = table((1, 0, 0.2), (1, 0, 0.5), (2, 1, 0.5), (2, 1, 0.8))
+
+def test_ranking_with_a_tie_by_hand():
+    """Of four pairs three are in order and one is a tie, which counts half.
+    From above: half of the flawed at a precision of 1, the other half at 2 of 3."""
+    got = plain(ev.as_rows(RANKED))
+    assert got["auroc"] == pytest.approx(3.5/4) and got["auprc"] == pytest.approx(1/2 + 1/2*2/3)
+
+def test_ranking_of_a_problem_that_was_drawn_three_times():
+    "Rows of weight 3 for the second problem: every pair counts three times, but precision is 3 and 6 of 7."
+    got = weighted(RANKED, [1, 3])
+    assert got["auroc"] == pytest.approx(3.5/4) and got["auprc"] == pytest.approx(1/2 + 1/2*6/7)
+    assert got["accuracy"] == pytest.approx(7/8)
+
+def test_brier_and_log_loss_by_hand():
+    "Squares 0.01, 0.04, 0.36, 0.25; the truth got 0.9, 0.8, 0.4, 0.5."
+    got = plain(ev.as_rows(table((1, 1, 0.9), (1, 0, 0.2), (2, 0, 0.6), (2, 1, 0.5))))
+    assert got["brier"] == pytest.approx(0.66/4)
+    assert got["log_loss"] == pytest.approx(-math.log(0.9*0.8*0.4*0.5)/4)
+    sure_and_wrong = plain(ev.as_rows(table((1, 0, 1.0), (1, 1, 1.0))))
+    assert sure_and_wrong["log_loss"] == pytest.approx(15*math.log(10)/2, rel=1e-3)
+
+def ece(frame, bins, weights=None):
+    "The calibration error of a frame with so many bins."
+    rows = ev.as_rows(frame)
+    order, starts = ev._levels(rows.p)
+    each = np.ones(rows.problems) if weights is None else np.array(weights, float)
+    w = each[rows.problem[order]][:, None]
+    return float(ev.calibration_error(w, (rows.y - rows.p)[order], starts, bins)[0])
+
+def test_bins_of_the_calibration_error_weigh_what_they_hold():
+    """Four rows at 0.1, a quarter of them flawed: off by 0.15. One at 0.9 that is correct: off by 0.9.
+    4/5·0.15 + 1/5·0.9 = 0.3; bins that count the same would give 0.525."""
+    frame = table((1, 0, 0.1), (2, 0, 0.1), (3, 0, 0.1), (4, 1, 0.1), (5, 0, 0.9))
+    assert ece(frame, 2) == pytest.approx(0.3)
+    assert ece(frame, 2, [1, 1, 1, 1, 4]) == pytest.approx((0.6 + 3.6)/8)
+
+def test_equal_probabilities_share_a_bin():
+    "Half of the rows at 0.5 are flawed: calibrated, whatever the order of the rows. Cut in two they would be off by 0.5."
+    frame = table((1, 0, 0.5), (2, 0, 0.5), (3, 1, 0.5), (4, 1, 0.5))
+    assert ece(frame, 2) == pytest.approx(0) == ece(frame.iloc[::-1], 2)
+
+def test_a_bin_compares_means():
+    "0.2 that is flawed and 0.8 that is correct: one bin sees a mean of 0.5 and half flawed; two bins see 0.8 twice."
+    frame = table((1, 1, 0.2), (2, 0, 0.8))
+    assert ece(frame, 1) == pytest.approx(0) and ece(frame, 2) == pytest.approx(0.8)
+
+def test_bins_hold_equally_many_rows():
+    "Six rows in three bins: two each, however unevenly the probabilities lie."
+    frame = table((1, 0, 0.01), (2, 0, 0.02), (3, 1, 0.03), (4, 0, 0.04), (5, 1, 0.05), (6, 1, 0.99))
+    expected = (0.03 + (1 - 0.07) + (2 - 1.04))/6
+    assert ece(frame, 3) == pytest.approx(expected)
+    assert [ev.bin_count(n) for n in (1, 40, 79, 80, 599, 600, 100_000)] == [1, 1, 1, 2, 14, 15, 15]
+
+UNSURE = table((1, 1, 0.95), (1, 0, 0.1), (2, 0, 0.7), (2, 1, 0.45))  # log odds 2.9, −2.2, 0.8, −0.2; two are wrong
+
+def test_abstention_by_hand():
+    "By falling confidence the risks are 0, 0, 1/3, 1/2: half of the rows at no error, a mean risk of 5/24."
+    got = plain(ev.as_rows(UNSURE))
+    assert got["aurc"] == pytest.approx(5/24) and got["coverage_at_budget"] == pytest.approx(1/2)
+    assert got["decided_share"] == 1 and got["decided_errors"] == pytest.approx(1/2)
+    careful = plain(ev.as_rows(UNSURE, margin=1.0))
+    assert careful["decided_share"] == pytest.approx(1/2) and careful["decided_errors"] == 0
+    at_the_row = plain(ev.as_rows(UNSURE, margin=float(ev.logit(0.7))))
+    assert at_the_row["decided_share"] == pytest.approx(3/4) and at_the_row["decided_errors"] == pytest.approx(1/3)
+    never = plain(ev.as_rows(UNSURE, margin=None))
+    assert never["decided_share"] == 0 and math.isnan(never["decided_errors"])
+
+def test_rows_of_one_confidence_are_decided_together():
+    "Two rows at 0.8, one wrong: half of the decisions are wrong as soon as one is made."
+    got = plain(ev.as_rows(table((1, 1, 0.8), (2, 0, 0.8))))
+    assert got["aurc"] == pytest.approx(1/2) and got["coverage_at_budget"] == 0
+
+def test_confidence_is_the_distance_from_the_threshold():
+    "With a threshold of 0.8, log odds of ln 4: 0.8 is on the fence, 0.5 is ln 4 away, below it."
+    rows = ev.as_rows(table((1, 1, 0.8), (2, 0, 0.5)), threshold=0.8)
+    assert rows.confidence == pytest.approx([0, math.log(4)]) and rows.called.tolist() == [1, 0]
+
+def test_problems_are_drawn_whole():
+    "Three rows that are right, one that is wrong: accuracy is 0, 3/4, 1 with chances 1/4, 1/2, 1/4."
+    rows = ev.as_rows(table((7, 1, 0.9), (7, 1, 0.9), (7, 0, 0.1), (3, 0, 0.9)))
+    values, counts = np.unique(ev.bootstrap(rows, 20_000, 0, ("counts",))["accuracy"], return_counts=True)
+    assert values == pytest.approx([0, 3/4, 1]) and np.allclose(counts/20_000, [1/4, 1/2, 1/4], atol=0.015)
+
+def test_draws_do_not_depend_on_how_many_are_handled_at_a_time():
+    "As many problems are drawn as there are, by the seed, in one chunk or in many."
+    drawn = lambda rows, seed=3: np.concatenate(list(ev.resample(5, 500, seed, rows)), 1)
+    assert drawn(5).shape == (5, 500) and (drawn(5).sum(0) == 5).all()
+    assert (drawn(5) == drawn(2_000_000//7)).all() and not (drawn(5) == drawn(5, seed=4)).all()
+
+def test_intervals_by_hand():
+    """Percentiles of the draws; Clopper and Pearson where the share is 0 or 1, over the problems of the class that it is a
+    share of; none where more than a tenth of the draws are not defined."""
+    rows = ev.as_rows(table((1, 0, 0.9), (1, 1, 0.9), (2, 0, 0.9), (3, 0, 0.9)))
+    values = np.arange(1001)/1000
+    assert ev.interval(values, "auroc", 0.5, rows)[0] == pytest.approx((0.025, 0.975))
+    assert ev.interval(values, "specificity", 0.0, rows)[0] == pytest.approx((0, 1 - 0.025**(1/3)))  # three problems
+    assert ev.interval(values, "recall", 1.0, rows)[0] == pytest.approx((0.025, 1))  # one problem
+    holes = lambda share: np.where(values < share, np.nan, values)
+    assert ev.interval(holes(0.2), "mcc", 0.5, rows)[0] is None
+    assert ev.interval(holes(0.05), "mcc", 0.5, rows)[0] == pytest.approx((0.05 + 0.025*0.95, 0.05 + 0.975*0.95))
+    assert ev.interval(values, "auroc", 0.5, ev.as_rows(table((1, 0, 0.1), (1, 1, 0.9))))[0] is None  # one problem only
+
+def test_a_difference_is_paired():
+    "Draws of the difference 0 … 0.1 give its percentiles; too few that are defined give none."
+    draws = np.linspace(0, 0.1, 1001)
+    found = ev.difference(0.8, 0.75, draws)
+    assert found["value"] == pytest.approx(0.05) and found["interval"] == pytest.approx([0.0025, 0.0975])
+    assert ev.difference(0.8, 0.75, np.where(draws < 0.02, np.nan, draws))["interval"] is None
+
+# calibration, by hand
+
+def test_a_temperature_by_hand():
+    "Odds of 9 where 3 of 4 are flawed: the temperature that makes 3 of 9 is 2, since √9 = 3."
+    assert ev.fit_temperature(np.full(4, 0.9), [1, 1, 1, 0]) == pytest.approx(2, rel=1e-4)
+    assert ev.fit_temperature([0.1, 0.9, 0.9, 0.9], [0, 1, 0, 1]) == pytest.approx(2, rel=1e-4)  # one upside down
+
+def test_platt_by_hand():
+    """Two levels, so that the fit meets the mean target of each. 1 of 8 flawed at 1/4, 6 of 8 at 3/4: seven flawed and nine
+    correct rows, so the targets are 8/9 and 1/11. The log odds are ±ln 3."""
+    p = np.repeat([0.25, 0.75], 8)
+    y = [1] + [0]*7 + [1]*6 + [0]*2
+    low = ev.logit((8/9 + 7/11)/8)
+    high = ev.logit((6*8/9 + 2/11)/8)
+    slope, bias = (high - low)/(2*math.log(3)), (high + low)/2
+    found = ev.fit_platt(p, y)
+    assert 1/found["temperature"] == pytest.approx(slope, rel=1e-3) and found["bias"] == pytest.approx(bias, rel=1e-3)
+
+def test_an_isotonic_curve_by_hand():
+    "The two in the middle are the wrong way round and share their mean; the ends stay 1/6 away from certainty."
+    found = ev.fit_isotonic([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])
+    assert found["x"] == pytest.approx([0.1, 0.2, 0.3, 0.4]) and found["y"] == pytest.approx([1/6, 1/2, 1/2, 5/6])
+    after = ev.apply_calibration([0.0, 0.15, 0.25, 0.9], {"isotonic": found})
+    assert after == pytest.approx([1/6, 1/3, 1/2, 5/6])
+
+def test_no_calibration_changes_no_digit():
+    p = np.array([0.1, 1/3, 0.0, 1.0])
+    for calibration in ({}, {"temperature": 1.0, "threshold": 0.2}): assert (ev.apply_calibration(p, calibration) == p).all()
+    certain = ev.apply_calibration([0.0, 1.0], {"temperature": 2.0})
+    assert certain == pytest.approx([1e-6, 1 - 1e-6], rel=1e-3)  # taken as 1e-12 away from certainty
+
+@pytest.mark.parametrize("rows,aim,expected", [
+    ([(0.2, 0), (0.6, 0), (0.6, 1), (0.9, 1)], "accuracy", 0.5),  # (0.2, 0.6] and (0.6, 0.9] are wrong once: the nearest to 0.5
+    ([(0.6, 0), (0.6, 0), (0.7, 1), (0.8, 1)], "accuracy", 0.65),  # only (0.6, 0.7] is never wrong: its middle
+    ([(0.1, 0), (0.2, 1), (0.3, 0), (0.4, 1)], "f1", 0.15),  # 4/5 from 0.2 on, 2/3 everywhere else
+    ([(0.1, 0), (0.9, 0), (0.95, 1)], "accuracy", 0.925),
+    ([(0.2, 0), (1.0, 0), (1.0, 1)], "accuracy", 0.5)])  # nothing is above 1: a row at 1 is flawed whatever the threshold
+def test_thresholds_by_hand(rows, aim, expected):
+    p, y = zip(*rows)
+    assert ev.choose_threshold(p, y, aim) == pytest.approx(expected)
+
+@pytest.mark.parametrize("least,expected", [(0.5, 0.7), (0.51, 0.5), (1.0, 0.2)])
+def test_recall_thresholds_by_hand(least, expected):
+    """Flawed rows at 0.3, 0.6, 0.8, 0.9. A recall of 1/2 is kept up to 0.8, of 3/4 up to 0.6, of 1 up to 0.3.
+    The middle of what is below, or 0.5 where that is part of it."""
+    p, y = [0.1, 0.3, 0.6, 0.8, 0.9], [0, 1, 1, 1, 1]
+    assert ev.choose_threshold(p, y, "recall", least) == pytest.approx(expected)
+
+@pytest.mark.parametrize("budget,expected", [(0.25, 0.7), (0.24, 0.9), (0.0, 0.9)])
+def test_margins_by_hand(budget, expected):
+    "By falling confidence: right, right, wrong, right. A quarter is wrong among all four, none among the first two."
+    p, y = [0.7, 0.95, 0.8, 0.9], [1, 1, 0, 1]
+    assert ev.choose_margin(p, y, 0.5, budget) == pytest.approx(ev.logit(expected))
+
+def test_a_margin_does_not_cut_through_equal_confidence():
+    assert ev.choose_margin([0.9, 0.9], [1, 0], 0.5, 0.1) is None
+    assert ev.choose_margin([0.9, 0.9], [1, 0], 0.5, 0.5) == pytest.approx(math.log(9))
+    at_the_threshold = ev.choose_margin([0.5, 0.5], [1, 1], 0.5, 0.0)
+    assert at_the_threshold == 0.0  # a row at the threshold is called flawed, and rightly so
+
+def test_what_is_fitted_is_used_in_turn():
+    """The threshold and the margin are chosen among calibrated probabilities: 0.9 and 0.1, each right in 3 of 4, become 3/4
+    and 1/4, at a distance of ln 3."""
+    p, y = [0.9]*4 + [0.1]*4, [1, 1, 1, 0, 0, 0, 0, 1]
+    frame = pd.DataFrame({"index": range(8), "true_label": y, "p_flawed": p})
+    found = ev.fit_calibration(frame, "temperature", budget=0.25)
+    assert found["temperature"] == pytest.approx(2, rel=1e-4) and found["threshold"] == pytest.approx(0.5)
+    assert found["margin"] == pytest.approx(math.log(3), rel=1e-3) and found["n"] == 8
+    assert ev.fit_calibration(frame, "temperature", budget=0.05)["margin"] is None
+    assert ev.fit_calibration(frame, "none")["temperature"] == 1.0
+    assert ev.fit_calibration(frame, aim="recall", recall_at_least=1.0)["threshold"] < 0.25
+    one_class = ev.fit_calibration(frame[frame.true_label == 1])
+    assert one_class["threshold"] == 0.5 and one_class["temperature"] == 1.0 and one_class["notes"]
+
+# baselines, hybrid and reasons, by hand
+
+def test_what_the_equation_checker_says():
+    "Nothing to check: 0.25. All true: 0. One false: 1/2. Two false: 2/3."
+    found = ev.checker_scores(["No numbers here.", "2 + 2 = 4", "2 + 2 = 5\n3 * 3 = 9", "2 + 2 = 5\n3 * 3 = 8"])
+    assert found.equations.tolist() == [0, 1, 2, 2] and found.false_equations.tolist() == [0, 0, 1, 2]
+    assert found.p_checker.tolist() == pytest.approx([0.25, 0, 1/2, 2/3])
+
+def test_the_hybrids_features_by_hand():
+    frame = table((0.5, 4, 1, math.e - 1), (0.75, 0, 0, 0.0), (0.25, 3, 0, 0.0),
+                  columns="p_calibrated equations false_equations surprisal")
+    found = ev.hybrid_features(frame)
+    assert found.log_odds.tolist() == pytest.approx([0, math.log(3), -math.log(3)])
+    assert found.any_false.tolist() == [1, 0, 0] and found.share_false.tolist() == [0.25, 0, 0]
+    assert found.nothing_to_check.tolist() == [0, 1, 0] and found.surprisal.tolist() == pytest.approx([1, 0, 0])
+    assert "surprisal" not in ev.hybrid_features(frame.drop(columns="surprisal"))
+
+def test_weights_by_hand():
+    "(3 − 1)/2·1 + (2 − 2)/1·(−1) + 0.5 = 1.5, by the features' names and not by their places."
+    weights = {"features": ["a", "b"], "mean": [1, 2], "scale": [2, 1], "coef": [1, -1], "intercept": 0.5}
+    assert ev.apply_weights(pd.DataFrame({"b": [2.0], "a": [3.0]}), weights) == pytest.approx([1/(1 + math.exp(-1.5))])
+
+def test_fitted_weights_are_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame({"small": rng.normal(5, 0.01, 200), "large": rng.normal(0, 300, 200), "constant": 2.0})
+    y = ((x.small - 5)*100 + x.large/300 + rng.normal(size=200) > 0).astype(int)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression()).fit(x.to_numpy(), y).predict_proba(x.to_numpy())[:, 1]
+    assert ev.apply_weights(x, ev.fit_weights(x, y)) == pytest.approx(theirs, abs=1e-4)
+
+def test_baselines_are_fitted_on_validation_alone():
+    "Another test split changes no weight; the usual surprisal is that of correct rows."
+    from verifier_nb.config import load_config
+    def split(seed, shift=0.0):
+        frame = ev.decide(ev.simulate(40, seed=seed), {})
+        base = ev.simulate(40, seed=seed + 1).p_flawed
+        surprisal = np.where(frame.true_label == 0, np.arange(80)/10, 50.0)
+        frame = frame.assign(equations=2, false_equations=frame.true_label)
+        return frame.assign(p_base=base, surprisal=surprisal + shift, surprisal_at=0)
+    fitted = []
+    for test in (split(5), split(9, shift=3.0)):
+        calibration, frames = {"baselines": {}}, {"validation": split(1), "test": test}
+        ev.fit_baselines(frames, calibration, load_config("smoke").evaluation)
+        fitted.append(calibration["baselines"])
+        assert {"p_zero_shot", "p_surprisal", "p_hybrid"} <= set(frames["test"]) & set(frames["validation"])
+    assert fitted[0] == fitted[1]
+    assert fitted[0]["hybrid"]["usual_surprisal"] == pytest.approx(np.quantile(np.arange(0, 80, 2)/10, 0.95))
+    assert fitted[0]["surprisal"]["features"] == ["surprisal"]
+
+def test_surface_features_are_learned_from_every_part():
+    "With a limit every so-maniest row is taken, not the first ones, which are all correct here."
+    from verifier_nb.data import surface_features
+    solutions = ["1 + 1 = 2"]*50 + ["A long story about 7 apples, 8 pears and 9 plums."]*50
+    train = pd.DataFrame({"solution": solutions, "label": [0]*50 + [1]*50})
+    learned = ev.fit_surface(train, limit=10)
+    assert ev.fit_surface(train.head(50)) is None
+    assert learned.predict(surface_features([solutions[0], solutions[-1]]).to_numpy()).tolist() == [0, 1]
+
+FLAWED = "Tom buys 3 * 4 = 12 apples.\nHe eats 12 - 2 = 11.\nSo 11 + 1 = 13 stay.\n#### 13"
+
+def test_the_first_false_equation_is_distrusted():
+    found = ev.distrust(FLAWED, 9.0, 0, 1.0)
+    assert found["kind"] == "equation" and found["step"] == 2 and found["text"] == "12 - 2 = 11"
+
+def test_a_number_that_the_base_did_not_expect_is_distrusted():
+    "The third = stands in line 3; what is usual is no reason."
+    solution = FLAWED.replace("= 11.", "= 10.").replace("11 + 1 = 13", "10 + 3 = 13")
+    surprised = ev.distrust(solution, 5.1, 2, 5.0)
+    assert surprised["kind"] == "surprise" and surprised["step"] == 3 and surprised["text"].startswith("So 10 + 3 = 13")
+    for surprisal, at in ((5.0, 2), (5.1, 3), (5.1, -1)): assert ev.distrust(solution, surprisal, at, 5.0)["kind"] == "reasoning"
+
+def test_digits_of_results_are_found():
+    "After the = of the solution only; a number that goes on over two tokens is two places of one equation."
+    pieces = ["### Problem:", " 1 = 2", "### Solution:", " 3", " =", " $", "1", "2", " apples", " 7", " x = y 8", " 2=", "4"]
+    assert ev.digit_places(pieces) == [(6, 0), (7, 0), (12, 2)]
+
+def test_the_surprisal_is_that_of_the_whole_forward_pass():
+    "Against the logits of the plain model, position by position."
+    import torch
+    from verifier_nb import data, model, scoring
+    from verifier_nb.config import ModelSettings
+    base, tokenizer = model.load_base(ModelSettings(base="tiny:llama", device="cpu")), data.load_tokenizer("tiny:llama")
+    verifier = scoring.Verifier(base, tokenizer)
+    solutions = ["3 + 4 = 7\n7 - 1 = 6\n#### 6", "Nothing to add.", "20 * 5 = 100\n#### 100"]
+    found = ev.read_base(verifier, ["What is it?"]*3, solutions, batch_tokens=10_000)
+    for i, solution in enumerate(solutions):
+        ids = verifier.sample("What is it?", solution)["input_ids"]
+        with torch.inference_mode(): logs = base(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
+        zero, one = verifier.label_tokens
+        assert found.prob_0[i] == pytest.approx(np.exp(logs[-1, zero]), rel=1e-4)
+        assert found.prob_1[i] == pytest.approx(np.exp(logs[-1, one]), rel=1e-4)
+        places = ev.digit_places(ev._pieces(tokenizer, ids))
+        surprise = [-logs[place - 1, ids[place]] for place, _ in places]
+        assert found.surprisal[i] == pytest.approx(max(surprise, default=0.0), rel=1e-4)
+        assert found.surprisal_at[i] == (places[int(np.argmax(surprise))][1] if surprise else -1)
+    assert found.surprisal_at[1] == -1 and len(places) >= 1
+
+# from scores to rows, by hand
+
+def test_rows_and_scores_side_by_side():
+    "P(flawed) is a share of the two labels' mass, 0.5 where there is none; a correct row has no kind of error."
+    dataset = table((7, 1, "computational"), (3, 0, "computational"), (5, 1, None), columns="index label error_type")
+    scores = table((0.1, 0.3), (0.2, 0.2), (0.0, 0.0), columns="prob_0 prob_1")
+    found = ev.as_predictions(dataset, scores, "test")
+    assert list(found) == ev.COLUMNS + ev.LATER
+    assert found["index"].tolist() == [7, 3, 5] and found.true_label.tolist() == [1, 0, 1]
+    assert found.p_flawed.tolist() == pytest.approx([0.75, 0.5, 0.5])
+    assert found.label_mass.tolist() == pytest.approx([0.4, 0.4, 0])
+    assert found.error_type.tolist() == ["computational", "correct", "unknown"] and found.source.tolist() == ["unknown"]*3
+    with pytest.raises(setup.VerifierError, match="3 rows but 2 scores"): ev.as_predictions(dataset, scores.head(2), "test")
+
+def test_kinds_by_hand():
+    """Two conceptual rows of one problem at 0.9 and 0.2, one computational at 0.6, two correct at 0.1 and 0.3.
+    Conceptual: 1 of 2 right, a mean of 0.55; of its four pairs with correct rows three are in order."""
+    rows = [(1, 1, 0.9, "conceptual"), (1, 1, 0.2, "conceptual"), (2, 1, 0.6, "computational"),
+            (1, 0, 0.1, "correct"), (2, 0, 0.3, "correct")]
+    frame = table(*rows, columns="index true_label p_calibrated error_type").assign(source="x", subtype="")
+    found = ev.by_type(frame, {"threshold": 0.5}, 50).set_index("value")
+    assert found.n.to_dict() == {"correct": 2, "conceptual": 2, "computational": 1, "unknown": 0, "x": 5}
+    assert found.problems["conceptual"] == 1 and found.problems["x"] == 2
+    assert found.right["conceptual"] == pytest.approx(1/2) and found.right["computational"] == 1
+    assert found.mean_p["conceptual"] == pytest.approx(0.55) and found.auroc["conceptual"] == pytest.approx(3/4)
+    assert found.right["x"] == pytest.approx(4/5) and found.auroc["x"] == pytest.approx(5/6)
+    assert math.isnan(found.auroc["correct"]) and found.note["unknown"]
+    assert ev.by_type(frame, {"threshold": 0.95}, 50).set_index("value").right["conceptual"] == 0
+
+def test_a_summary_counts_rows_and_problems_apart():
+    "And it says what the calibration gained, each baseline at its own threshold."
+    frame = table((1, 1, 0.9, 0.6, 0.3), (1, 0, 0.6, 0.4, 0.3), (2, 0, 0.2, 0.1, 0.1),
+                  columns="index true_label p_flawed p_calibrated p_checker")
+    lines = {"checker": {"threshold": 0.2}, "surface": {"threshold": 0.5}}
+    found = ev.summarise(frame, {"threshold": 0.5, "margin": None, "temperature": 2.0, "baselines": lines}, 50)
+    assert found["n"] == {"rows": 3, "problems": 2, "correct": 2, "flawed": 1}
+    assert found["accuracy"] == 1 and found["uncalibrated"]["accuracy"] == pytest.approx(2/3)
+    assert found["brier"] == pytest.approx((0.16 + 0.16 + 0.01)/3)
+    assert found["uncalibrated"]["brier"] == pytest.approx((0.01 + 0.36 + 0.04)/3)
+    assert list(found["baselines"]) == ["checker"] and found["decided_share"] == 0
+    checker = found["baselines"]["checker"]
+    assert checker["accuracy"] == pytest.approx(2/3) and checker["gain"]["accuracy"]["value"] == pytest.approx(1/3)
+    assert checker["gain"]["auroc"]["value"] == pytest.approx(1 - 3/4)
+
+def test_how_far_a_merged_model_is_away():
+    found = ev.merge_summary(pd.DataFrame({"p_adapter": [0.2, 0.9, 0.5], "p_merged": [0.3, 0.6, 0.5]}), "nf4")
+    assert found["max_abs_difference"] == pytest.approx(0.3) and found["mean_abs_difference"] == pytest.approx(0.4/3)
+    assert found["rows"] == 3 and found["adapter_on"] == "4-bit base"
+    assert ev.merge_summary(pd.DataFrame({"p_adapter": [0.2], "p_merged": [0.3]}), "none")["adapter_on"] != "4-bit base"
+
+# best of N, by hand
+
+CANDIDATES = table((1, 1, 0.1, "a"), (1, 0, 0.2, "b"), (1, 0, 0.3, "b"), columns="index true_label p_flawed answer")
+
+def test_best_of_n_by_hand():
+    """Three candidates; the one that is trusted most is wrong. Of three pairs two hold it, so the choice is right once in
+    three; every pair holds a right one. The vote: a pair with both answers is a tie, worth a half."""
+    found = ev.best_of_n(CANDIDATES, ns=(1, 2, 3, 4), resamples=50, draws=3000).set_index(["n", "judge"]).accuracy
+    assert [found[n, "verifier"] for n in (1, 2, 3)] == pytest.approx([2/3, 1/3, 0])
+    assert found[1, "oracle"] == pytest.approx(2/3) and found[2, "oracle"] == 1
+    assert [found[n, "random"] for n in (1, 2, 3)] == pytest.approx([2/3]*3)
+    assert found[2, "majority vote"] == pytest.approx(2/3*1/2 + 1/3, abs=0.03) and found[3, "majority vote"] == 1
+    assert 4 not in found.index.get_level_values("n")
+
+def test_candidates_of_equal_score_share_the_place():
+    frame = table((1, 1, 0.1), (1, 0, 0.1), (1, 1, 0.3))
+    found = ev.best_of_n(frame, ns=(3,), resamples=50).set_index("judge").accuracy
+    assert found["verifier"] == pytest.approx(1/2)
+
+def test_intervals_of_best_of_n_draw_problems():
+    "One problem is always right, one always wrong: the interval is from 0 to 1. One problem alone has none."
+    frame = table((1, 0, 0.1), (1, 0, 0.2), (2, 1, 0.1), (2, 1, 0.2))
+    line = ev.best_of_n(frame, ns=(2,), resamples=500).set_index("judge").loc["verifier"]
+    assert (line.accuracy, line.low, line.high, line.problems) == (0.5, 0, 1, 2)
+    alone = ev.best_of_n(frame.head(2), ns=(1,), resamples=50)
+    assert alone.low.isna().all() and alone.high.isna().all()
+
+def test_a_choice_needs_three_candidates_of_every_problem():
+    "Final answers are compared as numbers; two solutions without one do not agree with each other."
+    frame = CANDIDATES.drop(columns="answer")
+    texts = ["2 + 2 = 5\n#### 5", "So it is\n#### 4.0", "2 + 2 = 4\n#### 4"]
+    found = ev.choices(frame, texts, resamples=50).set_index(["n", "judge"]).accuracy
+    assert found[1, "majority vote"] == pytest.approx(2/3, abs=0.15) and found[1, "verifier"] == pytest.approx(2/3)
+    assert ev.choices(frame.head(2), texts[:2]) is None and ev.choices(frame.head(0), []) is None
+    silent = [ev._answer("No idea."), ev._answer("2 + 2 = 4\n#### 4"), ev._answer("#### 4.0")]
+    assert silent[0] is None and silent[1] == silent[2] == 4
 
 # McNemar
 
@@ -171,15 +589,23 @@ def test_margin_keeps_the_budget_on_validation():
 # Best of N
 
 def test_a_sample_of_rows_keeps_problems_together(tmp_path):
-    from verifier_nb import data
+    "Thirty problems of one to five rows, mixed: every row of a drawn problem is there, in the split's order."
+    from datasets import Dataset, DatasetDict
     from verifier_nb.config import load_config, new_run
-    make = lambda **more: new_run(load_config("smoke", {"data.problems": 60, "data.test_fraction": 0.4, "data.flawed_per_problem": 2, **more}), tmp_path)
-    whole, part = make(), make(**{"evaluation.max_rows": 20})
-    for r in (whole, part): data.run_stage(r)
-    rows, few = ev.scored_rows(whole, "test").to_pandas(), ev.scored_rows(part, "test").to_pandas()
-    assert len(rows) == len(data.load_split(whole, "test")) and 20 <= len(few) < 20 + rows["index"].value_counts().max() < len(rows)
-    assert rows[rows["index"].isin(few["index"])].reset_index(drop=True).equals(few)  # every row of a drawn problem, in the split's order
-    assert few.equals(ev.scored_rows(part, "test").to_pandas())
+    run = new_run(load_config("smoke"), tmp_path)
+    mixed = np.random.default_rng(0).permutation(np.repeat(np.arange(30), [1, 2, 3, 4, 5]*6))
+    rows = pd.DataFrame({"index": mixed, "row": range(90)})
+    DatasetDict({"test": Dataset.from_pandas(rows)}).save_to_disk(str(run.dataset))
+    def sample(limit, seed=0):
+        run.config.evaluation.max_rows, run.config.seed = limit, seed
+        return ev.scored_rows(run, "test").to_pandas()
+    assert sample(None).equals(rows) and sample(90).equals(rows)
+    for limit in (1, 20, 89):
+        few = sample(limit)
+        assert limit <= len(few) < limit + 5 and few.equals(rows[rows["index"].isin(few["index"])].reset_index(drop=True))
+        assert few.equals(sample(limit))
+    assert not sample(20).equals(sample(20, seed=1))
+    assert set(sample(20)["index"]) < set(sample(40)["index"])  # a larger sample holds the smaller one
 
 def test_best_of_n_is_the_mean_over_all_subsets():
     from itertools import combinations
@@ -275,21 +701,55 @@ def edit_json(path, key, value):
     target[last] = value
     setup.write_json(path, found)
 
-EDITS = {"metrics.json": lambda p: edit_json(p, "auroc", 0.99), "metrics.json ": lambda p: edit_json(p, "baselines.checker.accuracy", 0.1), "calibration.json": lambda p: edit_json(p, "temperature", 1.0),
-         "metrics_by_type.csv": lambda p: p.write_text(p.read_text().replace("conceptual,30", "conceptual,31")), "predictions.csv": lambda p: _flip(p)}
-
-def _flip(path):
-    frame = pd.read_csv(path)
-    frame.loc[0, "predicted_label"] = 1 - frame.predicted_label[0]
+def edit_csv(path, column, change, row=0):
+    "Change one cell and keep every digit of the others."
+    frame = pd.read_csv(path, float_precision="round_trip", keep_default_na=False, na_values=[""])
+    frame.loc[row, column] = change(frame.loc[row, column])
     frame.to_csv(path, index=False)
 
-@pytest.mark.parametrize("name", EDITS)
-def test_verify_catches_an_edited_number(run, name):
-    path = run.report(name.strip())
-    before = path.read_bytes()
-    EDITS[name](path)
-    try: assert name.strip() in set(ev.verify(run).file)
-    finally: path.write_bytes(before)
+def more(x): return x*1.001
+
+EDITS = {"a metric": ("metrics.json", lambda p: edit_json(p, "auroc", 0.99)),
+         "the fifth digit of a metric": ("metrics.json", lambda p: edit_json(p, "brier", setup.read_json(p)["brier"]*1.00001)),
+         "an interval": ("metrics.json", lambda p: edit_json(p, "intervals.accuracy", [0.6, 0.99])),
+         "a baseline": ("metrics.json", lambda p: edit_json(p, "baselines.checker.accuracy", 0.1)),
+         "the temperature": ("calibration.json", lambda p: edit_json(p, "temperature", 1.0)),
+         "the threshold": ("calibration.json", lambda p: edit_json(p, "threshold", 0.31)),
+         "the margin": ("calibration.json", lambda p: edit_json(p, "margin", 0.001)),
+         "a weight of the hybrid": ("calibration.json", lambda p: edit_json(p, "baselines.hybrid.intercept", 0.3)),
+         "a count": ("metrics_by_type.csv", lambda p: edit_csv(p, "n", lambda n: n + 1, 1)),
+         "a share": ("metrics_by_type.csv", lambda p: edit_csv(p, "right", more)),
+         "a verdict": ("predictions.csv", lambda p: edit_csv(p, "predicted_label", lambda y: 1 - y)),
+         "a probability of the model": ("predictions.csv", lambda p: edit_csv(p, "prob_1", more, 7)),
+         "a calibrated probability": ("predictions.csv", lambda p: edit_csv(p, "p_calibrated", more, 7)),
+         "the hybrid's probability": ("predictions.csv", lambda p: edit_csv(p, "p_hybrid", more, 7)),
+         "a row of validation": ("validation_predictions.csv", lambda p: edit_csv(p, "p_calibrated", more, 3)),
+         "a label of validation": ("calibration.json", lambda p: edit_csv(p.with_name("validation_predictions.csv"), "true_label", lambda y: 1 - y))}
+
+@pytest.fixture()
+def copied(run, tmp_path):
+    "A copy of the run, to be tampered with."
+    from verifier_nb.config import Run
+    shutil.copytree(run.reports, tmp_path/run.reports.name)
+    return Run(run.config, tmp_path/run.reports.name, run.artifacts)
+
+@pytest.mark.parametrize("what", EDITS)
+def test_verify_catches_an_edited_number(copied, what):
+    file, edit = EDITS[what]
+    edit(copied.report(file))
+    found = ev.verify(copied)
+    assert file in set(found.file) and (found.written.astype(str) != found.computed.astype(str)).all()
+
+def test_verify_catches_what_is_missing(copied):
+    "A metric that was taken out, a row that was left out of a table; it names both."
+    metrics = setup.read_json(copied.report("metrics.json"))
+    recall = metrics.pop("recall")
+    setup.write_json(copied.report("metrics.json"), metrics)
+    table = pd.read_csv(copied.report("metrics_by_type.csv"), float_precision="round_trip", keep_default_na=False, na_values=[""])
+    table.iloc[1:].to_csv(copied.report("metrics_by_type.csv"), index=False)
+    found = ev.verify(copied).set_index("what")
+    assert found.written["recall"] == "missing" and found.computed["recall"] == recall
+    assert found.written["rows"] == len(table) - 1 and found.computed["rows"] == len(table)
 
 class Fixed:
     "A verifier that always says the same."
@@ -309,3 +769,5 @@ def test_other_sets_are_scored_but_not_what_was_trained_on(tmp_path):
     assert ev.evaluate(run, {"seen": learned}, verifier=Fixed(0.9), trained="drop")["seen"]["n"]["rows"] == 10
     assert ev.evaluate(run, {"seen": learned}, verifier=Fixed(0.9), trained="keep")["seen"]["n"]["rows"] == 20
     assert not len(ev.verify(run))
+    edit_json(run.report("external/new-set/metrics.json"), "accuracy", 0.99)
+    assert ev.verify(run).file.tolist() == ["external/new-set/metrics.json"]
