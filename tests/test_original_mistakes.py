@@ -23,6 +23,17 @@ def tokenizer(): return data.load_tokenizer("tiny:llama")
 def tiny(): return model.load_base(ModelSettings(base="tiny:llama", device="cpu"))
 
 
+@pytest.fixture(scope="module")
+def learner():
+    "A tiny model with an adapter to train, whose two matrices both matter."
+    settings = ModelSettings(base="tiny:llama", device="cpu")
+    net = model.add_lora(model.load_base(settings), load_config("smoke").lora).eval()
+    torch.manual_seed(0)
+    for name, p in net.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
 def code(path):
     "A notebook's code as one module, without the lines that only a notebook understands."
     cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
@@ -72,11 +83,28 @@ def test_truncation_never_cuts_the_label(tokenizer):
     assert long["input_ids"][-tail:] == short["input_ids"][-tail:]
 
 
-def test_only_the_label_carries_loss(tokenizer, tiny):
+@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+def test_only_the_label_carries_loss(tokenizer, learner, layout):
     "There: loss on the label and on two end tokens, which are always the same. Here: one target a sample."
-    batch = training.make_collator("flat", tokenizer.pad_token_id)(samples(tokenizer))
-    assert batch["labels"].shape == (4,) and set(batch["labels"].tolist()) == set(data.label_ids(tokenizer))
-    assert scoring.label_logits(tiny, batch).shape[0] == 4
+    rows = samples(tokenizer)
+    batch = training.make_collator(layout, tokenizer.pad_token_id)(rows)
+    trainer = training.LabelTrainer.__new__(training.LabelTrainer)  # its loss needs nothing of what a trainer is made of
+    trainer.samples_seen = 0
+    loss = trainer.compute_loss(learner, batch)
+
+    by_hand = 0.0  # prompt by prompt: the surprise at the label after the last token, and nothing else
+    for row in rows:
+        last = learner(input_ids=torch.tensor([row["input_ids"]])).logits[0, -1]
+        by_hand = by_hand + (last.logsumexp(0) - last[row["label_id"]])/len(rows)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+    weights = [p for p in learner.parameters() if p.requires_grad]
+    pairs = list(zip(torch.autograd.grad(loss, weights), torch.autograd.grad(by_hand, weights)))
+    assert any(wanted.abs().max() > 1e-4 for _, wanted in pairs)
+    for found, wanted in pairs: assert torch.allclose(found, wanted, atol=1e-6)
+
+    of_a_step = trainer.compute_loss(learner, batch, num_items_in_batch=16)
+    assert of_a_step.item() == pytest.approx(loss.item()/4, rel=1e-5) and trainer.samples_seen == 12
 
 
 def test_the_logit_before_the_label_predicts_it(tokenizer, tiny):
