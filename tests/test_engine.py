@@ -1,7 +1,8 @@
 """The engine's exactness, on CPU in float32, for each family: whatever the layout, kernel, order or company, the numbers are those of one sample alone."""
-import itertools, random
+import functools, inspect, itertools, random, sys, types
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,42 +47,120 @@ def one_by_one(net, samples):
     return torch.cat([net(input_ids=torch.tensor([s["input_ids"]]), logits_to_keep=1).logits[:, -1] for s in samples])
 
 
-def dense_varlen(q, k, v, s, scale, window):
-    "What a variable-length kernel computes, from its own index lists: causal masks aligned at the end of the keys."
+def check_arguments(q, k, v, cu_q, cu_k, max_q, max_k):
+    "What a variable-length kernel demands of its arguments."
+    assert q.ndim == k.ndim == v.ndim == 3 and k.shape == v.shape and q.shape[2] == k.shape[2]
+    assert q.dtype == k.dtype == v.dtype and q.shape[1] % k.shape[1] == 0
+    assert all(x.stride(-1) == 1 for x in (q, k, v))
+    for cu, longest, tokens in ((cu_q, max_q, len(q)), (cu_k, max_k, len(k))):
+        sizes = cu.diff()
+        assert cu.dtype == torch.int32 and cu[0] == 0 and cu[-1] == tokens
+        assert sizes.min() > 0 and type(longest) is int and longest == sizes.max()
+    assert len(cu_q) == len(cu_k) and (cu_k.diff() >= cu_q.diff()).all()
+
+
+def dense_varlen(q, k, v, cu_q, cu_k, scale, left, right):
+    "What a variable-length kernel computes: for each sequence dense attention, aligned at the end of the keys, `left` keys back and `right` keys ahead."
     out, groups = [], q.shape[1]//k.shape[1]
-    for i in range(len(s.cu_q) - 1):
-        (a, b), (c, d) = s.cu_q[i:i+2].tolist(), s.cu_k[i:i+2].tolist()
+    for i in range(len(cu_q) - 1):
+        (a, b), (c, d) = cu_q[i:i+2].tolist(), cu_k[i:i+2].tolist()
         n, m = b - a, d - c
         behind = torch.arange(m - n, m)[:, None] - torch.arange(m)[None]
-        mask = (behind >= 0) & (behind < (window or m))
+        mask = (behind <= (left if left >= 0 else m)) & (-behind <= (right if right >= 0 else m))
         kk, vv = (x[c:d].repeat_interleave(groups, 1).transpose(0, 1) for x in (k, v))
         out.append(F.scaled_dot_product_attention(q[a:b].transpose(0, 1), kk, vv, attn_mask=mask, scale=scale).transpose(0, 1))
     return torch.cat(out)
 
 
-@pytest.fixture(params=["sdpa", "varlen", "flex"])
-def kernel(request, monkeypatch):
-    "Each way of attention, run on the CPU in float32: GPU kernels are replaced by what they are documented to compute."
-    real = scoring.prepare
-    monkeypatch.setattr(scoring, "prepare", lambda net: (real(net), request.param)[1])
-    if request.param == "varlen":
-        monkeypatch.setattr(scoring, "_varlen_function", lambda kernel: dense_varlen)
-        monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)
-    if request.param == "flex":
+def stand_in_for_varlen(calls):
+    "PyTorch's varlen_attn with its real signature, computed densely."
+    real = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
+
+    @functools.wraps(real)
+    def varlen_attn(*args, **kwargs):
+        bound = inspect.signature(real).bind(*args, **kwargs)
+        bound.apply_defaults()
+        q, k, v, cu_q, cu_k, max_q, max_k = list(bound.arguments.values())[:7]
+        check_arguments(q, k, v, cu_q, cu_k, max_q, max_k)
+        assert bound.arguments.get("enable_gqa", True) or q.shape[1] == k.shape[1]
+        calls.append(q.dtype)
+        return dense_varlen(q, k, v, cu_q, cu_k, bound.arguments["scale"], *bound.arguments["window_size"])
+    return varlen_attn
+
+
+def stand_in_for_flash(calls, with_lse):
+    "flash-attn's function with the arguments that its documentation gives, computed densely; version 3 also returns log-sum-exps."
+    def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        check_arguments(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        calls.append(q.dtype)
+        left, right = window_size
+        out = dense_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, left, 0 if causal else right)
+        return (out, None) if with_lse else out
+    return flash_attn_varlen_func
+
+
+def use_kernel(monkeypatch, name):
+    "Make the engine use a kernel on the CPU, where a stand-in computes what the kernel is documented to compute. Returns a list of the formats it is called with."
+    real, calls = scoring.prepare, []
+    monkeypatch.setattr(scoring, "prepare", lambda net: (real(net), name)[1])
+    if name == "varlen": monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in_for_varlen(calls))
+    for package, kernel in (("flash_attn", "flash_attention_2"), ("flash_attn_interface", "flash_attention_3")):
+        if name != kernel: continue
+        function = stand_in_for_flash(calls, with_lse=kernel == "flash_attention_3")
+        monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_varlen_func=function))
+    if name == "flex":
         from torch.nn.attention.flex_attention import flex_attention
         monkeypatch.setattr(scoring, "_compiled_flex", lambda: flex_attention)
+    return calls
+
+
+@pytest.fixture
+def forget_kernels():
+    "The engine looks a kernel's function up once; before and after a stand-in it looks again."
+    scoring._varlen_function.cache_clear()
+    yield
+    scoring._varlen_function.cache_clear()
+
+
+@pytest.fixture(params=["sdpa", "varlen", "flex"])
+def kernel(request, monkeypatch, forget_kernels):
+    "Each way of attention, run on the CPU in float32."
+    use_kernel(monkeypatch, request.param)
+    monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)  # compared in float32
     return request.param
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", scoring.LAYOUTS)
 def test_logits_equal_one_by_one(family, layout, kernel):
-    net, samples = load(family), make_samples(problems())
+    net, samples = load(family), make_samples(problems(3))  # the third has two identical solutions
     with torch.no_grad():
         expected = one_by_one(net, samples)
         got = scoring.label_logits(net, scoring.collate(samples, layout, TOKENIZER.pad_token_id))
     assert got.shape == (len(samples), expected.shape[1])
     assert (got - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3"])  # with and without a window
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
+def test_flash_kernels_are_called_as_they_are_documented(family, name, monkeypatch, forget_kernels):
+    calls = use_kernel(monkeypatch, name)
+    monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)
+    net, samples = load(family), make_samples(problems(3))
+    with torch.no_grad(): got = scoring.label_logits(net, scoring.collate(samples, "shared"))
+    assert len(calls) == net.config.num_hidden_layers
+    assert (got - one_by_one(net, samples)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize("dtype, expected", [("float32", torch.bfloat16), ("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_kernels_without_float32_are_given_16_bits(name, dtype, expected, monkeypatch, forget_kernels):
+    "And what comes back goes on in the model's own format."
+    calls = use_kernel(monkeypatch, name)
+    net, samples = load("qwen3").to(getattr(torch, dtype)), make_samples(problems(2))
+    with torch.no_grad(): got, exact = scoring.label_logits(net, scoring.collate(samples)), one_by_one(load("qwen3"), samples)
+    assert set(calls) == {expected} and got.dtype == getattr(torch, dtype)
+    assert (got.float() - exact).norm() < 0.05*exact.norm()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,7 +273,6 @@ def test_rank_equals_scoring_each_alone(n):
 
 
 def pd_concat(frames):
-    import pandas as pd
     return pd.concat(list(frames), ignore_index=True)
 
 
@@ -352,3 +430,306 @@ def test_attention_of_ordinary_use_is_unchanged():
         assert net.config._attn_implementation == scoring.ATTENTION
         with torch.no_grad(): assert torch.allclose(net(input_ids=ids).logits, before, atol=1e-5)
         assert torch.equal(net.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=True, pad_token_id=0), said)
+
+
+# the tree of shared beginnings, batches and budgets, by hand
+
+ONES, TWOS = [1]*10, [2]*10
+FAMILY = [{"input_ids": ONES + TWOS + [3]*6}, {"input_ids": ONES + [5]*16}, {"input_ids": ONES + TWOS + [4]*9}]
+
+
+def test_the_tree_of_three_samples_by_hand():
+    nodes, leaf = scoring.plan([s["input_ids"] for s in FAMILY])
+    assert [(n.ids, n.parent, n.depth) for n in nodes] == [(ONES, -1, 0), (TWOS, 0, 10), ([3]*6, 1, 20), ([4]*9, 1, 20), ([5]*16, 0, 10)]
+    assert leaf == [2, 4, 3]
+    batch = scoring.collate(FAMILY, "shared")
+    assert batch["input_ids"].tolist() == [ONES + TWOS + [3]*6 + [4]*9 + [5]*16]
+    assert batch["position_ids"].tolist() == [[*range(20), *range(20, 26), *range(20, 29), *range(10, 26)]]
+    assert batch["label_positions"].tolist() == [25, 50, 34]
+    segments = batch["segments"]
+    assert (segments.keys, segments.max_q, segments.max_k) == ((10, 20, 26, 29, 26), 16, 29)
+    assert segments.last.tolist() == [51]*10 + [35]*10 + [26]*6 + [35]*9 + [51]*16  # the end of the subtree that may see a token
+    assert segments.cu_q.tolist() == [0, 10, 20, 26, 35, 51] and segments.cu_k.tolist() == [0, 10, 30, 56, 85, 111]
+
+
+@pytest.mark.parametrize("common, nodes", [(7, [10, 10]), (8, [8, 2, 2]), (9, [9, 1, 1])])
+def test_a_beginning_is_shared_from_eight_tokens_on(common, nodes):
+    ids = [[1]*common + [last]*(10 - common) for last in (2, 3)]
+    assert [len(n.ids) for n in scoring.plan(ids)[0]] == nodes
+    assert [len(n.ids) for n in scoring.plan(ids, least=common)[0]] == [common, 10 - common, 10 - common]
+    assert [len(n.ids) for n in scoring.plan(ids, share=False)[0]] == [10, 10]
+
+
+def test_one_sample_that_begins_another_and_one_that_repeats_it():
+    nodes, leaf = scoring.plan([ONES + TWOS, ONES, ONES + TWOS])
+    assert [n.ids for n in nodes] == [ONES, TWOS] and leaf == [1, 0, 1]
+
+
+def test_a_window_counts_positions_and_not_places():
+    "In the tree a node's parent may lie far before it; its positions go on where the parent's end."
+    batch = scoring.collate(FAMILY, "shared")
+    segments, positions = batch["segments"], batch["position_ids"][0]
+    see = segments.mask(positions, window=3)
+    assert see[35].nonzero().flatten().tolist() == [8, 9, 35]  # the first 5 stands at position 10, after the tenth 1
+    assert see[26].nonzero().flatten().tolist() == [18, 19, 26]  # the first 4 at position 20
+    assert see[1].nonzero().flatten().tolist() == [0, 1] and see[50].nonzero().flatten().tolist() == [48, 49, 50]
+
+
+def test_padding_stands_on_the_left_and_is_masked():
+    batch = scoring.collate([{"input_ids": [7, 8, 9], "label_id": 4}, {"input_ids": [5], "label_id": 3}], "padded", pad_id=6)
+    assert batch["input_ids"].tolist() == [[7, 8, 9], [6, 6, 5]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert batch["targets"].tolist() == [4, 3]
+
+
+def test_a_bucket_is_filled_up_behind_everything():
+    samples = [{"input_ids": [7]*30}, {"input_ids": [8]*20}]
+    batch = scoring.collate(samples, "flat", pad_id=6, bucket=16)
+    assert batch["input_ids"].tolist() == [[7]*30 + [8]*20 + [6]*14] and batch["label_positions"].tolist() == [29, 49]
+    whole = scoring.collate(samples, "flat", pad_id=6, bucket=25)
+    assert whole["input_ids"].shape == (1, 50) and len(whole["segments"].lengths) == 2
+
+
+def of_lengths(*lengths, groups=None):
+    "Samples that share nothing."
+    return [{"input_ids": [100*i + t for t in range(n)], **({"group": groups[i]} if groups else {})} for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("layout, budget, expected", [
+    ("flat", 8, [[1], [3, 2], [0, 4]]), ("flat", 9, [[1, 3], [2, 0, 4]]), ("flat", 7, [[1], [3, 2], [0, 4]]),
+    ("padded", 8, [[1], [3, 2], [0, 4]]), ("padded", 7, [[1], [3], [2, 0], [4]]), ("padded", 12, [[1, 3], [2, 0, 4]]),
+    ("shared", 8, [[1], [3, 2], [0, 4]]), ("flat", 3, [[1], [3], [2], [0, 4]]), ("padded", 100, [[1, 3, 2, 0, 4]])])
+def test_batches_by_hand(layout, budget, expected):
+    "Long ones first, each batch as full as it gets; a sample longer than the budget stands alone."
+    assert scoring.batches(of_lengths(2, 5, 3, 4, 1), budget, layout) == expected
+
+
+def test_groups_stay_together_where_they_can_share():
+    samples = of_lengths(4, 3, 4, 3, 2, groups="abbac")
+    assert scoring.batches(samples, 8, "shared") == [[0, 3], [1, 2], [4]]
+    assert scoring.batches(samples, 8, "flat") == [[0, 2], [1, 3, 4]]
+    shuffled = {str(scoring.batches(samples, 8, "shared", seed)) for seed in range(8)}
+    assert len(shuffled) > 1 and all("[0, 3]" in cut and "[1, 2]" in cut for cut in shuffled)
+
+
+def test_what_a_group_costs_is_what_its_tree_holds():
+    ids = [s["input_ids"] for s in FAMILY]
+    assert scoring._unit_cost(ids, "shared") == 10 + 10 + 6 + 9 + 16
+    assert scoring._unit_cost(ids, "flat") == scoring._unit_cost(ids, "padded") == 26 + 26 + 29
+    rows = [{**s, "group": "same"} for s in FAMILY]
+    assert scoring.batches(rows, 51, "shared") == [[0, 1, 2]]
+    assert scoring.batches(rows, 50, "shared") == [[0], [2, 1]]  # in the tree's order
+
+
+def test_a_group_larger_than_a_batch_is_cut_where_it_shares_least():
+    beginnings = [ONES, TWOS, [3]*10, [4]*10]
+    samples = [{"input_ids": beginnings[i % 4] + [50 + i], "group": "one"} for i in range(8)]  # rows 0 and 4, 1 and 5, … begin alike
+    cut = scoring.batches(samples, 12, "shared")
+    assert sorted(sorted(b) for b in cut) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_gradients_of_a_beginning_are_summed_in_float32():
+    "A thousand samples that share a token each give it a gradient; in bfloat16 the sum would stop growing at 256."
+    x = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    scoring._Gather.apply(x, torch.tensor([0]*1000 + [1])).sum().backward()
+    assert x.grad.tolist() == [[1000.0], [1.0]] and x.grad.dtype == torch.bfloat16
+
+
+def test_logits_at_any_positions():
+    "Of each sample, in the order asked for; a position in a shared beginning too."
+    net = load("gemma3")
+    samples = [{"input_ids": [t + 40 for t in s["input_ids"]]} for s in FAMILY] + [{"input_ids": [41]*10}]
+    wanted = [[3, 25], [9, 10, 0], [28, 19], [9]]
+    with torch.no_grad():
+        expected = torch.cat([net(input_ids=torch.tensor([s["input_ids"]])).logits[0, at] for s, at in zip(samples, wanted)])
+        for layout in ("flat", "shared"): assert torch.allclose(scoring.logits_at(net, samples, wanted, layout), expected, atol=1e-4)
+
+
+# from logits to a verdict
+
+def test_probabilities_by_hand():
+    "Over the whole vocabulary, of which the labels are two tokens."
+    p = torch.tensor([[.1, .2, .3, .4], [.5, .25, .125, .125]])
+    logits = p.log() + torch.tensor([[5.0], [-7.0]])  # a constant changes nothing
+    found = scoring.probabilities(logits, 3, 1)
+    assert torch.allclose(found.prob_0, p[:, 3].double()) and torch.allclose(found.prob_1, p[:, 1].double(), atol=1e-6)
+    assert torch.allclose(found.label_mass, torch.tensor([.6, .375]).double(), atol=1e-6)
+    assert torch.allclose(found.p_flawed, torch.tensor([2/6, 2/3]).double(), atol=1e-6)
+
+
+def test_the_loss_is_divided_by_the_samples_of_the_step():
+    net, samples = load("llama"), make_samples(problems(2))
+    with torch.no_grad(): logits = one_by_one(net, samples)
+    by_hand = F.cross_entropy(logits, torch.tensor([s["label_id"] for s in samples]), reduction="sum").item()
+    with torch.no_grad(): alone, part = (scoring.label_loss(net, scoring.collate(samples), n)[0].item() for n in (None, 10))
+    assert alone == pytest.approx(by_hand/len(samples), abs=1e-5) and part == pytest.approx(by_hand/10, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def plain(): return load("llama")
+
+
+def odds_of(p): return np.log(np.asarray(p)/(1 - np.asarray(p)))
+
+
+def test_calibration_by_hand(plain):
+    verifier = scoring.Verifier(plain, TOKENIZER, temperature=2.0, bias=0.5)
+    assert np.allclose(odds_of(verifier.calibrate([-3.0, 0.0, 4.0])), [-1.0, 0.5, 2.5])
+    curve = {"x": [0.0, 0.5, 1.0], "y": [0.1, 0.2, 0.8]}
+    rising = scoring.Verifier(plain, TOKENIZER, isotonic=curve)
+    assert np.allclose(rising.calibrate(odds_of([0.25, 0.5, 0.75])), [0.15, 0.2, 0.5])
+    assert verifier.calibrate(np.array([-1e9, 1e9])).tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_a_solution_exactly_at_the_threshold_is_flawed(plain):
+    logs = np.log([[.6, .2], [.2, .2], [.1, .3]])
+    for threshold, expected in ((0.5, ["correct", "flawed", "flawed"]), (0.25, ["flawed"]*3), (0.75, ["correct", "correct", "flawed"]), (0.76, ["correct"]*3)):
+        verifier = scoring.Verifier(plain, TOKENIZER, threshold=threshold)
+        verifier.calibrate = lambda odds: (1/(1 + np.exp(-odds))).round(12)  # exact quarters
+        assert verifier._frame(logs).verdict.tolist() == expected
+
+
+def test_the_threshold_is_compared_with_the_calibrated_probability(plain):
+    frame = scoring.Verifier(plain, TOKENIZER, bias=-2.0)._frame(np.log([[.2, .6], [.01, .9]]))
+    assert np.allclose(odds_of(frame.p_calibrated), np.log([3, 90]) - 2) and frame.verdict.tolist() == ["correct", "flawed"]
+    assert np.allclose(frame[["prob_0", "prob_1", "label_mass", "p_flawed"]], [[.2, .6, .8, .75], [.01, .9, .91, 90/91]])
+
+
+def test_the_best_solution_ranks_first_and_ties_keep_their_order(plain):
+    verifier = scoring.Verifier(planted(right=True), TOKENIZER)
+    ranked = verifier.rank("2 + 2?", ["2+2=5 ~~", "2+2=4", "2+2=4", "2+2=5 ~"])
+    assert ranked["rank"].tolist() in ([3, 1, 2, 4], [4, 1, 2, 3]) and list(ranked.index) == [0, 1, 2, 3]
+    assert verifier.rank("2 + 2?", []).empty
+
+
+def test_a_question_is_shortened_and_a_solution_never(plain):
+    verifier = scoring.Verifier(plain, TOKENIZER, max_length=300)
+    assert len(verifier.sample("How many? "*200, "1+1=2")["input_ids"]) <= 299
+    assert verifier.fits("How many? "*200, "1+1=2") and not verifier.fits("How many?", "1+1=2 "*100)
+    with pytest.raises(VerifierError, match="does not fit into 300 tokens"): verifier.sample("How many?", "1+1=2 "*100)
+    marked = scoring.Verifier(plain, TOKENIZER, marks=True).sample("q", "1+1=3")["input_ids"]
+    assert marked == data.encode(TOKENIZER, "q", "1+1=3", 1024, marks=True)["input_ids"] != scoring.Verifier(plain, TOKENIZER).sample("q", "1+1=3")["input_ids"]
+
+
+def test_scoring_leaves_the_model_as_it_was(plain):
+    "Training goes on after a validation: the mode is the one of before, and no gradient was kept."
+    samples = make_samples(problems(1))
+    for mode in (True, False):
+        logs = scoring.label_log_probs(plain.train(mode), samples, LABELS)
+        assert plain.training is mode and logs.dtype == np.float64
+    net = load("llama", lora=True).train()
+    layer = scoring.decoder_layers(net)[0]
+    modes = []
+    hook = layer.register_forward_hook(lambda m, i, o: modes.append((m.training, torch.is_grad_enabled())))
+    scoring.label_log_probs(net, samples, LABELS)
+    hook.remove()
+    assert set(modes) == {(False, False)}
+
+
+def test_a_budget_halves_to_a_limit_and_is_remembered(plain, monkeypatch):
+    budget = scoring.Budget(300)
+    tokens = []
+    for _ in range(4):
+        budget.halve(rows=2)
+        tokens.append(budget.tokens)
+    assert tokens == [150, 75, 64, 64] and budget.halved == 4
+    real = scoring.label_logits
+
+    def small_gpu(net, batch):
+        if batch["input_ids"].numel() > 900: raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(net, batch)
+
+    monkeypatch.setattr(scoring, "label_logits", small_gpu)
+    verifier = scoring.Verifier(plain, TOKENIZER, layout="flat")
+    questions, solutions = [q for q, *_ in problems(4)], [s for _, s, _ in problems(4)]
+    first = verifier.score(questions, solutions, progress=False)
+    halved = verifier.budget.halved
+    second = verifier.score(questions, solutions, progress=False)
+    assert halved > 0 and verifier.budget.halved == halved, "the second call runs out of memory again"
+    assert np.allclose(first.p_flawed, second.p_flawed, atol=1e-6)
+
+
+def saved_adapter(folder, **lora):
+    "An adapter that says something, and its model."
+    torch.manual_seed(5)
+    net = model.add_lora(load("llama"), LoraSettings(**{"r": 4, "alpha": 6.0, "dropout": 0.0, **lora}))
+    for name, p in net.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
+    net.save_pretrained(folder)
+    return net.eval()
+
+
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_a_folded_adapter_is_the_adapter(tmp_path, rank_stabilised):
+    import json
+    net, samples = saved_adapter(tmp_path), make_samples(problems(1))
+    if rank_stabilised:
+        said = json.loads((tmp_path/"adapter_config.json").read_text())
+        (tmp_path/"adapter_config.json").write_text(json.dumps({**said, "use_rslora": True}))
+        net = model.load_adapter(load("llama"), tmp_path).eval()
+    folded, base = load("llama"), load("llama")
+    assert scoring.fold(folded, tmp_path)
+    with torch.no_grad():
+        expected, without, here = (one_by_one(m, samples) for m in (net, base, folded))
+        assert torch.allclose(here, expected, atol=1e-4) and not torch.allclose(here, without, atol=1e-2)
+        with pytest.raises(KeyError), folded.disable_adapter():
+            assert torch.equal(one_by_one(folded, samples), without)
+            raise KeyError("in the middle")
+        assert torch.equal(one_by_one(folded, samples), here), "the adapter is back, whatever happened"
+
+
+@pytest.mark.parametrize("why", ["not plain", "other shape", "a matrix is missing", "too large", "16 bits"])
+def test_what_cannot_be_folded_is_left_alone(tmp_path, monkeypatch, why):
+    import json
+    from safetensors.torch import load_file, save_file
+    saved_adapter(tmp_path)
+    config, file = tmp_path/"adapter_config.json", tmp_path/"adapter_model.safetensors"
+    net, parts = load("llama"), load_file(file)
+    if why == "not plain": config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
+    if why == "other shape": save_file({k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in parts.items()}, file)
+    if why == "a matrix is missing": save_file({k: v for k, v in parts.items() if "layers.1.mlp.up_proj" not in k}, file)
+    if why == "too large": monkeypatch.setattr(scoring, "FOLD_LIMIT", 1000)
+    if why == "16 bits": net = net.bfloat16()
+    before = [p.clone() for p in net.parameters()]
+    assert not scoring.fold(net, tmp_path) and all(map(torch.equal, before, net.parameters()))
+    assert not hasattr(net, "disable_adapter")
+
+
+def test_calibration_is_read_from_the_first_folder_that_has_one(tmp_path):
+    for name in "bc":
+        (tmp_path/name).mkdir()
+        (tmp_path/name/"calibration.json").write_text(f'{{"temperature": 1.5, "threshold": 0.{"abc".index(name)}}}')
+    assert scoring.read_calibration(None, tmp_path/"a", tmp_path/"b", tmp_path/"c")["threshold"] == 0.1
+    assert scoring.read_calibration(tmp_path/"a") == {} == scoring.read_calibration(None)
+
+
+def test_what_is_given_beats_what_the_adapter_says(tmp_path):
+    saved_adapter(tmp_path)
+    (tmp_path/"calibration.json").write_text('{"temperature": 2.0, "bias": 0.25, "threshold": 0.7, "marks": true, "max_length": 600, "n": 99}')
+    read = scoring.Verifier.from_pretrained(str(tmp_path), device="cpu")
+    assert (read.temperature, read.bias, read.threshold, read.marks, read.max_length, read.calibration["n"]) == (2.0, 0.25, 0.7, True, 600, 99)
+    given = scoring.Verifier.from_pretrained(str(tmp_path), device="cpu", threshold=0.4, max_length=500)
+    assert (given.temperature, given.threshold, given.max_length, given.calibration["threshold"]) == (2.0, 0.4, 500, 0.4)
+    apart = scoring.Verifier.from_pretrained("tiny:llama", tmp_path, device="cpu")
+    assert np.allclose(apart.score(["p"], ["1+1=3"]).p_flawed, read.score(["p"], ["1+1=3"]).p_flawed)
+
+
+def test_models_that_do_more_than_our_attention_are_named():
+    from transformers import AutoModelForCausalLM
+    net = load("llama")
+    assert scoring.why_not_flat(net) == "" == scoring.why_not_flat(load("gemma3"))  # windows are no obstacle
+    chunked = AutoModelForCausalLM.from_config(model.tiny_config("qwen3", 300))
+    chunked.config.layer_types = ["full_attention", "chunked_attention"]
+    assert scoring.why_not_flat(chunked) == "it has layers of the kind chunked_attention"
+    net.model.layers[0].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    assert "sinks" in scoring.why_not_flat(net) and scoring.pick_layout(net, "padded") == "padded"
+
+
+def test_only_compiled_models_fill_buckets():
+    net = load("llama")
+    assert scoring.bucket_of(net) is None and scoring.why_not_compiled(net) == "not asked for"
+    net.verifier_compile = True
+    assert scoring.why_not_compiled(net) == "there is no CUDA GPU" and scoring.bucket_of(net) is None
+    net.verifier_compiled = True
+    assert scoring.bucket_of(net) == 128

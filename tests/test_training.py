@@ -224,8 +224,8 @@ def test_validation_metrics_by_hand():
 
 @pytest.mark.parametrize("p, labels, accuracy, auroc", [
     ([[.5, .5], [.3, .3]], [0, 1], 0.5, 0.5),  # a tie is called correct, and wins half a comparison
-    ([[.2, .3], [.3, .4]], [0, 1], 0.5, 0.0 + (4/3 > 3/2)),  # a little more likely is flawed, whatever the sum
-    ([[.4, .1], [.3, .2]], [0, 0], 1.0, 0.5), ([[.4, .1], [.1, .2]], [1, 1], 0.5, 0.5)])  # one class only: nothing to compare
+    ([[.2, .3], [.3, .4]], [0, 1], 0.5, 0.0),  # odds 3/2 and 4/3: both are called flawed, in the wrong order
+    ([[.4, .1], [.3, .2]], [0, 0], 1.0, 0.5), ([[.3, .4], [.4, .1]], [1, 1], 0.5, 0.5)])  # one class only: nothing to compare
 def test_validation_metrics_of_ties_and_of_one_class(p, labels, accuracy, auroc):
     found = training.validation_metrics(np.log(p), np.array(labels))
     assert (found["accuracy"], found["auroc"]) == (accuracy, auroc)
