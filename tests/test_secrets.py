@@ -1,6 +1,7 @@
 """Credentials are planted wherever they might come from; no file that a run writes, and nothing that it prints, holds one."""
 import json
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
@@ -27,8 +28,9 @@ BARE = {k: v.removeprefix("Bearer ").removeprefix("token=") for k, v in SHAPES.i
 
 
 def spellings(value):
-    plain = {value, repr(value)[1:-1], escape(value), quote(value)}
-    return plain | {json.dumps(x)[1:-1] for x in plain}
+    "As it may stand in plain text, a Python literal, HTML, a URL's path or query, and each of them in JSON, with and without escapes for letters beyond ASCII."
+    plain = {value, repr(value)[1:-1], escape(value), quote(value), quote(value, safe="")}
+    return plain | {json.dumps(x, ensure_ascii=ascii)[1:-1] for x in plain for ascii in (True, False)}
 
 
 SECRETS = {s for v in [*ENVIRONMENT.values(), *BARE.values(), *URL_SECRETS] for s in spellings(v)}
@@ -140,3 +142,78 @@ def test_leaks_would_be_found(tmp_path):
 
 @pytest.mark.parametrize("text", ["total_tokens=4096", "token ids 15 and 16", "https://example.org:8080/a", "a task-oriented-approach-to-everything", "0123456789abcdef" * 4, "sha256: " + "ab" * 32, "mailto:a@b.org"])
 def test_what_is_no_credential_stays(text): assert setup.scrub(text) == text
+
+
+# one rule each
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "hf_token", "My_Api_Key", "APIKEY", "AWS_ACCESS_KEY_ID", "DB_PASSWD", "smtp_password", "CLIENT_SECRET", "SERVICE_CREDENTIALS"])
+def test_a_variable_whose_name_says_credential_is_one(monkeypatch, name):
+    "In capitals or not, at the name's beginning or end; in every spelling, also when it spreads over lines."
+    value = "corr\"ect/hörse\nbattery <1> & 'staple'"
+    monkeypatch.setenv(name, value)
+    assert value in setup.secret_values()
+    for spelled in spellings(value): assert setup.scrub(f"before {spelled} after") == "before [secret] after", spelled
+
+
+@pytest.mark.parametrize("name, value", [("TOKEN_COUNT", "12345678901"), ("MY_TOKEN", "short"), ("HOME_OF_CREDENTIALS", str(Path(__file__).resolve())), ("EDITOR_NAME", "a rather long value")])
+def test_a_variable_that_is_no_credential_stays(monkeypatch, name, value):
+    "A number, a word that would blot out half of a text, a file's path, and what does not say so."
+    monkeypatch.setenv(name, value)
+    assert value not in setup.secret_values() and setup.scrub(f"see {value} here") == f"see {value} here"
+
+
+def test_eight_characters_are_enough(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "ab3de6gh")
+    assert setup.scrub("x ab3de6gh y") == "x [secret] y"
+
+
+def test_a_credential_that_begins_another_leaves_nothing_of_it(monkeypatch):
+    monkeypatch.setenv("A_SECRET", "correcthorse")
+    monkeypatch.setenv("B_SECRET", "correcthorsebattery")
+    assert setup.scrub("one correcthorse, two correcthorsebattery") == "one [secret], two [secret]"
+
+
+KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow\nABCD\n-----END RSA " + "PRIVATE KEY-----"
+FAMILIES = {"gho": "gho_" + "a1" * 15, "ghu": "ghu_" + "a1" * 15, "ghs": "ghs_" + "a1" * 15, "ghr": "ghr_" + "a1" * 15, "hub": "hf_" + "x" * 16, "model": "sk-" + "a" * 20,
+            "chat": "xoxp-" + "1234567890", "git": "glpat-" + "b" * 20, "packages": "npm_" + "c" * 30, "key": KEY}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_is_known_by_itself(family):
+    "At its shortest; a key over several lines is removed to its end."
+    assert setup.scrub(f"a {FAMILIES[family]} b") == "a [secret] b"
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("https://ann:{}@example.org/a", "https://[secret]@example.org/a"), ("https://{}{}@example.org/a", "https://[secret]@example.org/a"),
+    ("https://h/?go=https%3A%2F%2Fann%3A{}%40example.org", "https://h/?go=https%3A%2F%2F[secret]%40example.org"), ("https://h/?go=https%3A//ann%3A{}%40example.org", "https://h/?go=https%3A//[secret]%40example.org"),
+    ("?api_key={}&x=1", "?api_key=[secret]&x=1"), ("?APIKEY={}&x=1", "?APIKEY=[secret]&x=1"), ("?token%3D{}", "?token%3D[secret]"), ("password={}", "password=[secret]"),
+    ("authorization: bearer {}{}", "authorization: bearer [secret]"), ("Authorization: Bearer%20{}{}", "Authorization: Bearer%20[secret]")])
+def test_a_credential_in_a_url_or_header(text, kept):
+    assert setup.scrub(text.replace("{}", "open-sesame-7")) == kept
+
+
+WAYS = {"text": lambda path, value: setup.write_text(path, f"a {value}"), "json": lambda path, value: setup.write_json(path, {value: [value]}),
+        "csv": lambda path, value: setup.write_csv(path, pd.DataFrame({"a": [value]}))}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_write_a_file_scrubs(tmp_path, planted, way):
+    for name, value in ENVIRONMENT.items():
+        if way == "csv" and '"' in value: continue  # see the next test
+        WAYS[way](tmp_path/"a", value)
+        assert leaks(tmp_path) == [] and "[secret]" in (tmp_path/"a").read_text(), name
+
+
+@pytest.mark.xfail(strict=True, reason="CSV doubles the quotes in a cell, which is one more spelling of a credential; scrub does not know it yet")
+def test_a_credential_with_a_quote_is_scrubbed_from_a_table(tmp_path, planted):
+    WAYS["csv"](tmp_path/"a.csv", ENVIRONMENT["DB_PASSWORD"])
+    assert "[secret]" in (tmp_path/"a.csv").read_text()
+
+
+def test_the_error_of_a_stage_holds_no_credential(planted, stage):
+    "Not only what the command line shows of it: a notebook that calls the runner shows the exception itself."
+    run = stage("raise ValueError(f'refused {parameter}')")
+    with pytest.raises(runs.StageError) as failed: runs.run_stages(run, ["00_setup"])
+    texts = [str(failed.value), failed.value.what, failed.value.where, failed.value.fix]
+    assert "[secret]" in texts[1] and not [s for s in SECRETS for text in texts if s in text]

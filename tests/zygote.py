@@ -130,6 +130,7 @@ def prepare(request):
     root = argv[argv.index("--root") + 1] if "--root" in argv else os.getcwd()
     events = os.open(request["events"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     kernels, kill, kernel_execute = request["kernels"], request["kill"], runs.execute
+    before = [place for place in [os.environ.get("PYTHONPATH")] if place]  # a kernel imports the library from where this process does
     slim = slim_notebooks(Path(request["log"]).parent/"nbs")
     runs.notebook = lambda stage: slim/f"{stage}.ipynb"
     trigger = Trigger(os.path.abspath(root), kill if not kernels else None, events)
@@ -139,7 +140,7 @@ def prepare(request):
     def execute(run, stage, label, extra=None):
         if stage in kernels:
             os.environ["ZYGOTE_KILL"] = json.dumps({"root": os.path.abspath(root), "events": request["events"], "stage": stage, "kill": kill})
-            os.environ["PYTHONPATH"] = str(HERE)
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *before])
             return kernel_execute(run, stage, label, extra)
         trigger.start(stage)
         if request.get("file_limit"): limit(request["file_limit"])
