@@ -211,6 +211,13 @@ def test_bad_archives(tmp_path, monkeypatch, entries, attributes, said):
     with pytest.raises(VerifierError, match=said): data.load_source(DataSettings(source=str(bad)), 1, tmp_path/"work")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["bad.zip", "work"]  # nothing was left, in the folder or outside of it
 
+def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_ENTRIES", 20)
+    for n in (20, 21): archive(tmp_path/f"{n}.zip", {f"{i}.txt": b"x" for i in range(n)})
+    (tmp_path/"out").mkdir()
+    assert len(data.unpack(tmp_path/"20.zip", tmp_path/"out")) == 20
+    with pytest.raises(VerifierError, match="more than"): data.unpack(tmp_path/"21.zip", tmp_path/"out")
+
 def test_damaged_and_encrypted_archives(tmp_path, own_level1):
     whole = own_level1.read_bytes()
     with zipfile.ZipFile(own_level1) as z: largest = max(z.infolist(), key=lambda info: info.compress_size)
@@ -288,6 +295,14 @@ def test_splits_are_by_problem(tmp_path):
         asked = {s: set(map(data.normalise, d["question"])) for s, d in splits.items()}
         assert sum(map(len, asked.values())) == 10 == len(set.union(*asked.values()))
 
+def test_shares_of_the_splits_and_the_seed():
+    splits = [data.split_problems(range(100), 0.2, 0.07, seed) for seed in (1, 1, 2)]
+    for place in splits: assert {s: [*place.values()].count(s) for s in data.SPLITS} == {"train": 73, "validation": 20, "test": 7}
+    assert splits[0] == splits[1] != splits[2]
+    assert set(data.split_problems(range(9), 0.01, 0.01, 1).values()) == set(data.SPLITS)  # a share that is asked for is never empty
+    assert set(data.split_problems(range(9), 0.0, 0.0, 1).values()) == {"train"}
+    with pytest.raises(VerifierError, match="too few"): data.split_problems(range(2), 0.3, 0.3, 1)
+
 @pytest.mark.parametrize("question", [ROWS[0]["question"], ROWS[0]["question"].upper(), ROWS[0]["question"].replace("3", "three"), ROWS[0]["question"].replace(" ", "  ").replace(".", "")])
 def test_the_same_question_in_two_splits_is_refused(tmp_path, question):
     rows = [dict(r, split="train") for r in ROWS[:4]] + [dict(ROWS[4], split="test"), dict(ROWS[5], split="test", question=question)]
@@ -358,6 +373,21 @@ def test_mix_and_forms(gsm8k):
         assert 0.2 < share[0] < 0.8 and abs(share[0] - share[1]) < 0.02  # forms say nothing about the label
     one = pd.concat([d.to_pandas() for d in load(gsm8k, problems=40, subtypes={"off by n": 1.0}).values()])
     assert set(one.subtype) == {"correct", "off by n"}
+
+def test_a_flawed_row_says_its_step_and_a_correct_one_says_none(own_gsm8k):
+    splits = load(own_gsm8k, problems=100, types={"computational": 1.0}, balance=False)
+    df = pd.concat([d.to_pandas() for d in splits.values()])
+    wrong = [[e.step + 1 for e in errors.check(solution) if not e.ok] for solution in df.solution]  # steps are counted from 1
+    assert wrong == [[step] if label else [] for label, step in zip(df.label, df.step)]
+    assert (df.step[df.label == 0] == 0).all() and df.step[df.label == 1].nunique() >= 3
+
+def test_no_pair_is_made_twice(tmp_path):
+    "Two problems with the same text have the same correct row; the second pair is left out, and counted."
+    cfg = DataSettings(source="x", validation_fraction=0.0, test_fraction=0.0)
+    row = small_data.problems(210)[0]
+    problems = {"train": [data.Problem(i, i, "x", row["question"], row["solution"]) for i in (0, 1)]}
+    splits, counts = data.build(problems, cfg, 1, tmp_path, progress=False)
+    assert splits["train"].num_rows == 2 and counts["refused", "pair", "made before, word for word"] == 1
 
 def test_balance_takes_the_shortcut_away(tmp_path):
     def surface(name, balance):
@@ -456,6 +486,13 @@ def test_auroc_against_scikit_learn():
     assert area == pytest.approx(roc_auc_score(label, score), abs=1e-4) and 0 < high - low < 0.15
     twice = data.auroc(score * 2, label * 2, list(range(300)) * 2)  # every row twice: no new knowledge, the same interval
     assert twice == pytest.approx((area, low, high), abs=2e-3)
+
+def test_the_audit_never_learns_from_the_problem_that_it_judges():
+    "Four rows of a problem share a word and their label: by row the word would tell the label, by problem it tells nothing."
+    words = ["".join(random.Random(i).choices("abcdefghij", k=9)) for i in range(60)]
+    rows = [dict(index=i, label=i % 2, error_type=["correct", "conceptual"][i % 2], source="t", solution=f"{word} so 2+{k}={2+k}\n#### {2+k}") for i, word in enumerate(words) for k in range(4)]
+    found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
+    assert found["words"] < 0.65 and found["surface"] < 0.65
 
 def test_the_audit_catches_what_is_planted():
     rng = random.Random(0)
