@@ -104,7 +104,7 @@ def test_only_the_label_carries_loss(tokenizer, learner, layout):
     for found, wanted in pairs: assert torch.allclose(found, wanted, atol=1e-6)
 
     of_a_step = trainer.compute_loss(learner, batch, num_items_in_batch=16)
-    assert of_a_step.item() == pytest.approx(loss.item()/4, rel=1e-5) and trainer.samples_seen == 12
+    assert of_a_step.item() == pytest.approx(loss.item()/4, rel=1e-5) and trainer.samples_seen == 8
 
 
 def test_the_logit_before_the_label_predicts_it(tokenizer, tiny):
