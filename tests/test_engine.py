@@ -733,3 +733,9 @@ def test_only_compiled_models_fill_buckets():
     assert scoring.why_not_compiled(net) == "there is no CUDA GPU" and scoring.bucket_of(net) is None
     net.verifier_compiled = True
     assert scoring.bucket_of(net) == 128
+
+
+def test_the_flat_layout_shares_nothing():
+    segments = scoring.collate(FAMILY, "flat")["segments"]
+    assert segments.lengths == (26, 26, 29) and not segments.shared and segments.gather is None
+    assert scoring.collate(FAMILY, "shared", least=15)["segments"].lengths == (20, 6, 9, 26)  # ten tokens are too few

@@ -1,5 +1,4 @@
 "The verifier as a reward function for TRL."
-import pytest
 import numpy as np, pytest
 from asking import load, make_adapter
 from verifier_nb import data, model, scoring
@@ -21,6 +20,14 @@ def test_messages_and_plain_texts_earn_the_same(verifier):
     talk = [[{"role": "system", "content": "Think."}, {"role": "user", "content": [{"type": "text", "text": q}]}] for q in QUESTIONS]
     assert pay(prompts=talk, completions=[[{"role": "assistant", "content": s}] for s in SOLUTIONS]) == pytest.approx(plain) == pay(prompts=["x", "y"], completions=SOLUTIONS, question=QUESTIONS)
     assert scoring.make_reward(verifier, "task")(prompts=["x", "y"], completions=SOLUTIONS, task=QUESTIONS) == pytest.approx(plain)
+
+def test_the_last_message_of_the_user_is_the_problem(verifier):
+    "Whatever was said before it and after it; a completion is all that was said."
+    pay, plain = scoring.make_reward(verifier), scoring.make_reward(verifier)(prompts=QUESTIONS[:1], completions=["3 * 4 =\n12"])
+    said = [{"role": "system", "content": "Think."}, {"role": "user", "content": "Another problem: 7 + 7?"}, {"role": "assistant", "content": "14"},
+            {"role": "user", "content": QUESTIONS[0]}, {"role": "assistant", "content": "Let me see."}]
+    answer = [{"role": "assistant", "content": "3 * 4 ="}, {"role": "assistant", "content": "12"}]
+    assert pay(prompts=[said], completions=[answer]) == pytest.approx(plain)
 
 def test_what_cannot_be_read_earns_nothing_and_moves_nobody(verifier):
     got = scoring.make_reward(verifier)(prompts=["a", *QUESTIONS, "b"], completions=["  ", *SOLUTIONS, "word "*2000])
