@@ -1,5 +1,5 @@
 """Base models, adapters and the preflight: what is refused, what is kept, what is merged."""
-import json
+import importlib.util, json
 
 import numpy as np
 import pytest
@@ -192,3 +192,31 @@ def test_memory_mode_takes_the_fastest_that_fits():
     assert model.memory_mode(cfg, 80, quantization="nf4") == ("nf4", False) and model.memory_mode(cfg, 80, checkpointing=True) == ("none", True)
     settings = ModelSettings(base="tiny:llama", quantization="auto", gradient_checkpointing="auto", device="cpu")
     assert model.resolve(settings).quantization == "none" and model.resolve(settings).gradient_checkpointing is False and model.load_base(settings) is not None
+
+
+KERNEL_PACKAGES = {"flash_attn", "flash_attn_interface", "torch.nn.attention.varlen"}
+
+
+def pretend_gpu(monkeypatch, capability, packages):
+    "A machine with a GPU of some generation and with some kernels' packages, as far as choosing a kernel looks at it."
+    real = importlib.util.find_spec
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: (real("json") if name in packages else None) if name in KERNEL_PACKAGES else real(name, *a))
+
+
+@pytest.mark.parametrize("capability, dtype, packages, expected", [
+    ((9, 0), "bfloat16", [], "flex"), ((8, 0), "float16", [], "flex"), ((7, 5), "float16", [], "sdpa"),  # nothing need be installed
+    ((8, 6), "bfloat16", ["torch.nn.attention.varlen"], "varlen"), ((9, 0), "bfloat16", ["torch.nn.attention.varlen", "flash_attn"], "flash_attention_2"),
+    ((9, 0), "bfloat16", KERNEL_PACKAGES, "flash_attention_3"), ((10, 0), "bfloat16", KERNEL_PACKAGES, "flash_attention_2"),
+    ((8, 0), "float16", KERNEL_PACKAGES, "flash_attention_2"),
+    ((9, 0), "float32", KERNEL_PACKAGES, "flex"), ((7, 5), "float16", KERNEL_PACKAGES, "sdpa")])  # installed, but of no use here
+def test_no_kernel_is_ever_required(monkeypatch, capability, dtype, packages, expected):
+    "On a GPU too: what is installed and what the GPU can do decide, and something always runs."
+    pretend_gpu(monkeypatch, capability, packages)
+    name, why = model.choose_attention(ModelSettings(dtype=dtype), "cuda")
+    assert name == expected and why.startswith("the fastest that can run here")
+    assert model.choose_attention(ModelSettings(dtype=dtype, attention="sdpa"), "cuda")[0] == "sdpa"
+    for kernel in ("flash_attention_2", "flash_attention_3"):
+        if f"{kernel}: " not in why: continue
+        with pytest.raises(VerifierError, match=f"{kernel} cannot be used"): model.choose_attention(ModelSettings(dtype=dtype, attention=kernel), "cuda")
