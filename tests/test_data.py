@@ -420,6 +420,8 @@ def test_held_out_problems_are_excluded_whatever_their_names_and_numbers(own_gsm
     assert counts["excluded", "own-binary.zip#validation+test", "same"] == 20
     only, counts = data.exclude(problems, [f"{own_level1}#test", f"{own_level1}#validation+test"])  # what was left out is counted once
     assert only == left and sum(n for (_, name, _), n in counts.items() if name.endswith("#test")) == 40 and sum(counts.values()) == 80
+    apart, counts = data.exclude(problems, [f"{own_level1}#validation", f"{own_level1}#test"])
+    assert apart == left and sum(n for (_, name, _), n in counts.items() if name.endswith("#test")) == 40 and sum(counts.values()) == 80
     with pytest.raises(VerifierError, match="no split tset"): data.held_out(f"{own_level1}#tset")
     assert len(data.held_out(str(own_level1))) == 105 and set(data.held_out(f"{own_level1}#test")) == {row["question"] for row in problems_of(2, 3)[:10]}
 

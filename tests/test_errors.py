@@ -21,6 +21,8 @@ SUBTYPES = [("computational", name) for name in E.COMPUTATIONAL] + [("conceptual
 SOURCES = ["own", pytest.param("gsm8k", marks=needs_gsm8k)]
 MOVES_LINES = {"step left out", "step repeated", "wrong quantity given as the answer", "unit conversion omitted", "term left out", "rate inverted"}
 
+DIVIDES = {"percentage misapplied", "rate inverted", "decimal shift"}  # what may leave half of something where there was none
+
 
 @lru_cache(1)
 def gsm8k():
@@ -82,6 +84,7 @@ def annotations(solution):
 def false_annotations(solution): return sum(value(left) != value(right) for left, right, _ in annotations(solution))
 def answer_of(solution): return Fraction(re.search(r"####\s*[$€£]?(-?[\d,.]+)", solution)[1].replace(",", "").rstrip("."))
 def numbers(text): return [Fraction(n.replace(",", "")) for n in re.findall(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+", text)]
+def numerals(text): return " ".join(re.findall(r"\d[\d,]*\.\d+|\.\d+|\d+", text))
 def skeleton(text): return re.sub(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+", "#", text)
 
 
@@ -98,6 +101,7 @@ def examine(example, made):
         if shown is not None and "/" not in right: assert value(shown) == value(right) or any(value(s) != value(r) for _, r, s in before if s), f"rule 4: << says {right}, prose says {shown}"
     most = max((len(n.partition(".")[2]) for n in re.findall(r"\d*\.\d+", old)), default=0)
     assert all(len(n.partition(".")[2]) <= max(most, 2) for n in re.findall(r"\d*\.\d+", new)), "rule 4: decimals nobody writes"
+    if "." not in numerals(old) and made.subtype not in DIVIDES: assert "." not in numerals(new), "rule 4: a part of a whole thing"
     if not re.search(r"[-−]\s?\$?\d", re.sub(r"[\d)%\w]\s*[-−]\s*\$?\d", "", old)): assert not re.search(r"(?:=|>>|####)\s*\$?-\d", new), "rule 4: a negative amount"
     form_unchanged(example, made)
     if old.count("<<") == old.count("="): nothing_stale(example, made)
@@ -164,6 +168,165 @@ def test_rules_hold_on_gsm8k():
     assert not broken, "\n\n".join(f"{subtype}: {why}" for subtype, why in broken.items())
     assert all(made[subtype] >= 5 for _, subtype in SUBTYPES), f"a subtype hardly ever fits: {made}"
 
+
+# --- what each family of errors does, said here once more -----------------------------------------------------------
+
+def injected(subtype, examples, seeds=1):
+    "(example, flawed solution) wherever a subtype fits."
+    kind = dict((name, kind) for kind, name in SUBTYPES)[subtype]
+    for i, example in enumerate(examples):
+        for seed in range(seeds):
+            made = E.inject(example, kind, subtype, random.Random(1000*seed + i))
+            if made: yield example, made
+
+
+def results_of(subtype):
+    "(expression, right result, wrong result, line) of the step in which a computational error is made, on problems of our own."
+    for example, made in injected(subtype, sample("own", 400)):
+        before, after = list(annotations(example["solution"])), list(annotations(made.solution))
+        step = next(k for k, (old, new) in enumerate(zip(before, after)) if old != new)
+        assert made.step == step and before[step][0] == after[step][0] and (made.old, made.new) == (before[step][1], after[step][1])
+        yield before[step][0], Fraction(made.old), Fraction(made.new), example["solution"].split("\n")[step]
+
+
+def decimals(value): return next(n for n in range(9) if (value*10**n).denominator == 1)
+
+
+def test_off_by_n():
+    units = set()
+    for _, old, new, _ in results_of("off by n"):
+        units.add(unit := Fraction(1, 10**decimals(old)))
+        assert abs(new - old)/unit in (1, 2, 3, 10)
+    assert len(units) > 1, "prices in cents are among them"
+
+
+def test_digits_are_swapped_and_replaced():
+    for subtype in ("digit transposition", "digit substitution"):
+        for _, old, new, _ in results_of(subtype):
+            a, b = (str(int(v*10**decimals(old))) for v in (old, new))
+            b = b.rjust(len(a), "0")
+            differ = [i for i in range(len(a)) if a[i] != b[i]]
+            assert len(a) == len(b)
+            if subtype == "digit substitution": assert len(differ) == 1
+            else: assert differ == [differ[0], differ[0]+1] and sorted(a) == sorted(b)
+
+
+def test_powers_of_ten():
+    assert {new/old for _, old, new, _ in results_of("factor of ten")} == {10, Fraction(1, 10)}
+    shifts = [(new/old, expression, old) for expression, old, new, _ in results_of("decimal shift")]
+    assert {shift for shift, _, _ in shifts} <= {10, 100, Fraction(1, 10), Fraction(1, 100)} and len({shift for shift, _, _ in shifts}) >= 3
+    assert all("." in expression or decimals(old) for _, expression, old in shifts)
+
+
+def test_a_forgotten_carry_takes_tens_away():
+    seen = set()
+    for expression, old, new, _ in results_of("carry or borrow forgotten"):
+        signs = set(re.findall(r"[-+*]", expression))
+        seen |= signs
+        lost = new - old if signs == {"-"} else old - new
+        assert lost > 0 and lost % 10 == 0
+        if signs == {"+"}: assert lost in forgotten(numbers(expression))
+    assert seen == {"+", "-", "*"}
+
+
+def forgotten(terms):
+    "What a sum loses when one of its carries is forgotten, added column by column."
+    columns = [[int(digit) for digit in reversed(str(int(term)))] for term in terms]
+    carry, lost = 0, set()
+    for place in range(max(map(len, columns))):
+        carry = (sum(column[place] for column in columns if place < len(column)) + carry)//10
+        lost.add(carry*10**(place+1))
+    return lost
+
+
+def test_parts_of_a_whole():
+    ways = Counter()
+    for expression, old, new, _ in results_of("reciprocal or fraction part"):
+        whole, terms = max(numbers(expression)), numbers(expression)
+        ways["rest"] += old + new == whole
+        ways["reciprocal"] += old*new == 1
+        ways["without its numerator"] += old/new in terms
+        assert old + new == whole or old*new == 1 or old/new in terms
+    assert ways["rest"] > 10
+
+
+def test_units_slip_by_their_own_factor():
+    factors = {"minutes": 60, "inches": 12}
+    seen = set()
+    for expression, old, new, line in results_of("unit slip in the result"):
+        ratio = max(new/old, old/new)
+        named = {factors[unit] for unit in factors if re.search(rf">>\S+ {unit}", line)}
+        if named: assert ratio in named, line
+        seen |= named & {ratio}
+    assert seen == {60, 12}
+    price = {"question": "A coat costs $500 and Ann buys 3 coats. What does she pay?", "solution": "She pays 500 * 3 = $1500.\n#### 1500"}
+    assert {made.new for _, made in injected("unit slip in the result", [price], 20)} == {"150000", "15"}
+
+
+def test_operators_are_swapped_for_likely_ones():
+    swapped = {(made.old, made.new) for _, made in injected("operator swapped", sample("own", 400), 3)}
+    assert swapped == {("+", "-"), ("+", "*"), ("-", "+"), ("*", "+"), ("*", "/"), ("/", "*")}
+
+
+def test_a_wrong_operand_is_one_that_was_known_by_then():
+    for example, made in injected("wrong operand", sample("own", 400)):
+        before = [value(right) for _, right, _ in list(annotations(example["solution"]))[:made.step]]
+        assert Fraction(made.new) in numbers(example["question"]) + before
+
+
+def test_a_misread_number_is_misread_everywhere():
+    for example, made in injected("input misread", sample("own", 400)):
+        asked = numbers(example["question"])
+        assert asked.count(Fraction(made.old)) == 1 and Fraction(made.old) in asked
+        assert not any(n.value == Fraction(made.old) and n.role == "operand" and n.source is None for n in E.parse(made.solution).numbers)
+    twice = {"question": "Ann has 45 beads and Ben has 45 beads. Each gives away 17 beads. How many are left?",
+             "solution": "They have 45 + 45 = <<45+45=90>>90 beads.\nThey give away 17 + 17 = <<17+17=34>>34 beads.\nThere are 90 - 34 = <<90-34=56>>56 left.\n#### 56"}
+    assert {made.old for _, made in injected("input misread", [twice], 30)} == {"17"}
+
+
+def test_every_term_can_be_left_out():
+    example = {"question": "Ann picks 45 apples, 23 pears and 17 plums. What is it in all?", "solution": "In all it is 45 + 23 + 17 = <<45+23+17=85>>85.\nTwice that is 85 * 2 = <<85*2=170>>170.\n#### 170"}
+    left = {made.solution.split("<<")[0] for _, made in injected("term left out", [example], 30)}
+    assert left == {"In all it is 45 + 23 = ", "In all it is 45 + 17 = ", "In all it is 23 + 17 = "}
+
+
+PERCENTAGE = "A coat costs $500 and its price changes by {}%. What do two coats cost now?"
+
+@pytest.mark.parametrize("factor, result, wrong", [("0.2", 100, {"0.8", "1.2"}), ("0.05", 25, {"0.95", "1.05", "0.5"}), ("0.8", 400, {"0.2", "1.2"}), ("1.2", 600, {"0.2", "0.8"})])
+def test_a_percentage_becomes_another_factor(factor, result, wrong):
+    example = {"question": PERCENTAGE.format(5 if factor == "0.05" else 20), "solution": f"It is 500 * {factor} = $<<500*{factor}={result}>>{result}.\nTwo cost {result} + {result} = $<<{result}+{result}={2*result}>>{2*result}.\n#### {2*result}"}
+    made = [flawed for _, flawed in injected("percentage misapplied", [example], 30)]
+    assert {flawed.new for flawed in made} == wrong and {flawed.old for flawed in made} == {factor}
+
+
+def test_a_factor_that_is_stated_is_no_conversion():
+    question = "A pump moves 9 liters in a minute{}. It runs for 4 hours. How many liters does it move?"
+    solution = "It runs for 4 * 60 = <<4*60=240>>240 minutes.\nIt moves 240 * 9 = <<240*9=2160>>2160 liters.\n#### 2160"
+    made = E.inject({"question": question.format(""), "solution": solution}, "conceptual", "unit conversion omitted")
+    assert made and made.solution == "It moves 4 * 9 = <<4*9=36>>36 liters.\n#### 36"
+    assert not E.inject({"question": question.format(", and an hour has 60 of them"), "solution": solution}, "conceptual", "unit conversion omitted")
+
+
+def test_marks_stand_where_the_text_differs():
+    for example, made in injected("digit substitution", sample("own", 100)):
+        assert made.solution[slice(*made.marks[0])] == made.new and len(made.marks) >= 2
+        kept, at = [], 0
+        for start, end in made.marks:
+            kept.append(made.solution[at:start])
+            at = end
+        kept.append(made.solution[at:])
+        assert re.fullmatch(r"[\d.,]+".join(map(re.escape, kept)), example["solution"]), "what is not marked is the original's"
+        assert all(re.fullmatch(r"[\d.,]+", made.solution[start:end]) for start, end in made.marks)
+
+
+def test_what_is_not_wanted_is_not_made():
+    example, seen = sample("own", 1)[0], []
+    made = E.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: seen.append(text))
+    assert not made and made.reason == "not wanted" and len(seen) == 1
+    assert E.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: True).solution == seen[0]
+
+
+# --- other sources ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["computational", "conceptual"])
 def test_rules_hold_on_gsm_symbolic(kind):
@@ -323,6 +486,7 @@ def test_check_finds_visible_errors(source, annotated):
 @pytest.mark.parametrize("text,ok", [
     ("10 / 3 = 3.33", True), ("10 / 3 = 3.34", False), ("7 / 2 = 4", False), ("10/3 = 3", True), ("20% of 50 = 10", True), ("100% - 20% = 80%", True), ("20 / 50 = 40%", True), ("1,250 x 2 = 2,500", True),
     ("$5 + $2.50 = $7.50", True), ("3 hours * 30 miles/hour = 90 miles", True), ("(3 + 4) * 2 = 15", False), ("12 ÷ 4 = 3", True), ("4(2) = 8", True), ("5 – 3 = 2", True), ("5 / 0 = 1", False), ("71+-3=68", True),
+    ("20 / 3 = 6.66", True), ("20 / 3 = 6", True), ("20 / 3 = 6.6", True), ("20 / 3 = 6.5", False), ("2 + 3 * 4 = 14", True), ("2 + 3 * 4 = 20", False), ("20 - 5 - 3 = 12", True), ("48 / 4 / 3 = 4", True), ("2 * 3 = 7 + 1 = 8", False),
     ("2 + 2 = 5 apples", False), ("9 plus 1 more and 5 * 3 = 15 - 2 = 13", True), ("1/4 of 48 = 12", True), ("3 x 2 = <<3*2=7>>7", False), ("3 x 2 = <<3*2=6>>7", False)])
 def test_check_case_by_case(text, ok):
     found = E.check(text)
@@ -330,8 +494,21 @@ def test_check_case_by_case(text, ok):
     for e in found: assert text[e.start:e.end] and str(e)
 
 
-@pytest.mark.parametrize("text", ["1 hour = 60 minutes", "x + 5 = 8", "2x = 14", "a dozen = 12", "at 5:30 there were 3 = three", "She is 5 feet 6 inches + 2 inches = 68 inches", "2 1/2 * 4 = 10", "weeks 1-2 = 30 days", "no numbers here"])
+@pytest.mark.parametrize("text", ["1 hour = 60 minutes", "x + 5 = 8", "2x = 14", "a dozen = 12", "at 5:30 there were 3 = three", "She is 5 feet 6 inches + 2 inches = 68 inches", "2 1/2 * 4 = 10", "weeks 1-2 = 30 days", "no numbers here", "$1 / 2 = 50 cents", "4 pounds - 6 ounces = 58 ounces", "2 hours + 30 minutes = 150 minutes"])
 def test_check_stays_silent_where_it_cannot_know(text): assert not [e for e in E.check(text) if not e.ok]
+
+
+def test_names_times_and_ordinals_are_no_numbers_to_compute_with():
+    p = E.parse("At 5:30 the 3rd bus, B12, takes 40 + 2 = 42 people.\n#### 42")
+    assert {n.text: n.role for n in p.numbers if n.role == "fixed"} == {"5": "fixed", "30": "fixed", "3": "fixed", "12": "fixed"}
+    assert [s.value for s in p.steps] == [42]
+
+
+def test_the_last_answer_line_counts():
+    p = E.parse("#### 3\nNo: 3 + 4 = 7\n#### 7")
+    assert p.numbers[p.answer].start == len(p.text) - 1
+    p = E.parse("The answer is 3. No: 3 + 4 = 7\nThe answer is 7.")
+    assert p.numbers[p.answer].value == 7
 
 
 # --- fresh numbers ---------------------------------------------------------------------------------------------------
@@ -369,6 +546,30 @@ def test_fresh_numbers_follow_what_the_text_says():
         assert E.sound(fresh) is None
         seen.add(fresh["solution"])
     assert len(seen) >= 40
+
+
+def test_every_kind_of_our_own_problems_gets_fresh_numbers():
+    "The kinds with a share, a rest and a growth in percent are among them."
+    kinds = {row["kind"] for i, row in enumerate(small_data.problems()) if E.reinstantiate(row, random.Random(i))}
+    assert kinds == set(range(len(small_data.KINDS)))
+
+
+def test_what_is_larger_stays_larger():
+    for kind, names in ((small_data.STUDY, ("minutes", "evening")), (small_data.CINEMA, ("ticket", "popcorn"))):
+        for i, row in enumerate(row for row in small_data.problems() if row["kind"] == small_data.KINDS.index(kind)):
+            fresh = E.reinstantiate(row, random.Random(i))
+            if not fresh: continue
+            places = [list(kind.numbers).index(name) for name in names] if kind is not small_data.CINEMA else [0, 1]
+            old, new = ([numbers(text)[place] for place in places] for text in (row["question"], fresh["question"]))
+            assert (old[0] < old[1]) == (new[0] < new[1]) and new[0] != new[1]
+
+
+def test_fresh_numbers_fit_into_a_day_and_a_week():
+    example = {"question": "Each day Ann works 16 hours and packs 30 boxes an hour. She does so 5 days a week. How many boxes does she pack in 9 weeks?",
+               "solution": "In a day she packs 16 * 30 = <<16*30=480>>480 boxes.\nIn a week she packs 480 * 5 = <<480*5=2400>>2400 boxes.\nIn all she packs 2400 * 9 = <<2400*9=21600>>21600 boxes.\n#### 21600"}
+    drawn = [E.reinstantiate(example, random.Random(seed)) for seed in range(200)]
+    hours, days = ({int(re.search(rf"(\d+) {unit}", fresh["question"])[1]) for fresh in drawn if fresh} for unit in ("hours", "days"))
+    assert 24 >= max(hours) > 20 and min(hours) < 14 and 7 >= max(days) > 5
 
 
 @pytest.mark.parametrize("question,stay,free", [
@@ -411,6 +612,18 @@ def test_wrong_arguments_are_refused():
     assert not E.inject({"solution": "3 + 4 = 7"}, "computational") and not E.inject({}, "conceptual")
     with pytest.raises(ValueError, match="form"): E.reform("#### 7", "fancy")
     for text in ("(" * 3000, "1" + "+1"*900 + "=901", "-" * 5000, "<<" * 2000, "=" * 3000): assert isinstance(E.parse(text).problem, str)
+
+
+def test_a_sound_solution_ends_with_what_a_step_has_found():
+    assert E.sound({"solution": "3 + 4 = 7\n#### 7"}) is None and E.sound({"solution": "3 + 4 = 7"}) == "no final answer"
+    assert E.sound({"solution": "3 + 4 = 7\n#### 9"}) == "the answer is not the result of a step"
+    assert E.sound({"solution": "3 + 4 = 8\n#### 8"}) == "false equation: 3 + 4 = 8 is false; it is 7"
+
+
+def test_other_forms_keep_what_stands_around_the_answer():
+    text = "It is 4 - 11 = <<4-11=-7>>-7 below.\n#### -7\nThat is all."
+    assert E.reform(text, "final_answer") == "It is 4 - 11 = -7 below.\nFINAL ANSWER: -7\nThat is all."
+    assert E.reform(text, "plain") == E.reform(text, "hash") == "It is 4 - 11 = -7 below.\n#### -7\nThat is all."
 
 
 def test_forms():
