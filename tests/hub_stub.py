@@ -29,7 +29,7 @@ class Hub:
 
     def add(self, repo_id, private=True, **files):
         "A repository that was there before."
-        self.repos[repo_id] = {"private": private, "files": {}, "sha": "0" * 40}
+        self.repos[repo_id] = {"private": private, "files": {}, "sha": "0" * 40, "history": {}}
         self.commit(repo_id, files)
 
     def commit(self, repo_id, files):
@@ -37,6 +37,7 @@ class Hub:
         repo = self.repos[repo_id]
         repo["files"].update(files)
         repo["sha"] = hashlib.sha1(repr(sorted(repo["files"].items())).encode() + repo["sha"].encode()).hexdigest()
+        repo["history"][repo["sha"]] = dict(repo["files"])
         return repo["sha"]
 
     def calls(self, method=None):
@@ -81,19 +82,23 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.repos: return self.hub.repos[repo_id]
         self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
 
+    def files(self, repo, rev):
+        "The files of a commit; those of the head for a branch."
+        return repo["history"].get(rev, repo["files"])
+
     def create(self, body):
         asked = json.loads(body)
         repo_id = f"{asked['organization']}/{asked['name']}"
         if repo_id in self.hub.repos: return self.answer(409, {"error": "You already created this model repo"})
-        self.hub.repos[repo_id] = {"private": asked.get("visibility") == "private" or asked.get("private") is True, "files": {}, "sha": "0" * 40}
+        self.hub.repos[repo_id] = {"private": asked.get("visibility") == "private" or asked.get("private") is True, "files": {}, "sha": "0" * 40, "history": {}}
         self.answer(200, {"url": f"{self.hub.url}/{repo_id}", "id": repo_id})
 
     def info(self, body, repo_id, rev=None):
         if repo := self.repo(repo_id):
-            self.answer(200, {"id": repo_id, "sha": repo["sha"], "private": repo["private"], "siblings": [{"rfilename": f} for f in sorted(repo["files"])]})
+            self.answer(200, {"id": repo_id, "sha": repo["sha"], "private": repo["private"], "siblings": [{"rfilename": f} for f in sorted(self.files(repo, rev))]})
 
     def tree(self, body, repo_id, rev):
-        if repo := self.repo(repo_id): self.answer(200, [self.entry(name, content) for name, content in sorted(repo["files"].items())])
+        if repo := self.repo(repo_id): self.answer(200, [self.entry(name, content) for name, content in sorted(self.files(repo, rev).items())])
 
     def entry(self, name, content):
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -133,8 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, body, repo_id, rev, name):
         if not (repo := self.repo(repo_id)): return
-        if name not in repo["files"]: return self.answer(404, {}, {"X-Error-Code": "EntryNotFound"})
-        content = self.hub.tamper.get(name, repo["files"][name])
+        files = self.files(repo, rev)
+        if name not in files: return self.answer(404, {}, {"X-Error-Code": "EntryNotFound"})
+        content = self.hub.tamper.get(name, files[name])
         self.answer(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": repo["sha"], "Content-Type": "application/octet-stream"})
 
     ID = r"(?P<repo_id>[^/]+/[^/]+)"
