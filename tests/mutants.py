@@ -62,10 +62,15 @@ class Project:
         return ""
 
     def sources(self, tests):
-        "The text of some tests' files and of the helpers beside them."
-        named = {self.root/test.partition("::")[0] for test in tests}
-        helpers = {p for p in (self.root/"tests").glob("*.py") if not p.name.startswith("test_") and p.name != Path(__file__).name}
-        return "".join(p.read_text() for p in sorted(named | helpers))
+        "The text of some tests' files, and of the files beside them that these import."
+        waiting, texts = {"tests/conftest.py", *(test.partition("::")[0] for test in tests)}, {}
+        while waiting:
+            name = waiting.pop()
+            if name in texts or not (self.root/name).is_file(): continue
+            texts[name] = (self.root/name).read_text()
+            imported = re.findall(r"^\s*(?:from|import) (\w+)", texts[name], re.M)
+            waiting.update(f"tests/{module}.py" for module in imported)
+        return "".join(texts[name] for name in sorted(texts))
 
     def key(self, bug):
         "Changes when the bug, its module or its tests change."
@@ -244,8 +249,8 @@ def examine(project, bugs, memory, options):
         wrong = project.wrong(bug)
         if wrong: outcomes[bug] = f"error: {wrong}"
         elif bug.equivalent: outcomes[bug] = "equivalent"
-    plantable = [bug for bug in bugs if bug not in outcomes]
-    fresh = [bug for bug in plantable if project.key(bug) not in memory.known]
+    keys = {bug: project.key(bug) for bug in bugs if bug not in outcomes}  # once: somebody may edit the tests meanwhile
+    fresh = [bug for bug in keys if keys[bug] not in memory.known]
     selections = {bug.tests: project.key_without(bug.tests) for bug in fresh}
     alone = [Job(key, tests, memory.folder/f"green-{key}.txt", 4 * options.limit) for tests, key in selections.items() if key not in memory.known]
 
@@ -263,10 +268,10 @@ def examine(project, bugs, memory, options):
         before = green[bug.tests]
         if before["outcome"] != "green": outcomes[bug] = before["outcome"]
         # a busy machine is slow with a bug, too: no bug is called noticed for that
-        else: jobs.append(Job(project.key(bug), bug.tests, memory.folder/f"{bug.area}-{project.key(bug)}.txt", max(options.limit, 4 * before["seconds"]), bug))
+        else: jobs.append(Job(keys[bug], bug.tests, memory.folder/f"{bug.area}-{keys[bug]}.txt", max(options.limit, 4 * before["seconds"]), bug))
     work(project, jobs, options.workers, tell)
-    for bug in plantable: outcomes.setdefault(bug, memory.known.get(project.key(bug), {}).get("outcome"))
-    return outcomes
+    for bug in keys: outcomes.setdefault(bug, memory.known[keys[bug]]["outcome"])
+    return {bug: outcomes[bug] for bug in bugs}  # in the table's order
 
 
 # what is said in the end

@@ -84,6 +84,8 @@ def test_a_folders_checksum_is_of_names_and_contents(tmp_path):
         for name in order: setup.write_text(folder/name, name)
     whole = setup.sha256(one)
     assert whole == setup.sha256(two)
+    by_hand = "".join(f"{name}\0{len(name)}\0{name}" for name in sorted(names))  # each file holds its own name
+    assert whole == hashlib.sha256(by_hand.encode()).hexdigest()
     (two/"3"/"1.txt").rename(two/"3"/"2.txt")
     assert setup.sha256(two) != whole, "a file has another name"
     (two/"3"/"2.txt").rename(two/"3"/"1.txt")

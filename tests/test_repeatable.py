@@ -132,6 +132,13 @@ def test_another_projects_checkout_is_not_taken_for_ours(tmp_path):
 
 
 def test_strict_refuses_a_changed_checkout_and_makes_no_folder(tmp_path, monkeypatch):
+    "A clean one is let through, and a changed one without --strict."
+    class Made(Exception): "The run's folder would be made now."
+    def make(*_): raise Made
+    monkeypatch.setattr(runs, "new_run", make)
     monkeypatch.setattr(setup, "git_state", lambda: {"dirty": True})
     with pytest.raises(VerifierError, match="uncommitted changes"): runs.start("smoke", root=tmp_path, strict=True)
+    with pytest.raises(Made): runs.start("smoke", root=tmp_path)
+    monkeypatch.setattr(setup, "git_state", lambda: {"dirty": False})
+    with pytest.raises(Made): runs.start("smoke", root=tmp_path, strict=True)
     assert list(tmp_path.iterdir()) == []
