@@ -270,7 +270,8 @@ def examine(project, bugs, memory, options):
         # a busy machine is slow with a bug, too: no bug is called noticed for that
         else: jobs.append(Job(keys[bug], bug.tests, memory.folder/f"{bug.area}-{keys[bug]}.txt", max(options.limit, 4 * before["seconds"]), bug))
     work(project, jobs, options.workers, tell)
-    for bug in keys: outcomes.setdefault(bug, memory.known[keys[bug]]["outcome"])
+    planted = [bug for bug in keys if bug not in outcomes]
+    for bug in planted: outcomes[bug] = memory.known[keys[bug]]["outcome"]
     return {bug: outcomes[bug] for bug in bugs}  # in the table's order
 
 
