@@ -1,5 +1,6 @@
 """Contracts of 03_data: prompt and label position, every source, splits without leakage, generated rows, the audit."""
 import json, os, random, stat, subprocess, sys, zipfile
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -26,19 +27,22 @@ def phi():
 def problems_of(*kinds, n=210): return [row for row in small_data.problems(n) if not kinds or row["kind"] in kinds]
 
 def held_and_not():
-    "105 problems of our own, five of each kind, with the split they have in an archive: kinds 0 and 1 validation, 2 and 3 test."
+    "105 problems of our own, five of each kind, with their splits: kinds 0 and 1 validation, 2 and 3 test."
     splits = {0: "validation", 1: "validation", 2: "test", 3: "test"}
     return [dict(row, split=splits.get(row["kind"], "train")) for row in problems_of()[:105]]
 
 @pytest.fixture(scope="module")
-def own_level1(tmp_path_factory): return small_data.write_level1(tmp_path_factory.mktemp("level1")/"own-binary.zip", held_and_not())
+def own_level1(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("level1")
+    return small_data.write_level1(folder/"own-binary.zip", held_and_not())
 
 @pytest.fixture(scope="module")
 def own_gsm8k(tmp_path_factory):
-    "A folder like GSM8K's: 420 training problems of our own, those of `own_level1` among them; the test problems come from templates of gsm_symbolic."
+    "Like GSM8K's: 420 training problems, those of `own_level1` among them; test problems from gsm_symbolic's templates."
     templates = [n for n, why in data.sound_templates().items() if not why]
     test = [data.symbolic(n, f"own/{i}") for n in templates[::2] for i in range(2)]
-    return small_data.write_gsm8k(tmp_path_factory.mktemp("gsm8k")/"gsm8k", [*problems_of(), *small_data.problems(210, 1)], test)
+    train = [*problems_of(), *small_data.problems(210, 1)]
+    return small_data.write_gsm8k(tmp_path_factory.mktemp("gsm8k")/"gsm8k", train, test)
 
 @pytest.fixture(params=["own", pytest.param("real", marks=needs_shared)])
 def gsm8k(request): return request.getfixturevalue("own_gsm8k") if request.param == "own" else GSM8K
@@ -63,8 +67,10 @@ def test_golden_ids(phi):
     assert whole == gold["input_ids"] and phi.decode(ids[-1]) == "<|assistant|>"  # no newline between the prompt and the label, in training as in evaluation
 
 def test_the_prompt_character_by_character(tiny):
-    said = "Analyze the following mathematical problem and solution to determine if the solution is correct (0) or flawed (1)."
-    prompt = f"<|system|>{said}<|end|><|user|>### Problem:\nHow many?\n\n### Solution:\n1+1=2\n#### 2<|end|><|assistant|>"
+    system = ("Analyze the following mathematical problem and solution "
+              "to determine if the solution is correct (0) or flawed (1).")
+    user = "### Problem:\nHow many?\n\n### Solution:\n1+1=2\n#### 2"
+    prompt = f"<|system|>{system}<|end|><|user|>{user}<|end|><|assistant|>"
     ids = data.encode(tiny, "How many?", "1+1=2\n#### 2")["input_ids"]
     assert tiny.decode(ids) == prompt and [tiny.decode([i]) for i in data.label_ids(tiny)] == ["0", "1"]
     assert data.encode(tiny, "How many?", "1+1=2\n#### 2")["length"] == len(ids) + 1  # with the label
@@ -142,7 +148,8 @@ def test_shown_sample_is_escaped(tiny):
 
 # level-1
 
-ARCHIVES = [("own", {"train": 170, "validation": 20, "test": 20}), pytest.param("real", {"train": 3296, "validation": 412, "test": 412}, marks=needs_shared)]
+ARCHIVES = [("own", {"train": 170, "validation": 20, "test": 20}),
+            pytest.param("real", {"train": 3296, "validation": 412, "test": 412}, marks=needs_shared)]
 
 @pytest.mark.parametrize("which, rows", ARCHIVES)
 def test_level1(tmp_path, which, rows, own_level1):
@@ -151,7 +158,8 @@ def test_level1(tmp_path, which, rows, own_level1):
     assert dict(splits.num_rows) == rows
     every = pd.concat([d.to_pandas() for d in splits.values()])
     assert list(every.columns) == data.COLUMNS and not every.duplicated(["index", "label"]).any()  # no error_type_x, nothing doubled
-    assert every.error_type.value_counts().to_dict() == {"correct": problems, "conceptual": problems - problems//2, "computational": problems//2}
+    types = {"correct": problems, "conceptual": problems - problems//2, "computational": problems//2}
+    assert every.error_type.value_counts().to_dict() == types
     assert ((every.label == 0) == (every.error_type == "correct")).all()
     asked = [set(map(data.normalise, d["question"])) for d in splits.values()]
     assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
@@ -163,9 +171,10 @@ def test_the_catalog_in_an_archive_is_joined_row_by_row(own_level1):
     rows = small_data.level1_rows(held_and_not())
     written = {(r.question, r.label): r for r in rows.itertuples()}
     every = pd.concat([d.to_pandas() for d in load(own_level1).values()])
-    for row in every.itertuples(): assert row.solution == written[row.question, row.label].solution and row.source.startswith("own")
-    false = {row.solution: sum(not e.ok for e in errors.check(row.solution)) for row in every.itertuples()}
-    assert all(false[row.solution] == (row.error_type == "computational") for row in every.itertuples())
+    for row in every.itertuples():
+        assert row.solution == written[row.question, row.label].solution and row.source.startswith("own")
+        false = [e for e in errors.check(row.solution) if not e.ok]
+        assert len(false) == (row.error_type == "computational")
 
 def test_what_a_mac_adds_is_not_unpacked(own_level1, tmp_path):
     written = data.unpack(own_level1, tmp_path)
@@ -174,12 +183,15 @@ def test_what_a_mac_adds_is_not_unpacked(own_level1, tmp_path):
     assert not any("__MACOSX" in str(p.relative_to(tmp_path)) or p.name.startswith("._") for p in found)
 
 def test_the_stage_measures_real_lengths(tmp_path, tiny, own_level1):
-    run = new_run(load_config("smoke", {"data.source": str(own_level1), "data.problems": 90, "data.max_length": 480}), tmp_path)
+    changes = {"data.source": str(own_level1), "data.problems": 90, "data.max_length": 480}
+    run = new_run(load_config("smoke", changes), tmp_path)
     summary = data.run_stage(run).set_index("split")
     lengths = pd.read_csv(run.figures/"token_lengths.csv")
-    assert 170 < lengths.rows.sum() < 190 and summary.tokens_max.max() == lengths.tokens.max() and summary.tokens_min.min() == lengths.tokens.min()
-    test = data.load_split(run, "test")
-    for row in test: assert (lengths.tokens == data.encode(tiny, row["question"], row["solution"], 10_000)["length"]).any()
+    assert 170 < lengths.rows.sum() < 190
+    assert (summary.tokens_min.min(), summary.tokens_max.max()) == (lengths.tokens.min(), lengths.tokens.max())
+    for row in data.load_split(run, "test"):
+        length = data.encode(tiny, row["question"], row["solution"], 10_000)["length"]
+        assert (lengths.tokens == length).any()
     over = (lengths.tokens > 480).mul(lengths.rows).sum()
     assert 10 < over < 160 and summary.over_max_length.sum() == over == summary.shortened.sum() + summary.dropped.sum()
     catalog = pd.read_csv(run.report("catalog.csv"))
@@ -250,7 +262,7 @@ def changed(i, **values): return [dict(r, **values) if j == i else r for j, r in
     ([{k: v for k, v in r.items() if k != "question"} for r in ROWS], "question"), ([{k: v for k, v in r.items() if k != "solution"} for r in ROWS], "solution"),
     (changed(3, label="1"), "not the number 0 or 1"), (changed(3, label=True), "not the number 0 or 1"), (changed(3, label=2), "not the number 0 or 1"), (changed(3, label=None), "label is not given"), (changed(3, label=1.5), "not the number 0 or 1"),
     (changed(3, question=""), "question is empty"), (changed(3, solution=" \n"), "solution is empty"), (changed(3, solution=None), "solution is not given"), (changed(3, solution=7), "solution is not text"),
-    (changed(3, solution="a\0b"), "NUL"), (changed(3, question="a\ud800b"), "surrogate"), (changed(3, error_type="typo"), "error_type"), (changed(3, error_type="correct"), "contradict"),
+    (changed(3, solution="a\0b"), "NUL"), (changed(3, question="a\ud800b"), "surrogate"), (changed(3, error_type="typo"), "error_type"), (changed(3, error_type="correct"), "contradict"), (changed(2, error_type="conceptual"), "contradict"),
     (ROWS + ROWS[:1], "stand twice"), ([], "no rows|missing|no split")])
 def test_bad_tables(tmp_path, rows, said):
     with pytest.raises(VerifierError, match=said) as e: load(table(tmp_path, rows))
@@ -297,9 +309,11 @@ def test_splits_are_by_problem(tmp_path):
 
 def test_shares_of_the_splits_and_the_seed():
     splits = [data.split_problems(range(100), 0.2, 0.07, seed) for seed in (1, 1, 2)]
-    for place in splits: assert {s: [*place.values()].count(s) for s in data.SPLITS} == {"train": 73, "validation": 20, "test": 7}
+    for place in splits:
+        assert Counter(place.values()) == {"train": 73, "validation": 20, "test": 7}
     assert splits[0] == splits[1] != splits[2]
-    assert set(data.split_problems(range(9), 0.01, 0.01, 1).values()) == set(data.SPLITS)  # a share that is asked for is never empty
+    smallest = data.split_problems(range(9), 0.01, 0.01, 1)
+    assert set(smallest.values()) == set(data.SPLITS), "a share that is asked for is never empty"
     assert set(data.split_problems(range(9), 0.0, 0.0, 1).values()) == {"train"}
     with pytest.raises(VerifierError, match="too few"): data.split_problems(range(2), 0.3, 0.3, 1)
 
@@ -317,6 +331,15 @@ def test_missing_splits_come_out_of_train(tmp_path):
 
 
 # generated rows
+
+def test_problems_of_joined_sources_have_numbers_of_their_own(tmp_path):
+    folders = []
+    for i, rows in enumerate((problems_of()[:30], small_data.problems(210, 1)[:30])):
+        folders.append(str(small_data.write_gsm8k(tmp_path/f"own{i}", rows[:20], rows[20:])))
+    problems, _ = data.load_problems(DataSettings(source="+".join(folders)), 1)
+    every = [p for found in problems.values() for p in found]
+    assert len(every) == 60 and {p.source for p in every} == {"own0", "own1"}
+    assert len({p.number for p in every}) == len({p.key for p in every}) == 60
 
 def symbolic(tmp_path, name, seed=3, workers=0, **more):
     cfg = DataSettings(source="gsm_symbolic", **{"problems": 60, "validation_fraction": 0.2, "test_fraction": 0.2, **more})
@@ -377,8 +400,9 @@ def test_mix_and_forms(gsm8k):
 def test_a_flawed_row_says_its_step_and_a_correct_one_says_none(own_gsm8k):
     splits = load(own_gsm8k, problems=100, types={"computational": 1.0}, balance=False)
     df = pd.concat([d.to_pandas() for d in splits.values()])
-    wrong = [[e.step + 1 for e in errors.check(solution) if not e.ok] for solution in df.solution]  # steps are counted from 1
-    assert wrong == [[step] if label else [] for label, step in zip(df.label, df.step)]
+    for row in df.itertuples():
+        wrong = [e.step + 1 for e in errors.check(row.solution) if not e.ok]  # rows count steps from 1
+        assert wrong == ([row.step] if row.label else [])
     assert (df.step[df.label == 0] == 0).all() and df.step[df.label == 1].nunique() >= 3
 
 def test_no_pair_is_made_twice(tmp_path):
@@ -409,25 +433,37 @@ def test_overlap_levels():
     assert data.overlap([base], ["A train runs 60 miles in 2 hours. How fast is it?"]).empty
 
 def test_held_out_problems_are_excluded_whatever_their_names_and_numbers(own_gsm8k, own_level1):
-    "Kinds 0 to 3 are held out: of the folder's problems exactly these go, the same ones and those with other names and numbers."
-    cfg = DataSettings(source=str(own_gsm8k), validation_fraction=0.2)
-    problems, _ = data.load_problems(cfg, 1)
-    left, counts = data.exclude(problems, [f"{own_level1}#validation+test"])
+    "Kinds 0 to 3 are held out: exactly these go, the same ones and those with other names and numbers."
+    held = f"{own_level1}#validation+test"
+    problems, _ = data.load_problems(DataSettings(source=str(own_gsm8k), validation_fraction=0.2), 1)
+    left, counts = data.exclude(problems, [held])
     kinds = {row["question"]: row["kind"] for seed in (0, 1) for row in small_data.problems(210, seed)}
     assert left["test"] == problems["test"] and set(problems) == set(data.SPLITS)
-    for split in ("train", "validation"): assert left[split] == [p for p in problems[split] if kinds[p.question] > 3]
-    assert sum(counts.values()) == 80 and {(what, name) for what, name, _ in counts} == {("excluded", "own-binary.zip#validation+test")}
-    assert counts["excluded", "own-binary.zip#validation+test", "same"] == 20
-    only, counts = data.exclude(problems, [f"{own_level1}#test", f"{own_level1}#validation+test"])  # what was left out is counted once
-    assert only == left and sum(n for (_, name, _), n in counts.items() if name.endswith("#test")) == 40 and sum(counts.values()) == 80
-    apart, counts = data.exclude(problems, [f"{own_level1}#validation", f"{own_level1}#test"])
-    assert apart == left and sum(n for (_, name, _), n in counts.items() if name.endswith("#test")) == 40 and sum(counts.values()) == 80
+    for split in ("train", "validation"):
+        assert left[split] == [p for p in problems[split] if kinds[p.question] > 3]
+    assert {(what, name) for what, name, _ in counts} == {("excluded", "own-binary.zip#validation+test")}
+    assert sum(counts.values()) == 80 and counts["excluded", "own-binary.zip#validation+test", "same"] == 20
+
+def test_what_is_left_out_by_one_set_stays_so_and_is_counted_once(own_gsm8k, own_level1):
+    problems, _ = data.load_problems(DataSettings(source=str(own_gsm8k)), 1)
+    both, counts = data.exclude(problems, [f"{own_level1}#validation+test"])
+    for names in (["validation", "test"], ["test", "validation+test"]):
+        left, counts = data.exclude(problems, [f"{own_level1}#{splits}" for splits in names])
+        first = sum(n for (_, name, _), n in counts.items() if name.endswith("#" + names[0]))
+        assert left == both and first == 40 and sum(counts.values()) == 80
+
+def test_the_questions_of_a_held_out_set(own_level1):
+    assert set(data.held_out(str(own_level1))) == {row["question"] for row in held_and_not()}
+    for splits in ("test", "validation+test"):
+        asked = {row["question"] for row in held_and_not() if row["split"] in splits}
+        assert set(data.held_out(f"{own_level1}#{splits}")) == asked and len(asked) == 10 * len(splits.split("+"))
     with pytest.raises(VerifierError, match="no split tset"): data.held_out(f"{own_level1}#tset")
-    assert len(data.held_out(str(own_level1))) == 105 and set(data.held_out(f"{own_level1}#test")) == {row["question"] for row in problems_of(2, 3)[:10]}
 
 def test_a_reworded_question_is_excluded_and_one_that_is_only_like_it_is_not(tmp_path):
-    asked = "Nora bakes 12 trays with 15 rolls on every tray. The cafe takes 40 rolls. The others go into bags of 7 rolls. How many bags are there?"
-    reworded = ["At dawn " + asked.replace("there?", "there in the end?"), asked.replace("The others go", "The rest go")]
+    asked = ("Nora bakes 12 trays with 15 rolls on every tray. The cafe takes 40 rolls. "
+             "The others go into bags of 7 rolls. How many bags are there?")
+    longer = "At dawn " + asked.replace("there?", "there in the end?")
+    reworded = [longer, asked.replace("The others go", "The rest go")]
     only_like_it = asked.replace("The cafe", "A cafe next door").replace("The others go", "The others are put")
     pd.DataFrame({"question": [asked], "solution": ["1 + 1 = 2"]}).to_csv(tmp_path/"held.csv", index=False)
     like = data.overlap([*reworded, only_like_it], [asked], near=0.3)
@@ -447,12 +483,14 @@ def test_a_template_is_excluded_when_half_of_its_words_are_held_out(tmp_path):
     closest = {n: max(data.overlap(texts, held, near=0.3).similarity, default=0) for n, texts in draws.items()}
     left, counts = data.exclude(problems, [str(tmp_path/"held.csv")])
     assert [p.template for p in left["train"]] == [n for n in sound if closest[n] < 0.5]
-    assert set(sound[::4]).isdisjoint(p.template for p in left["train"]) and len(left["train"]) >= 20 and sum(counts.values()) == 40 - len(left["train"])
+    assert set(sound[::4]).isdisjoint(p.template for p in left["train"])
+    assert len(left["train"]) >= 20 and sum(counts.values()) == 40 - len(left["train"])
 
 def test_labelled_rows_of_held_out_problems_are_left_out(tmp_path, own_level1):
     "Of every split but test; a source with labels goes another way than one to make rows from."
     pd.DataFrame(problems_of(0, 2, 5))[["question", "solution"]].to_csv(tmp_path/"held.csv", index=False)
-    splits, counts = data.load_counted(DataSettings(source=str(own_level1), exclude=[str(tmp_path/"held.csv")]), 1, tmp_path)
+    cfg = DataSettings(source=str(own_level1), exclude=[str(tmp_path/"held.csv")])
+    splits, counts = data.load_counted(cfg, 1, tmp_path)
     assert splits.num_rows == {"train": 160, "validation": 10, "test": 20} and sum(counts.values()) == 10
     assert not {row["question"] for row in problems_of(5)} & set(splits["train"]["question"])
 
@@ -490,9 +528,12 @@ def test_auroc_against_scikit_learn():
     assert twice == pytest.approx((area, low, high), abs=2e-3)
 
 def test_the_audit_never_learns_from_the_problem_that_it_judges():
-    "Four rows of a problem share a word and their label: by row the word would tell the label, by problem it tells nothing."
+    "Eight rows of a problem share a word and their label: by row the word would tell the label, by problem nothing."
     words = ["".join(random.Random(i).choices("abcdefghij", k=9)) for i in range(60)]
-    rows = [dict(index=i, label=i % 2, error_type=["correct", "conceptual"][i % 2], source="t", solution=f"{word} so 2+{k}={2+k}\n#### {2+k}") for i, word in enumerate(words) for k in range(4)]
+    rows = []
+    for i, word in enumerate(words):
+        same = dict(index=i, label=i % 2, error_type=["correct", "conceptual"][i % 2], source="t")
+        rows += [dict(same, solution=f"{word} so 2+{k}={2+k}\n#### {2+k}") for k in range(8)]
     found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
     assert found["words"] < 0.65 and found["surface"] < 0.65
 

@@ -260,7 +260,7 @@ def test_units_slip_by_their_own_factor():
         seen |= named & {ratio}
     assert seen == {60, 12}
     price = {"question": "A coat costs $500 and Ann buys 3 coats. What does she pay?", "solution": "She pays 500 * 3 = $1500.\n#### 1500"}
-    assert {made.new for _, made in injected("unit slip in the result", [price], 20)} == {"150000", "15"}
+    assert {made.new for _, made in injected("unit slip in the result", [price], 20)} == {"150000"}
 
 
 def test_operators_are_swapped_for_likely_ones():
