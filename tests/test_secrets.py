@@ -184,6 +184,10 @@ def test_a_shape_is_known_by_itself(family):
     assert setup.scrub(f"a {FAMILIES[family]} b") == "a [secret] b"
 
 
+def test_what_stands_between_two_keys_stays():
+    assert setup.scrub(f"{KEY}\nand then\n{KEY}") == "[secret]\nand then\n[secret]"
+
+
 @pytest.mark.parametrize("text, kept", [
     ("https://ann:{}@example.org/a", "https://[secret]@example.org/a"), ("https://{}{}@example.org/a", "https://[secret]@example.org/a"),
     ("https://h/?go=https%3A%2F%2Fann%3A{}%40example.org", "https://h/?go=https%3A%2F%2F[secret]%40example.org"), ("https://h/?go=https%3A//ann%3A{}%40example.org", "https://h/?go=https%3A//[secret]%40example.org"),
