@@ -394,6 +394,26 @@ def test_out_of_memory_halves_the_budget_and_repeats(monkeypatch):
     with pytest.raises(VerifierError, match="one sample alone"): scoring.label_log_probs(net, samples, LABELS, 4096, "shared")
 
 
+@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+def test_out_of_memory_in_the_middle_loses_and_mixes_nothing(layout, monkeypatch):
+    "The second batch does not fit: what was scored before stays, the rest is cut anew, and every row gets its own numbers."
+    net, samples = load("llama"), make_samples([("Count. "*i, f"{i}+{i}={i + i}", 0) for i in range(1, 12)])  # short ones first; long ones are scored first
+    expected = scoring.label_log_softmax(one_by_one(net, samples), *LABELS).detach().numpy()
+    assert np.abs(np.diff(expected, axis=0)).max(1).min() > 0.01  # no row could be taken for its neighbour
+    real, asked = scoring.label_logits, []
+
+    def breaks_once(model, batch):
+        asked.append(batch["input_ids"].numel())
+        if len(asked) == 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, batch)
+
+    monkeypatch.setattr(scoring, "label_logits", breaks_once)
+    budget = scoring.Budget(800)
+    got = scoring.label_log_probs(net, samples, LABELS, budget, layout, TOKENIZER.pad_token_id)
+    assert np.abs(got - expected).max() < 1e-4
+    assert (budget.tokens, budget.halved) == (400, 1) and max(asked[2:]) <= 400
+
+
 def test_models_that_cannot_be_flat_are_named_and_padded():
     from transformers import AutoConfig, AutoModelForCausalLM
     cfg = model.tiny_config("gemma3", 300, attn_logit_softcapping=30.0)
@@ -634,19 +654,21 @@ def test_a_budget_halves_to_a_limit_and_is_remembered(plain, monkeypatch):
         budget.halve(rows=2)
         tokens.append(budget.tokens)
     assert tokens == [150, 75, 64, 64] and budget.halved == 4
-    real = scoring.label_logits
+    real, broken = scoring.label_logits, []
 
     def small_gpu(net, batch):
-        if batch["input_ids"].numel() > 900: raise torch.OutOfMemoryError("CUDA out of memory")
+        if batch["input_ids"].numel() > 900:
+            broken.append(batch)
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return real(net, batch)
 
     monkeypatch.setattr(scoring, "label_logits", small_gpu)
     verifier = scoring.Verifier(plain, TOKENIZER, layout="flat")
     questions, solutions = [q for q, *_ in problems(4)], [s for _, s, _ in problems(4)]
     first = verifier.score(questions, solutions, progress=False)
-    halved = verifier.budget.halved
+    before = len(broken)
     second = verifier.score(questions, solutions, progress=False)
-    assert halved > 0 and verifier.budget.halved == halved, "the second call runs out of memory again"
+    assert len(broken) == before > 0, "the second call runs out of memory again"
     assert np.allclose(first.p_flawed, second.p_flawed, atol=1e-6)
 
 
