@@ -142,11 +142,12 @@ def test_logits_equal_one_by_one(family, layout, kernel):
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3"])  # with and without a window
-@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
-def test_flash_kernels_are_called_as_they_are_documented(family, name, monkeypatch, forget_kernels):
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3"])
+def test_kernels_are_called_as_they_are_documented(family, name, monkeypatch, forget_kernels):
     calls = use_kernel(monkeypatch, name)
     monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)
     net, samples = load(family), make_samples(problems(3))
+    for layer in net.model.layers: layer.self_attn.scaling = 0.4  # not the scale that a kernel has by itself
     with torch.no_grad(): got = scoring.label_logits(net, scoring.collate(samples, "shared"))
     assert len(calls) == net.config.num_hidden_layers
     assert (got - one_by_one(net, samples)).abs().max() < 1e-4
@@ -536,6 +537,8 @@ def test_groups_stay_together_where_they_can_share():
 def test_what_a_group_costs_is_what_its_tree_holds():
     ids = [s["input_ids"] for s in FAMILY]
     assert scoring._unit_cost(ids, "shared") == 10 + 10 + 6 + 9 + 16
+    alike = [ONES + [0]*5, *ids]  # it comes first, and shares less with the others than they do with each other
+    assert scoring._unit_cost(alike, "shared") == scoring._unit_cost(alike[::-1], "shared") == 5 + 10 + 10 + 6 + 9 + 16
     assert scoring._unit_cost(ids, "flat") == scoring._unit_cost(ids, "padded") == 26 + 26 + 29
     rows = [{**s, "group": "same"} for s in FAMILY]
     assert scoring.batches(rows, 51, "shared") == [[0, 1, 2]]
