@@ -361,6 +361,7 @@ def test_the_settings_reach_the_hub(run, hub, monkeypatch):
     run.config.publish.repo_id, run.config.publish.private = REPO, False
     hub.add(REPO, private=False, **{"README.md": b"mine of yesterday"})
     monkeypatch.setattr(publish, "push", functools.partial(publish.push, scorer=by_weights, rows=ROWS))  # the run has no model
+    assert not publish.run_stage(run).sent and hub.calls() == []  # a name in the config is no order to send
     with pytest.raises(VerifierError, match="already there"): publish.run_stage(run, dry_run=False)
     run.config.publish.overwrite = True
     out = publish.run_stage(run, dry_run=False)

@@ -3,9 +3,21 @@ import shutil
 import numpy as np, pandas as pd, pytest
 from fake_run import make_run
 from verifier_nb import analysis, evaluation, setup
+from verifier_nb.config import Run
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "Two runs that every test takes a copy of: one with baselines, a smaller one without."
+    root = tmp_path_factory.mktemp("made")
+    return {"whole": make_run(root, "whole", 30), "small": make_run(root, "small", 20, baselines=False)}
+
+def copy_of(run, root):
+    "The run with files of its own, which a test may change."
+    for part, folder in (("reports", run.reports), ("artifacts", run.artifacts)): shutil.copytree(folder, root/part)
+    return Run(run.config.model_copy(deep=True), root/"reports", root/"artifacts")
 
 @pytest.fixture()
-def run(tmp_path): return make_run(tmp_path, problems=30)
+def run(made, tmp_path): return copy_of(made["whole"], tmp_path)
 
 def page_of(run): return run.report("report.html").read_text(encoding="utf-8")
 
@@ -48,8 +60,8 @@ CASES = {"one class": lambda f: f[f.true_label == 0], "one row": lambda f: f.hea
          "all right": lambda f: f.assign(p_flawed=f.true_label*0.98 + 0.01)}
 
 @pytest.mark.parametrize("case", CASES)
-def test_degenerate_results_make_a_report_in_words(tmp_path, case):
-    run = make_run(tmp_path, problems=20, baselines=False)
+def test_degenerate_results_make_a_report_in_words(made, tmp_path, case):
+    run = copy_of(made["small"], tmp_path)
     calibration = setup.read_json(run.report("calibration.json"))
     frame = evaluation.decide(CASES[case](evaluation.read_predictions(run.report("predictions.csv"))), calibration)
     setup.write_csv(run.report("predictions.csv"), frame)

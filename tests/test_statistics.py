@@ -114,6 +114,12 @@ def test_bins_hold_equally_many_rows():
     assert ece(frame, 3) == pytest.approx(expected)
     assert [ev.bin_count(n) for n in (1, 40, 79, 80, 599, 600, 100_000)] == [1, 1, 1, 2, 14, 15, 15]
 
+def test_drawn_problems_fill_bins_by_their_weight():
+    """The last of four rows counts five times, so that it fills the second of two bins alone. Gaps −0.1, −0.2, 0.7 and five
+    times −0.4: (0.4 + 2)/8. Two rows a bin would give (0.3 + 1.3)/8."""
+    frame = table((1, 0, 0.1), (2, 0, 0.2), (3, 1, 0.3), (4, 0, 0.4))
+    assert ece(frame, 2, [1, 1, 1, 5]) == pytest.approx(0.3)
+
 UNSURE = table((1, 1, 0.95), (1, 0, 0.1), (2, 0, 0.7), (2, 1, 0.45))  # log odds 2.9, −2.2, 0.8, −0.2; two are wrong
 
 def test_abstention_by_hand():
@@ -163,6 +169,13 @@ def test_intervals_by_hand():
     assert ev.interval(holes(0.05), "mcc", 0.5, rows)[0] == pytest.approx((0.05 + 0.025*0.95, 0.05 + 0.975*0.95))
     assert ev.interval(values, "auroc", 0.5, ev.as_rows(table((1, 0, 0.1), (1, 1, 0.9))))[0] is None  # one problem only
 
+def test_the_interval_of_the_calibration_error_is_turned_round():
+    "Draws from 0.3 to 0.5 around a value of 0.3 say that drawing adds 0.1: from 0.6 − 0.495 up to the value itself."
+    rows = ev.as_rows(pd.DataFrame({"index": range(400), "true_label": 1, "p_flawed": 0.7}))
+    (low, high), note = ev.interval(np.linspace(0.3, 0.5, 1001), "ece", 0.3, rows)
+    assert low == pytest.approx(0.105) and high == pytest.approx(0.3) and "perfectly calibrated" in note
+    assert ev.interval(np.linspace(0.0, 0.2, 1001), "ece", 0.001, rows)[0][0] == 0
+
 def test_a_difference_is_paired():
     "Draws of the difference 0 … 0.1 give its percentiles; too few that are defined give none."
     draws = np.linspace(0, 0.1, 1001)
@@ -203,6 +216,8 @@ def test_no_calibration_changes_no_digit():
 
 @pytest.mark.parametrize("rows,aim,expected", [
     ([(0.2, 0), (0.6, 0), (0.6, 1), (0.9, 1)], "accuracy", 0.5),  # (0.2, 0.6] and (0.6, 0.9] are wrong once: the nearest to 0.5
+    ([(0.1, 0), (0.4, 0), (0.4, 1), (0.8, 1)], "accuracy", 0.5),  # here the upper one of the two
+    ([(0.1, 1), (0.2, 0), (1.0, 0), (1.0, 0)], "accuracy", 0.5),  # calling nothing flawed would be best, and cannot be
     ([(0.6, 0), (0.6, 0), (0.7, 1), (0.8, 1)], "accuracy", 0.65),  # only (0.6, 0.7] is never wrong: its middle
     ([(0.1, 0), (0.2, 1), (0.3, 0), (0.4, 1)], "f1", 0.15),  # 4/5 from 0.2 on, 2/3 everywhere else
     ([(0.1, 0), (0.9, 0), (0.95, 1)], "accuracy", 0.925),
@@ -243,6 +258,15 @@ def test_what_is_fitted_is_used_in_turn():
     assert ev.fit_calibration(frame, aim="recall", recall_at_least=1.0)["threshold"] < 0.25
     one_class = ev.fit_calibration(frame[frame.true_label == 1])
     assert one_class["threshold"] == 0.5 and one_class["temperature"] == 1.0 and one_class["notes"]
+
+def test_threshold_and_margin_are_those_of_calibrated_probabilities():
+    "On over-confident rows and for a recall, where neither 0.5 nor the raw probabilities give the same."
+    frame = ev.simulate(300, temperature=3, seed=8)
+    p, y = frame.p_flawed, frame.true_label
+    found = ev.fit_calibration(frame, "temperature", "recall", 0.9, 0.1)
+    q = ev.apply_calibration(p, found)
+    assert found["threshold"] == ev.choose_threshold(q, y, "recall", 0.9) != ev.choose_threshold(p, y, "recall", 0.9)
+    assert found["margin"] == ev.choose_margin(q, y, found["threshold"], 0.1) != ev.choose_margin(q, y, 0.5, 0.1)
 
 # baselines, hybrid and reasons, by hand
 
@@ -660,6 +684,19 @@ def test_compare_holm_and_disagreements():
     assert row.accuracy_difference == pytest.approx((row.only_a_right - row.only_b_right)/200) and row.accuracy_low <= row.accuracy_difference <= row.accuracy_high
     assert len(found.disagreements) == (pd.DataFrame([x.predicted_label for x in (a, b, c)]).nunique() > 1).sum()
 
+@pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])
+def test_the_words_name_the_better_one(order):
+    "One is right on all of 40 rows, the other on half of them; two that are right on the same rows are called so."
+    good = pd.DataFrame({"index": range(40), "true_label": [0, 1]*20, "p_flawed": [0.1, 0.9]*20})
+    tables = {"good": good, "bad": good.assign(p_flawed=0.9)}
+    pair = ev.compare({name: tables[name] for name in order}, resamples=100).pairs.iloc[0]
+    assert pair.words.startswith("good is right more often than bad by 50.0 points")
+    assert pair.accuracy_difference == (0.5 if order[0] == "good" else -0.5)
+    same = ev.compare({"one": good, "two": good}, resamples=50).pairs.iloc[0]
+    assert "exactly the same rows" in same.words and same.p_mcnemar == 1
+    a_little = good.assign(p_flawed=[0.9, 0.9] + [0.1, 0.9]*19)
+    assert ev.compare({"one": good, "two": a_little}, resamples=50).pairs.iloc[0].words.startswith("no difference")
+
 def test_compare_matches_rows_not_positions(tmp_path):
     a = ev.simulate(50)
     b = a.sample(frac=1, random_state=0).head(80)[["index", "true_label", "p_flawed"]].rename(columns={"p_flawed": "p(class=1)"})
@@ -692,6 +729,12 @@ def test_predictions_have_the_columns_of_the_contract(run):
     assert (frame.predicted_label == (frame.p_calibrated >= calibration["threshold"])).all() and calibration["fitted_on"] == "validation"
 
 def test_verify_is_content_with_an_honest_run(run): assert not len(ev.verify(run))
+
+def test_a_real_run_is_fitted_on_validation_and_nothing_else(smoke_run):
+    "Fitted again from the validation rows that the stage wrote, everything is as it was."
+    assert not len(ev.verify(smoke_run))
+    calibration = setup.read_json(smoke_run.report("calibration.json"))
+    assert calibration["n"] == len(ev.read_predictions(smoke_run.report("validation_predictions.csv")))
 
 def edit_json(path, key, value):
     found = setup.read_json(path)
@@ -762,7 +805,7 @@ def test_other_sets_are_scored_but_not_what_was_trained_on(tmp_path):
     rows(10, 77, 500_000).drop(columns=["index", "error_type", "source", "subtype"]).to_csv(tmp_path/"New set.csv", index=False)
     found = ev.evaluate(run, [tmp_path/"New set.csv"], verifier=Fixed(0.9))
     assert found["new-set"]["n"]["rows"] == 20 and run.report("external/new-set/predictions.csv").exists() and found["new-set"]["threshold"] == setup.read_json(run.report("calibration.json"))["threshold"]
-    learned = pd.concat([rows(5, 1), rows(5, 78, 600_000)])
+    learned = pd.concat([rows(3, 1), rows(2, 2, 10_000), rows(5, 78, 600_000)])  # of train, of validation, new ones
     learned["question"] = learned.question.str.upper()
     with pytest.raises(setup.VerifierError, match="learned from 5 of the 10 problems"): ev.evaluate(run, {"seen": learned}, verifier=Fixed(0.9))
     assert not run.report("external/seen").exists()
