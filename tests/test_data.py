@@ -38,7 +38,7 @@ def own_level1(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own_gsm8k(tmp_path_factory):
-    "Like GSM8K's: 420 training problems, those of `own_level1` among them; test problems from gsm_symbolic's templates."
+    "Like GSM8K's: 420 training problems, those of `own_level1` among them; its test problems are gsm_symbolic's."
     templates = [n for n, why in data.sound_templates().items() if not why]
     test = [data.symbolic(n, f"own/{i}") for n in templates[::2] for i in range(2)]
     train = [*problems_of(), *small_data.problems(210, 1)]

@@ -73,14 +73,16 @@ def test_any_text_can_be_parsed_and_checked():
 
 
 def test_any_text_can_be_asked_for_an_error():
-    "Either a flawed solution with a known number of false equations, or a refusal that says why; the same for the same seed."
+    "Either a flawed solution with a known number of false equations, or a reason why not; the same for the same seed."
     outcomes = Outcomes("injected", "refused")
+    strange = solution.map(lambda s: ("How many?", s))
 
     @quick
-    @given(st.one_of(worked(), solution.map(lambda s: ("How many?", s))), st.integers(0, 10**6), st.sampled_from(["computational", "conceptual"]))
-    def holds(example, seed, kind):
-        question, s = example
-        made, again = (errors.inject({"question": question, "solution": s}, kind, rng=random.Random(seed)) for _ in range(2))
+    @given(st.one_of(worked(), strange), st.integers(0, 10**6), st.sampled_from(["computational", "conceptual"]))
+    def holds(drawn, seed, kind):
+        question, s = drawn
+        example = {"question": question, "solution": s}
+        made, again = (errors.inject(example, kind, rng=random.Random(seed)) for _ in range(2))
         assert repr(made) == repr(again)
         outcomes.reach("injected" if made else "refused")
         if not made:
@@ -96,9 +98,10 @@ def test_any_text_can_be_asked_for_an_error():
 
 def test_a_plain_equation_is_judged_by_its_value():
     outcomes = Outcomes("true", "false")
+    wrong_by = st.one_of(st.just(0), st.integers(1, 300))
 
     @quick
-    @given(st.integers(0, 9999), st.integers(1, 999), st.sampled_from("+-*"), st.one_of(st.just(0), st.integers(1, 300)))
+    @given(st.integers(0, 9999), st.integers(1, 999), st.sampled_from("+-*"), wrong_by)
     def holds(a, b, op, off):
         if op == "-": a, b = a + b, a  # so that nothing is negative
         right = {"+": a + b, "-": a - b, "*": a * b}[op]
@@ -149,9 +152,10 @@ def phi(shared): return data.load_tokenizer(str(shared/"tokenizers"/"phi-4-mini"
 def test_a_shortened_sample_fits_and_keeps_the_solution():
     outcomes = Outcomes("whole", "shortened", "dropped")
     letters = st.characters(exclude_categories=["Cs"])
+    questions, solutions = st.text(letters, min_size=40, max_size=300), st.text(letters, min_size=1, max_size=60)
 
     @quick
-    @given(st.text(letters, min_size=40, max_size=300), st.text(letters, min_size=1, max_size=60), st.integers(-60, 260))
+    @given(questions, solutions, st.integers(-60, 260))
     def holds(question, s, too_many):
         tokenizer = tiny()
         whole = data.prompt_ids(tokenizer, question, s)
@@ -175,19 +179,22 @@ def test_a_shortened_sample_fits_and_keeps_the_solution():
 
 
 def keeps_both_ends(said, question):
-    "Of a shortened question the beginning and the end are left, about as much of each."
+    "Of a shortened question the beginning and the end are left."
     said = said.split("### Problem:\n", 1)[1]
     said = said[:said.rindex("\n\n### Solution:\n")]
     places = [i for i in range(len(said)) if said.startswith(data.CUT, i)]
     parts = [(said[:i], said[i+len(data.CUT):]) for i in places]
-    assert any(question.startswith(head) and question.endswith(tail) and min(len(head.encode()), len(tail.encode())) >= 1 for head, tail in parts)
+    both = [(head, tail) for head, tail in parts if head and tail]
+    assert any(question.startswith(head) and question.endswith(tail) for head, tail in both)
 
 
 # the data check
 
 TYPES = {0: ["correct"], 1: ["conceptual", "computational", "unknown"]}
-value = st.one_of(st.integers(-2, 3), st.booleans(), st.none(), st.floats(), text, st.sampled_from([" \n", "correct", "unknown"]), st.lists(st.integers(), max_size=2))
-anything = st.lists(st.fixed_dictionaries({"index": value, "question": value, "solution": value, "label": value, "error_type": value, "source": st.just("x")}), max_size=4)
+words = st.one_of(text, st.sampled_from([" \n", "correct", "unknown"]))
+value = st.one_of(st.integers(-2, 3), st.booleans(), st.none(), st.floats(), words, st.lists(st.integers(), max_size=2))
+cells = {column: value for column in ("index", "question", "solution", "label", "error_type")}
+anything = st.lists(st.fixed_dictionaries({**cells, "source": st.just("x")}), max_size=4)
 
 
 @st.composite
@@ -197,7 +204,8 @@ def sound_rows(draw, split):
     for index in range(draw(st.integers(1, 3))):
         for label in draw(st.sampled_from([[0], [1], [0, 1]])):
             said = {"question": f"{split} {index} {draw(text)}", "solution": f"so {draw(text)}"}
-            rows.append({"index": index, **said, "label": label, "error_type": draw(st.sampled_from(TYPES[label])), "source": "x"})
+            kind = draw(st.sampled_from(TYPES[label]))
+            rows.append({"index": index, **said, "label": label, "error_type": kind, "source": "x"})
     return rows
 
 
@@ -209,7 +217,9 @@ def tables(draw):
     train, test = draw(sound_rows("train")), draw(sound_rows("test"))
     rows = draw(st.sampled_from([train, test]))
     if how == "a cell": draw(st.sampled_from(rows))[draw(st.sampled_from([*rows[0]]))] = draw(value)
-    if how == "a character": draw(st.sampled_from(rows))[draw(st.sampled_from(["question", "solution"]))] += draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
+    if how == "a character":
+        row, column = draw(st.sampled_from(rows)), draw(st.sampled_from(["question", "solution"]))
+        row[column] += draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
     if how == "a row": rows.append(dict(draw(st.sampled_from(rows))))
     if how == "a question": test[-1]["question"] = train[0]["question"].upper() + "!"
     return train, test
@@ -217,13 +227,15 @@ def tables(draw):
 
 def sound(rows):
     "Whether nothing is wrong with a split's rows, said without pandas."
-    def is_text(said): return isinstance(said, str) and said.strip() and "\0" not in said and not any("\ud800" <= c <= "\udfff" for c in said)
+    def is_text(said):
+        return isinstance(said, str) and said.strip() and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in said)
     def is_number(said): return isinstance(said, (int, float)) and not isinstance(said, bool) and said == said
     def is_row(row):
         whole = type(row["label"]) is int and row["label"] in TYPES
         named = isinstance(row["index"], str) or is_number(row["index"])
         sourced = row["source"] is not None and row["source"] == row["source"]
-        return whole and named and sourced and row["error_type"] in TYPES[row["label"]] and is_text(row["question"]) and is_text(row["solution"])
+        told = is_text(row["question"]) and is_text(row["solution"])
+        return whole and named and sourced and told and row["error_type"] in TYPES[row["label"]]
     keys = [(str(row["index"]), str(row["label"])) for row in rows]
     return len(rows) > 0 and all(map(is_row, rows)) and len(set(keys)) == len(keys)
 
@@ -258,8 +270,9 @@ def test_normalising_twice_changes_nothing(s):
 
 
 @quick
-@given(st.lists(st.integers(0, 30), min_size=12, max_size=60).filter(lambda keys: len(set(keys)) >= 5), st.integers(0, 99))
+@given(st.lists(st.integers(0, 30), min_size=12, max_size=60), st.integers(0, 99))
 def test_a_problem_stands_in_one_split_whatever_the_order(keys, seed):
+    keys = keys + [31, 32, 33, 34, 35]  # fewer problems could not be split
     one, two = data.split_problems(keys, 0.2, 0.2, seed), data.split_problems(list(reversed(keys)), 0.2, 0.2, seed)
     assert one == two and set(one) == set(keys) and set(one.values()) == {"train", "validation", "test"}
 
@@ -267,18 +280,33 @@ def test_a_problem_stands_in_one_split_whatever_the_order(keys, seed):
 # config and secrets
 
 share, whole, yes = st.floats(0, 0.45), st.integers(1, 10**6), st.booleans()
-sound_settings = st.fixed_dictionaries({"name": st.from_regex(r"[a-z0-9][a-z0-9_\-]{0,20}", fullmatch=True), "data": st.fixed_dictionaries({"source": st.sampled_from(["rows.csv", "gsm8k", "a+b"])}, optional={
-    "problems": st.one_of(st.none(), whole), "validation_fraction": share, "test_fraction": share, "columns": st.dictionaries(st.text(max_size=6), st.text(max_size=6), max_size=2),
-    "max_length": st.integers(16, 9999), "too_long": st.sampled_from(["shorten", "drop"]), "forms": st.lists(st.sampled_from(["original", "plain", "hash"]), min_size=1, max_size=3),
-    "types": st.fixed_dictionaries({"conceptual": st.floats(0.1, 9)}, optional={"computational": st.floats(0, 9)}), "exclude": st.lists(st.text(max_size=9), max_size=2)})}, optional={
-    "seed": st.integers(0, 2**32 - 1), "deterministic": yes, "lora": st.fixed_dictionaries({}, optional={"r": whole, "alpha": st.floats(0.1, 99), "targets": st.lists(st.text(max_size=5), max_size=2)}),
-    "training": st.fixed_dictionaries({}, optional={"epochs": st.floats(0.01, 99), "learning_rate": st.floats(1e-9, 1), "batch_size": whole, "schedule": st.sampled_from(["linear", "cosine"])}),
-    "publish": st.fixed_dictionaries({}, optional={"private": yes, "repo_id": st.one_of(st.none(), st.text(max_size=9))})})
-any_settings = st.recursive(st.one_of(st.none(), yes, st.integers(), st.floats(), st.text(max_size=8)), lambda inner: st.dictionaries(st.one_of(st.sampled_from([*RunConfig.model_fields, "epochs", "r", "source"]), st.text(max_size=6)), inner, max_size=4), max_leaves=8)
+names = st.text(max_size=6)
+sound_data = st.fixed_dictionaries({"source": st.sampled_from(["rows.csv", "gsm8k", "a+b"])}, optional={
+    "problems": st.one_of(st.none(), whole), "validation_fraction": share, "test_fraction": share,
+    "columns": st.dictionaries(names, names, max_size=2), "exclude": st.lists(names, max_size=2),
+    "max_length": st.integers(16, 9999), "too_long": st.sampled_from(["shorten", "drop"]),
+    "forms": st.lists(st.sampled_from(["original", "plain", "hash"]), min_size=1, max_size=3),
+    "types": st.fixed_dictionaries({"conceptual": st.floats(0.1, 9)}, optional={"computational": st.floats(0, 9)})})
+sound_training = st.fixed_dictionaries({}, optional={
+    "epochs": st.floats(0.01, 99), "learning_rate": st.floats(1e-9, 1), "batch_size": whole,
+    "schedule": st.sampled_from(["linear", "cosine"])})
+sound_lora = st.fixed_dictionaries({}, optional={
+    "r": whole, "alpha": st.floats(0.1, 99), "targets": st.lists(names, max_size=2)})
+sound_publish = st.fixed_dictionaries({}, optional={"private": yes, "repo_id": st.one_of(st.none(), names)})
+run_name = st.from_regex(r"[a-z0-9][a-z0-9_\-]{0,20}", fullmatch=True)
+sound_settings = st.fixed_dictionaries({"name": run_name, "data": sound_data}, optional={
+    "seed": st.integers(0, 2**32 - 1), "deterministic": yes,
+    "lora": sound_lora, "training": sound_training, "publish": sound_publish})
+
+a_key = st.one_of(st.sampled_from([*RunConfig.model_fields, "epochs", "r", "source"]), names)
+a_leaf = st.one_of(st.none(), yes, st.integers(), st.floats(), st.text(max_size=8))
+any_settings = st.recursive(a_leaf, lambda inner: st.dictionaries(a_key, inner, max_size=4), max_leaves=8)
+a_block = st.sampled_from([*RunConfig.model_fields])
+a_setting = st.sampled_from(["source", "problems", "types", "max_length"])
 
 
 def test_any_settings_are_accepted_or_explained():
-    "Sound settings are accepted and survive their own file; with something strange among them, in a block or beside the blocks, they are accepted or explained."
+    "Sound settings are accepted and survive their own file; with something strange among them they may be explained."
     outcomes = Outcomes("accepted", "refused")
 
     def accepted(tried):
@@ -288,10 +316,11 @@ def test_any_settings_are_accepted_or_explained():
         assert check_config(read_yaml(dump_config(cfg))) == cfg
         given_blocks = {block: tried[block] for block in ("data", "training") if block in tried}
         for block, values in given_blocks.items():
-            for name, said in values.items(): assert getattr(getattr(cfg, block), name) == said, f"{block}.{name} is not what was said"
+            read = getattr(cfg, block)
+            for name, said in values.items(): assert getattr(read, name) == said, f"{block}.{name} is not what was said"
 
     @quick
-    @given(sound_settings, any_settings, st.sampled_from([*RunConfig.model_fields]), st.sampled_from(["source", "problems", "types", "max_length"]))
+    @given(sound_settings, any_settings, a_block, a_setting)
     def holds(good, strange, block, setting):
         before = outcomes.counts["accepted"]
         accepted(good)
