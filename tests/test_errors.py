@@ -327,11 +327,12 @@ def test_a_factor_that_is_stated_is_no_conversion():
 
 
 def test_no_error_is_made_whose_consequences_are_unclear():
-    "Two steps find 12, and nobody can say which of them is multiplied: an error may be made behind them only."
-    example = {"question": "Ann packs 3 bags of 4 figs and 6 bags of 2 figs. She sells one lot for 5 dollars a fig.",
-               "solution": "3 * 4 = <<3*4=12>>12\n6 * 2 = <<6*2=12>>12\n12 * 5 = <<12*5=60>>60\n#### 60"}
+    "Two steps find 12, and nobody can say which of them is multiplied: errors are made from there on only."
+    example = {"question": "Ann has 8 figs and 7 plums and eats 3. She buys 6 bags of 2 figs. A lot costs $5 a fig.",
+               "solution": "8 + 7 = <<8+7=15>>15\n15 - 3 = <<15-3=12>>12\n6 * 2 = <<6*2=12>>12\n"
+                           "12 * 5 = <<12*5=60>>60\n60 + 15 = <<60+15=75>>75\n#### 75"}
     made = [E.inject(example, "computational", None, random.Random(seed)) for seed in range(60)]
-    assert {flawed.step for flawed in made if flawed} == {2}
+    assert {flawed.step for flawed in made if flawed} == {3, 4}
 
 
 def test_marks_stand_where_the_text_differs():
