@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup
+.PHONY: outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,13 @@ lab: setup  ## open the notebooks in JupyterLab
 export: setup  ## write the library from the notebooks and clean them
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+
+outputs: setup  ## execute the notebooks and keep what they show (NOTEBOOKS="02_reader 03_data": only these)
+	$(BIN)/python docs/outputs.py $(NOTEBOOKS)
+
+lint: setup  ## how the code looks: the library, and the notebooks it comes from
+	$(BIN)/ruff check verifier_nb
+	$(BIN)/nbqa ruff nbs
 
 lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to torch, which pins its own
 	touch setup.py  # uv looks at its time to see whether the requirements changed
