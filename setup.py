@@ -34,6 +34,8 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["verifier_nb", "verifier_nb.*"]),
+    package_data={"verifier_nb": ["templates/*"]},
+    package_data={"verifier_nb": ["templates/*"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),

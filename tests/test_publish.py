@@ -336,7 +336,7 @@ def test_files_that_came_back_are_checked_one_by_one(tmp_path):
     publish.check_files(tmp_path, table.head(1))
 
 
-@pytest.mark.parametrize("there, same", [(0.5, True), (0.500009, True), (0.50002, False), (0.49998, False)])
+@pytest.mark.parametrize("there, same", [(0.5, True), (0.500009, True), (0.50002, False), (0.49998, False), (float("nan"), False)])
 def test_scores_may_differ_by_rounding_only(there, same):
     scorer = lambda folder, rows: [0.5, 0.5] if folder == Path("here") else [0.5, there]
     compare = functools.partial(publish.same_scores, Path("here"), Path("there"), ROWS, scorer)

@@ -5,65 +5,109 @@
 # %% auto #0
 __all__ = ['auroc', 'audit']
 
-# %% ../nbs/02f_audit.ipynb #eec43215
+# %% ../nbs/02f_audit.ipynb #0177eaa2
 import numpy as np, pandas as pd
 from .files import VerifierError
 from .rows import ERROR_TYPES
-from .appearance import _TOKENS, equation_features, surface_features
+from .appearance import WORD_OR_NUMBER, equation_features, surface_features
 
-# %% ../nbs/02f_audit.ipynb #226f8b9b
+# %% ../nbs/02f_audit.ipynb #61c2ed07
+def _placements(score, label)->tuple:  # ([positive rows], [negative rows])
+    "Share of correct rows below each flawed one, and of flawed rows above each correct one; ties count half."
+    from scipy.stats import rankdata
+    pos, neg = score[label == 1], score[label == 0]
+    ranks = rankdata(np.concatenate([pos, neg]))
+    below = (ranks[:len(pos)] - rankdata(pos)) / len(neg)
+    above = 1 - (ranks[len(pos):] - rankdata(neg)) / len(pos)
+    return below, above
+
+# %% ../nbs/02f_audit.ipynb #494382e4
 def auroc(
     score,  # [n] higher: more likely flawed
     label,  # [n] 0 or 1
     group,  # [n] problem of each row
 )->tuple:  # (AUROC, lower, upper): 95 % interval for clustered data
-    "Area under the ROC curve with an interval that allows for rows of one problem being alike (Obuchowski 1997, Biometrics 53)."
-    from scipy.stats import rankdata
+    """Area under the ROC curve, with an interval that allows for rows of one problem being alike.
+
+    Obuchowski 1997, Biometrics 53; NaN where there is one class only."""
     score, label = np.asarray(score, float), np.asarray(label)
-    pos, neg = score[label == 1], score[label == 0]
-    if not len(pos) or not len(neg): return (float("nan"),) * 3
-    ranks = rankdata(np.concatenate([pos, neg]))
-    v10, v01 = (ranks[:len(pos)] - rankdata(pos)) / len(neg), 1 - (ranks[len(pos):] - rankdata(neg)) / len(pos)
-    area, (_, code) = v10.mean(), np.unique(np.asarray(group), return_inverse=True)
+    if not 0 < label.sum() < len(label): return (float("nan"),) * 3
+    below, above = _placements(score, label)
+    area = below.mean()
+    code = np.unique(np.asarray(group), return_inverse=True)[1]
     k = code.max() + 1
-    def spread(values, which): return np.bincount(code[label == which], values - area, k)
-    a, b = spread(v10, 1) / len(pos), spread(v01, 0) / len(neg)
+    a = np.bincount(code[label == 1], below - area, k) / len(below)
+    b = np.bincount(code[label == 0], above - area, k) / len(above)
     half = 1.96 * np.sqrt(max(k / max(k - 1, 1) * ((a + b) ** 2).sum(), 0))
     return tuple(round(float(x), 4) for x in (area, max(area - half, 0), min(area + half, 1)))
 
-# %% ../nbs/02f_audit.ipynb #bf831b99
-def _held_out_scores(features, label, group, folds=5):
-    "Log odds of each row by a logistic regression fitted without the row's problem."
+# %% ../nbs/02f_audit.ipynb #6c2ac80a
+def _learner(sparse:bool):
+    "A logistic regression on features of one scale; counts of words (sparse) get a stronger penalty."
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import MaxAbsScaler, StandardScaler
-    out = np.zeros(len(label))
+    scaler = MaxAbsScaler() if sparse else StandardScaler()
+    return make_pipeline(scaler, LogisticRegression(C=0.1 if sparse else 1.0, max_iter=300))
+
+def _held_out_scores(features, label, group, folds=5):
+    "Log odds of each row by a logistic regression fitted without the row's problem."
+    from sklearn.model_selection import GroupKFold
+    out, sparse = np.zeros(len(label)), hasattr(features, "tocsr")
     for train, test in GroupKFold(min(folds, len(set(group)))).split(features, label, group):
-        model = make_pipeline(MaxAbsScaler() if hasattr(features, "tocsr") else StandardScaler(), LogisticRegression(C=0.1 if hasattr(features, "tocsr") else 1.0, max_iter=300))
-        out[test] = model.fit(features[train], label[train]).decision_function(features[test])
+        out[test] = _learner(sparse).fit(features[train], label[train]).decision_function(features[test])
     return out
 
-# %% ../nbs/02f_audit.ipynb #d53aacc0
+# %% ../nbs/02f_audit.ipynb #1b87f18b
+def _words(solutions):
+    "Which words and numbers occur, as a sparse table of 0 and 1; those that occur almost nowhere are left out."
+    from sklearn.feature_extraction.text import CountVectorizer
+    rarest = min(5, max(1, len(solutions) // 20))
+    counter = CountVectorizer(token_pattern=WORD_OR_NUMBER.pattern, binary=True, min_df=rarest)
+    return counter.fit_transform(solutions).tocsr()
+
+def _sample_of_problems(df, rows, seed):
+    "Whole problems, about `rows` rows in all, with a column `group` that numbers the problems."
+    problem = df["problem"].astype(str) + " " + df["source"].astype(str) if "problem" in df else df["index"]
+    df = df.assign(group=pd.factorize(problem)[0])
+    shuffled = np.random.default_rng(seed).permutation(df.group.max() + 1)
+    share = rows / max(len(df), 1)
+    return df[df.group.isin(shuffled[:int(np.ceil(share * len(shuffled)))])]
+
+# %% ../nbs/02f_audit.ipynb #03b1004d
+def _balanced_accuracy(score, label)->float:
+    "Mean of the shares of flawed and of correct rows that a threshold of 0 judges right."
+    right = (score > 0) == label
+    return round(float(np.mean([right[label == c].mean() for c in (0, 1)])), 4)
+
+def _lines_of(name, score, df)->list:
+    "What a baseline reaches over all rows, and for each type of error against all correct rows."
+    label, group = df.label.to_numpy(), df.group.to_numpy()
+    kinds = ["all", *[t for t in ERROR_TYPES[1:] if (df.error_type == t).any()]]
+    lines = []
+    for kind in kinds:
+        mine = np.ones(len(df), bool) if kind == "all" else (label == 0) | (df.error_type == kind).to_numpy()
+        area, low, high = auroc(score[mine], label[mine], group[mine])
+        lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high,
+                          balanced_accuracy=_balanced_accuracy(score[mine], label[mine])))
+    return lines
+
+# %% ../nbs/02f_audit.ipynb #f09bbdc2
 def audit(
     dataset,  # a Dataset or a table with solution, label, error_type and index (or problem)
     rows:int=20_000,  # at most so many rows, whole problems at a time
     seed:int=0,
 )->pd.DataFrame:  # baseline, error_type, n, auroc, lower, upper, balanced_accuracy
-    "How well baselines without understanding tell flawed from correct solutions, cross-validated by problem; raises `VerifierError` when there is one class only."
-    from sklearn.feature_extraction.text import CountVectorizer
+    """How well baselines without understanding tell flawed from correct solutions, cross-validated by problem.
+
+    Raises `VerifierError` when there is one class or one problem only."""
     df = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
-    df = df.assign(group=pd.factorize(df["problem"].astype(str) + " " + df["source"].astype(str) if "problem" in df else df["index"])[0])
-    keep = np.random.default_rng(seed).permutation(df.group.max() + 1)
-    df = df[df.group.isin(keep[:int(np.ceil(rows / max(len(df), 1) * len(keep)))])]
+    df = _sample_of_problems(df, rows, seed)
     label, group = df.label.to_numpy(), df.group.to_numpy()
-    if len(set(label)) < 2 or len(set(group)) < 2: raise VerifierError("an audit needs correct and flawed solutions of at least two problems", "dataset", "give more rows")
-    words = CountVectorizer(token_pattern=_TOKENS.pattern, binary=True, min_df=min(5, max(1, len(df) // 20))).fit_transform(df.solution)
-    lines = []
-    for name, features in {"surface": surface_features(df.solution).to_numpy(), "words": words.tocsr(), "equations": equation_features(df.solution).to_numpy()}.items():
-        score = _held_out_scores(features, label, group)
-        for kind in ["all", *[t for t in ERROR_TYPES[1:] if (df.error_type == t).any()]]:
-            mine = np.ones(len(df), bool) if kind == "all" else (label == 0) | (df.error_type == kind).to_numpy()
-            area, low, high = auroc(score[mine], label[mine], group[mine])
-            lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high, balanced_accuracy=round(float(np.mean([((score > 0) == label)[mine & (label == c)].mean() for c in (0, 1)])), 4)))
-    return pd.DataFrame(lines)
+    if len(set(label)) < 2 or len(set(group)) < 2:
+        what = "an audit needs correct and flawed solutions of at least two problems"
+        raise VerifierError(what, "dataset", "give more rows")
+    baselines = {"surface": surface_features(df.solution).to_numpy(), "words": _words(df.solution),
+                 "equations": equation_features(df.solution).to_numpy()}
+    scores = {name: _held_out_scores(features, label, group) for name, features in baselines.items()}
+    return pd.DataFrame([line for name, score in scores.items() for line in _lines_of(name, score, df)])

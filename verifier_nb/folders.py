@@ -26,9 +26,13 @@ class Run:
     def report(self, name:str)->Path:
         "A file in the report folder, such as `predictions.csv`."
         return self.reports/name
+
     def still_there(self):
-        "Raises `VerifierError` when the run's folder has vanished (a dropped mount): writing on would make a second, empty one."
-        if not (self.reports/"config.yaml").exists(): raise VerifierError("the run's folder has vanished", self.reports, "mount or restore it, then: verifier-nb resume; what was written before is as it was")
+        "Raises `VerifierError` when the run's folder has vanished (a dropped mount): writing on would make another one."
+        if not (self.reports/"config.yaml").exists():
+            fix = "mount or restore it, then: verifier-nb resume; what was written before is as it was"
+            raise VerifierError("the run's folder has vanished", self.reports, fix)
+
     @property
     def figures(self): return self.reports/"figures"
     @property
@@ -45,32 +49,42 @@ def _artifacts_of(reports:Path)->Path:
     "The artifacts folder that belongs to a report folder: …/reports/NAME/RUN → …/artifacts/NAME/RUN."
     reports = Path(reports)
     if reports.parent.parent.name != "reports": reports = reports.resolve()
-    if reports.parent.parent.name == "reports": return reports.parent.parent.parent/"artifacts"/reports.parent.name/reports.name
-    return reports/"artifacts"
+    above = reports.parent.parent
+    if above.name != "reports": return reports/"artifacts"
+    return above.parent/"artifacts"/reports.parent.name/reports.name
 
 # %% ../nbs/01a_folders.ipynb #aed55ac7
 def _no_secret(block, key=""):
     "Raises `VerifierError` when a setting holds a credential: settings are written into every report."
-    for name, value in (block if isinstance(block, dict) else block.model_dump(mode="json")).items():
+    settings = block if isinstance(block, dict) else block.model_dump(mode="json")
+    for name, value in settings.items():
         if isinstance(value, dict): _no_secret(value, f"{key}{name}.")
-        elif scrub(str(value)) != str(value): raise VerifierError("a setting holds what looks like a credential, and settings are written into the report", key + name, "put it into the environment (such as HF_TOKEN), or download the file first, and leave it out of the settings")
+        elif scrub(str(value)) != str(value):
+            what = "a setting holds what looks like a credential, and settings are written into the report"
+            fix = "put it into the environment (such as HF_TOKEN), or download the file first, and leave it out of the settings"
+            raise VerifierError(what, key + name, fix)
 
 # %% ../nbs/01a_folders.ipynb #71898ef8
+def _free_folder(parent:Path, name:str)->Path:
+    "Make a folder that was not there before: NAME, or NAME-2, NAME-3, … Raises `VerifierError` when it cannot be made."
+    for attempt in range(1, 1001):
+        folder = parent/(name if attempt == 1 else f"{name}-{attempt}")
+        try: folder.mkdir(parents=True)
+        except FileExistsError: continue
+        except OSError as e:
+            fix = "choose a folder that may be written to with --root"
+            raise VerifierError(f"cannot make the run's folder: {e.strerror}", folder, fix) from None
+        return folder
+
+# %% ../nbs/01a_folders.ipynb #29464f8f
 def new_run(
     cfg:RunConfig,
     root=".",  # folder that holds reports/ and artifacts/
 )->Run:
     "Make a fresh run's folders and write its `config.yaml`. Raises `VerifierError` when the folder cannot be made."
     _no_secret(cfg)
-    parent = Path(root)/"reports"/cfg.name
-    stamp, base = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ"), config_hash(cfg)
-    for attempt in range(1000):
-        reports = parent/(f"{stamp}-{base}" + (f"-{attempt+1}" if attempt else ""))
-        try:
-            reports.mkdir(parents=True)
-            break
-        except FileExistsError: continue
-        except OSError as e: raise VerifierError(f"cannot make the run's folder: {e.strerror}", reports, "choose a folder that may be written to with --root") from None
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    reports = _free_folder(Path(root)/"reports"/cfg.name, f"{stamp}-{config_hash(cfg)}")
     write_text(reports/"config.yaml", dump_config(cfg))
     return Run(cfg, reports, _artifacts_of(reports))
 
@@ -83,15 +97,26 @@ def open_run(
     "Open a run, or make one in a temporary folder. Raises `VerifierError` when `run_dir` is no run."
     if not run_dir: return new_run(load_config(config, overrides), tempfile.mkdtemp(prefix="verifier_nb-"))
     path = Path(run_dir)
-    if not (path/"config.yaml").exists(): raise VerifierError(f"{path} is not a run: it has no config.yaml", path, "give the folder of a run, such as reports/quickstart/20261122T093000Z-3f9a2c1")
-    return Run(check_config(read_yaml((path/"config.yaml").read_text(encoding="utf-8"), path/"config.yaml"), str(path/"config.yaml")), path, _artifacts_of(path))
+    file = path/"config.yaml"
+    if not file.exists():
+        fix = "give the folder of a run, such as reports/quickstart/20261122T093000Z-3f9a2c1"
+        raise VerifierError(f"{path} is not a run: it has no config.yaml", path, fix)
+    settings = read_yaml(file.read_text(encoding="utf-8"), file)
+    return Run(check_config(settings, str(file)), path, _artifacts_of(path))
 
 # %% ../nbs/01a_folders.ipynb #b54cf331
 MIRROR = "VERIFIER_NB_MIRROR"
 
-def _listing(path)->dict:  # relative name -> size and time of the file, in whole seconds (some drives keep no more)
-    path, size = Path(path), lambda p: (p.stat().st_size, int(p.stat().st_mtime))
-    return {"": size(path)} if path.is_file() else {p.relative_to(path).as_posix(): size(p) for p in path.rglob("*") if p.is_file()}
+def _size_and_time(path:Path)->tuple:
+    "Size in bytes and time of the last change in whole seconds: some drives keep no more."
+    stat = path.stat()
+    return stat.st_size, int(stat.st_mtime)
+
+def _listing(path:Path)->dict:  # relative name -> size and time
+    "What a file or a folder holds, without reading it."
+    if path.is_file(): return {"": _size_and_time(path)}
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return {p.relative_to(path).as_posix(): _size_and_time(p) for p in files}
 
 # %% ../nbs/01a_folders.ipynb #f16724dd
 def _copy_whole(source:Path, target:Path):
@@ -107,27 +132,38 @@ def _copy_whole(source:Path, target:Path):
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/01a_folders.ipynb #a23eb209
-def _worth_copying(run:Run):
+def _report_files(run:Run)->list:
+    "Files of the report folder, without hidden ones, artifacts and the manifest."
+    files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
+    return [p for p in files if not p.name.startswith(".") and p.name != "manifest.json"]
+
+def _worth_copying(run:Run)->list:
     "What a run needs to go on elsewhere, the manifest last."
-    files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.name.startswith(".") and not p.is_relative_to(run.artifacts) and p.name != "manifest.json"]
-    folders = [p for p in (run.dataset, run.adapter, run.merged) if p.exists()]
-    checkpoints = [p.parent for p in sorted(run.checkpoints.glob("checkpoint-*/manifest.json"))] + [p for p in (run.checkpoints/"origin.json",) if p.exists()]
-    return files + folders + checkpoints + [p for p in (run.report("manifest.json"),) if p.exists()]
+    sealed = [p.parent for p in sorted(run.checkpoints.glob("checkpoint-*/manifest.json"))]
+    others = [run.dataset, run.adapter, run.merged, run.checkpoints/"origin.json"]
+    paths = _report_files(run) + sealed + [p for p in others if p.exists()]
+    manifest = run.report("manifest.json")
+    return paths + [manifest] if manifest.exists() else paths
 
 # %% ../nbs/01a_folders.ipynb #ccb8dbb5
+def _copy_all(run:Run, paths, folder:Path):
+    "Copy files and folders of a run into the same places below another root; remove checkpoints that the run has removed."
+    root = run.reports.resolve().parent.parent.parent
+    for path in paths: _copy_whole(Path(path), folder/Path(path).resolve().relative_to(root))
+    copies = folder/run.checkpoints.resolve().relative_to(root)
+    for copy in copies.glob("checkpoint-*"):
+        if not (run.checkpoints/copy.name).exists(): shutil.rmtree(copy, ignore_errors=True)
+
 def mirror(
     run:Run,
     *paths,  # what to copy; default: all that is finished
 )->bool:  # whether the copy is complete
-    "Copy a run's finished files to the folder named in `$VERIFIER_NB_MIRROR`, if there is one; what cannot be copied is a warning."
-    if not (folder := os.environ.get(MIRROR)): return False
-    root = run.reports.resolve().parent.parent.parent
-    there = lambda path: Path(folder)/Path(path).resolve().relative_to(root)
-    try:
-        for path in paths or _worth_copying(run): _copy_whole(Path(path), there(path))
-        for copy in there(run.checkpoints).glob("checkpoint-*"):
-            if not (run.checkpoints/copy.name).exists(): shutil.rmtree(copy, ignore_errors=True)
-        return True
+    "Copy a run's finished files to the folder named in `$VERIFIER_NB_MIRROR`; what cannot be copied is a warning."
+    folder = os.environ.get(MIRROR)
+    if not folder: return False
+    try: _copy_all(run, paths or _worth_copying(run), Path(folder))
     except (OSError, ValueError, shutil.Error) as e:
-        warnings.warn(f"this run could not be copied to its mirror {folder}: {scrub(str(e))}; it goes on, and the next step tries again")
+        said = f"this run could not be copied to its mirror {folder}: {scrub(str(e))}"
+        warnings.warn(f"{said}; it goes on, and the next step tries again")
         return False
+    return True

@@ -15,6 +15,7 @@ from .folders import Run
 
 # %% ../nbs/09b_lock.ipynb #2319b3c8
 def _me()->dict:
+    "This process, as a lock names it."
     import psutil
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
 
@@ -55,11 +56,13 @@ def end_marked(mark:str):
     "End a lock's processes. Raises `VerifierError` when one does not go."
     import psutil
     for _ in range(5):
-        if not (left := _marked_processes(mark)): return
+        left = _marked_processes(mark)
+        if not left: return
         for p in left:
             with suppress(psutil.Error): p.kill()
         psutil.wait_procs(left, timeout=5)
-    raise VerifierError(f"a process of the stopped run does not end: pid {', '.join(str(p.pid) for p in left)}", "", "end it, then resume")
+    numbers = ", ".join(str(p.pid) for p in left)
+    raise VerifierError(f"a process of the stopped run does not end: pid {numbers}", "", "end it, then resume")
 
 # %% ../nbs/09b_lock.ipynb #f12e5bc7
 def _clear(run:Run, mark:str):
@@ -67,7 +70,8 @@ def _clear(run:Run, mark:str):
     for folder in (run.reports, run.artifacts):
         for path in folder.rglob(".*.tmp"): path.unlink(missing_ok=True)
     halves = [run.artifacts/name for name in (".building", ".dataset.new", ".dataset.old", "adapter.tmp", "merged.tmp")]
-    for path in [*halves, *Path(tempfile.gettempdir()).glob(f"verifier_nb-stage-{mark}-*")]: shutil.rmtree(path, ignore_errors=True)
+    scratch = Path(tempfile.gettempdir()).glob(f"verifier_nb-stage-{mark}-*")
+    for path in [*halves, *scratch]: shutil.rmtree(path, ignore_errors=True)
 
 # %% ../nbs/09b_lock.ipynb #3728d095
 def _holder(path:Path)->dict:
@@ -76,17 +80,24 @@ def _holder(path:Path)->dict:
     except (OSError, ValueError, TypeError): return {}
 
 # %% ../nbs/09b_lock.ipynb #1766813e
+def _refuse(holder:dict, path:Path):
+    "Raise `VerifierError` that names who holds the lock."
+    since = "unknown"
+    if "started" in holder: since = f"{datetime.fromtimestamp(holder['started'], timezone.utc):%Y-%m-%d %H:%M:%S UTC}"
+    who = f"pid {holder.get('pid')} on {holder.get('host')}, started {since}"
+    raise VerifierError(f"another process works on this run: {who}", path,
+                        "wait for it, or stop it; if that machine is gone for good, delete the lock file")
+
 def _take(run:Run, path:Path)->str:  # the lock's mark
     "Write the lock, unless somebody holds it."
     holder, mine = _holder(path), {**_me(), "mark": secrets.token_hex(8)}
-    if holder and _alive(holder):
-        since = datetime.fromtimestamp(holder["started"], timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC") if "started" in holder else "unknown"
-        raise VerifierError(f"another process works on this run: pid {holder.get('pid')} on {holder.get('host')}, started {since}", path,
-                            "wait for it, or stop it; if that machine is gone for good, delete the lock file")
-    if mark := str(holder.get("mark") or ""): end_marked(mark)
+    if holder and _alive(holder): _refuse(holder, path)
+    mark = str(holder.get("mark") or "")
+    if mark: end_marked(mark)
     _clear(run, mark or "none")
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as f: json.dump(mine, f)
+    fresh = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)  # somebody else's file is an error
+    with os.fdopen(fresh, "w") as f: json.dump(mine, f)
     return mine["mark"]
 
 # %% ../nbs/09b_lock.ipynb #7848c620
@@ -97,8 +108,11 @@ def lock(run:Run):
     run.still_there()
     try:
         with _alone(run.reports): mark = _take(run, path)
-    except FileExistsError: raise VerifierError("another process took this run's lock at the same moment", path, "wait for it, or stop it") from None
-    except OSError as e: raise VerifierError(f"cannot lock the run: {e.strerror}", path, "check that the run's folder may be written to") from None
+    except FileExistsError:
+        what = "another process took this run's lock at the same moment"
+        raise VerifierError(what, path, "wait for it, or stop it") from None
+    except OSError as e:
+        raise VerifierError(f"cannot lock the run: {e.strerror}", path, "check that the run's folder may be written to") from None
     os.environ[MARK] = mark
     try: yield
     finally:

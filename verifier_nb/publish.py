@@ -15,7 +15,7 @@ from typing import Callable, Optional
 import pandas as pd
 from .files import VerifierError, read_json, scrub, sha256, write_csv, write_json, write_text
 from .folders import Run
-from .card import _or_empty, is_adapter, model_card, model_folder, public_base
+from .card import report_or_empty, is_adapter, model_card, model_folder, public_base
 
 # %% ../nbs/09_publish.ipynb #007d7958
 _SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja", ".model"}
@@ -26,15 +26,20 @@ def _weights(folder, stem):
     "Refuse a folder that holds no safetensors weights; say so when it holds pickled ones."
     if list(folder.glob(f"{stem}*.safetensors")): return
     pickled = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES) if folder.is_dir() else []
-    raise VerifierError(f"there are no weights in the safetensors format to publish" + (f"; pickled files such as {pickled[0]} are never sent" if pickled else ""), folder,
-                        "run the training stage first" if not pickled else "save the model again with safe_serialization, the default of current libraries")
+    what = "there are no weights in the safetensors format to publish"
+    if not pickled: raise VerifierError(what, folder, "run the training stage first")
+    raise VerifierError(f"{what}; pickled files such as {pickled[0]} are never sent", folder,
+                        "save the model again with safe_serialization, the default of current libraries")
 
 # %% ../nbs/09_publish.ipynb #1a4cb7cb
 def _refuse_secrets(name, content):
     "Refuse a text file in which something looks like a credential."
     if name.endswith(".safetensors") or name.endswith("tokenizer.json"): return
-    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else Path(content).read_text(encoding="utf-8", errors="replace")
-    if scrub(text) != text: raise VerifierError("this file holds something that looks like a credential, so nothing is sent", name, "remove it from the file; if it is a real one, revoke it")
+    raw = content if isinstance(content, bytes) else Path(content).read_bytes()
+    text = raw.decode("utf-8", "replace")
+    if scrub(text) == text: return
+    what = "this file holds something that looks like a credential, so nothing is sent"
+    raise VerifierError(what, name, "remove it from the file; if it is a real one, revoke it")
 
 # %% ../nbs/09_publish.ipynb #6af12b55
 def _public_adapter_config(run):
@@ -46,7 +51,8 @@ def _public_adapter_config(run):
 # %% ../nbs/09_publish.ipynb #8b878def
 def _files(folder):
     "Files of the kinds that may be sent."
-    return {p.name: p for p in sorted(folder.iterdir()) if p.is_file() and not p.is_symlink() and p.suffix in _SUFFIXES}
+    harmless = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.is_symlink() and p.suffix in _SUFFIXES]
+    return {p.name: p for p in harmless}
 
 # %% ../nbs/09_publish.ipynb #66bf4121
 def contents(
@@ -54,11 +60,15 @@ def contents(
     repo_id:Optional[str]=None,  # owner/name, for the model card
     merged:bool=False,  # the merged model too, in the subfolder merged/
 )->dict:  # path in the repository -> Path of a file, or bytes
-    "Everything that would be sent. Raises `VerifierError` for missing weights, pickled weights, credentials, or a merged model that was not checked."
+    """Everything that would be sent.
+
+    Raises `VerifierError` for missing weights, pickled weights, credentials, or a merged model that was not checked."""
     _weights(model_folder(run), "adapter_model" if is_adapter(run) else "model")
     found = {**_files(model_folder(run)), "README.md": model_card(run, repo_id).encode()}
     if is_adapter(run): found["adapter_config.json"] = _public_adapter_config(run)
-    if merged and is_adapter(run): found.update({f"merged/{name}": path for name, path in _files(save_merged(run)).items()})
+    if merged and is_adapter(run):
+        whole = _files(save_merged(run))
+        found.update({f"merged/{name}": path for name, path in whole.items()})
     for name, content in found.items(): _refuse_secrets(name, content)
     return dict(sorted(found.items()))
 
@@ -71,18 +81,24 @@ def check_merge(
     run:Run,
 )->dict:  # the evaluation's findings
     "Raise `VerifierError` unless the evaluation found the merged model to agree with the adapter."
-    check = _or_empty(run, "metrics.json").get("merge_check") or {}
-    worst, allowed = check.get("max_abs_difference"), MERGE_TOLERANCE.get(check.get("adapter_on"), _USUAL_TOLERANCE)
+    check = report_or_empty(run, "metrics.json").get("merge_check") or {}
+    worst = check.get("max_abs_difference")
+    allowed = MERGE_TOLERANCE.get(check.get("adapter_on"), _USUAL_TOLERANCE)
     if worst is not None and worst <= allowed: return check
-    raise VerifierError("the merged model was not compared with the adapter" if worst is None else
-                        f"the merged model does not agree with the adapter: P(flawed) differs by up to {worst:.3f}, and {allowed} is allowed", run.report("metrics.json"),
-                        "run the evaluation stage with evaluation.merge_check_rows above 0, or publish the adapter alone")
+    what = "the merged model was not compared with the adapter"
+    if worst is not None:
+        what = ("the merged model does not agree with the adapter: "
+                f"P(flawed) differs by up to {worst:.3f}, and {allowed} is allowed")
+    fix = "run the evaluation stage with evaluation.merge_check_rows above 0, or publish the adapter alone"
+    raise VerifierError(what, run.report("metrics.json"), fix)
 
 # %% ../nbs/09_publish.ipynb #05393740
 def save_merged(
     run:Run,
 )->Path:  # the folder of the merged model and its tokenizer
-    "Merge the adapter into the 16-bit base and save it as safetensors, if that is not done yet. Raises `VerifierError` unless the parity check passed."
+    """Merge the adapter into the 16-bit base and save it as safetensors, if that is not done yet.
+
+    Raises `VerifierError` unless the parity check passed."""
     check_merge(run)
     if not (run.merged/"config.json").exists():
         import shutil
@@ -96,6 +112,10 @@ def save_merged(
     return run.merged
 
 # %% ../nbs/09_publish.ipynb #c212ca6d
+def _size(content):
+    "Number of bytes."
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
 def _digest(content):
     "SHA-256 of bytes or of a file."
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
@@ -103,7 +123,8 @@ def _digest(content):
 # %% ../nbs/09_publish.ipynb #1eb9cc30
 def _table(found):
     "Contents as a table."
-    return pd.DataFrame([(name, len(c) if isinstance(c, bytes) else c.stat().st_size, _digest(c)) for name, c in found.items()], columns=["file", "bytes", "sha256"])
+    rows = [(name, _size(c), _digest(c)) for name, c in found.items()]
+    return pd.DataFrame(rows, columns=["file", "bytes", "sha256"])
 
 # %% ../nbs/09_publish.ipynb #05dfe715
 def upload_plan(
@@ -115,10 +136,23 @@ def upload_plan(
     return _table(contents(run, repo_id, merged))
 
 # %% ../nbs/09_publish.ipynb #ee84e8ab
-_MEND = {401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write", 403: "use a token that may write to this owner's repositories",
-         404: "check the repository's name (owner/name) and that your token may see it", 409: "somebody else changed the repository meanwhile; look at it, then try again",
-         412: "somebody else changed the repository meanwhile; look at it, then try again", 413: "a file is too large for the server; publish the adapter alone", 429: "the server asks to slow down; try again in some minutes"}
+_MEANWHILE = "somebody else changed the repository meanwhile; look at it, then try again"
 
+_MEND = {
+    401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    403: "use a token that may write to this owner's repositories",
+    404: "check the repository's name (owner/name) and that your token may see it",
+    409: _MEANWHILE,
+    412: _MEANWHILE,
+    413: "a file is too large for the server; publish the adapter alone",
+    429: "the server asks to slow down; try again in some minutes"}
+
+def _advice(status)->str:
+    "What to do about an HTTP status; None: there was no answer."
+    if status and status >= 500: return "the server has a problem; try again later, nothing is half published"
+    return _MEND.get(status, "check the name of the repository, the network and HF_ENDPOINT, then try again")
+
+# %% ../nbs/09_publish.ipynb #a67bc640
 @contextmanager
 def _explained(doing, repo_id):
     "Turn whatever the Hub's client raises into a `VerifierError` without credentials."
@@ -126,9 +160,9 @@ def _explained(doing, repo_id):
     except VerifierError: raise
     except Exception as e:
         status = getattr(getattr(e, "response", None), "status_code", None)
-        fix = _MEND.get(status, "the server has a problem; try again later, nothing is half published" if status and status >= 500 else
-                        "check the name of the repository, the network and HF_ENDPOINT, then try again")
-        problem = VerifierError(scrub(f"could not {doing}: {' '.join(str(e).split())[:400] or type(e).__name__}" + (f" (HTTP {status})" if status else "")), repo_id, fix)
+        words = " ".join(str(e).split())[:400] or type(e).__name__
+        code = f" (HTTP {status})" if status else ""
+        problem = VerifierError(scrub(f"could not {doing}: {words}{code}"), repo_id, _advice(status))
     else: return
     raise problem from None
 
@@ -144,16 +178,19 @@ def _existing(api, repo_id):
     from huggingface_hub.errors import RepositoryNotFoundError
     try: info = api.repo_info(repo_id)
     except RepositoryNotFoundError: return None
-    return {"sha": info.sha, "private": info.private, "files": set(api.list_repo_files(repo_id)) if info.sha else set()}
+    files = api.list_repo_files(repo_id) if info.sha else ()
+    return {"sha": info.sha, "private": info.private, "files": set(files)}
 
 # %% ../nbs/09_publish.ipynb #018543f4
 def _may_write(state, names, repo_id, private, overwrite):
     "Refuse what the caller did not ask for."
     if private and state["private"] is False:
-        raise VerifierError("this repository is public, and private was asked for", repo_id, "choose another name, make it private on the Hub, or say publish.private: false")
+        raise VerifierError("this repository is public, and private was asked for", repo_id,
+                            "choose another name, make it private on the Hub, or say publish.private: false")
     taken = sorted(state["files"] & set(names))
     if taken and not overwrite:
-        raise VerifierError(f"these files are already there and would be replaced: {', '.join(taken[:5])}{', …' if len(taken) > 5 else ''}", repo_id,
+        some = ", ".join(taken[:5]) + (", …" if len(taken) > 5 else "")
+        raise VerifierError(f"these files are already there and would be replaced: {some}", repo_id,
                             "choose another repository, or say publish.overwrite: true")
 
 # %% ../nbs/09_publish.ipynb #f7189a6d
@@ -163,8 +200,11 @@ def _send(api, repo_id, found, private, overwrite):
     state = _existing(api, repo_id)
     if state: _may_write(state, found, repo_id, private, overwrite)
     else: api.create_repo(repo_id, private=private)
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=c if isinstance(c, bytes) else str(c)) for name, c in found.items()]
-    return api.create_commit(repo_id, operations, commit_message="Publish a verifier with its model card", parent_commit=state["sha"] if state else None).oid
+    raw = {name: c if isinstance(c, bytes) else str(c) for name, c in found.items()}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in raw.items()]
+    parent = state["sha"] if state else None
+    message = "Publish a verifier with its model card"
+    return api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent).oid
 
 # %% ../nbs/09_publish.ipynb #6dc709b4
 Scorer = Callable[[Path, pd.DataFrame], list]  # (adapter folder, rows with question and solution) -> P(flawed) of each
@@ -175,8 +215,11 @@ def check_files(
     repo_id:str="",  # to name in an error
 ):
     "Raise `VerifierError` when a downloaded file is missing or not the one that was planned."
-    wrong = [row.file for row in table.itertuples() if not (folder/row.file).is_file() or sha256(folder/row.file) != row.sha256]
-    if wrong: raise VerifierError(f"what came back is not what was sent: {', '.join(wrong)}", repo_id, "look at the repository on the Hub; publish again with publish.overwrite: true")
+    def differs(row): return not (folder/row.file).is_file() or sha256(folder/row.file) != row.sha256
+    wrong = [row.file for row in table.itertuples() if differs(row)]
+    if wrong:
+        raise VerifierError(f"what came back is not what was sent: {', '.join(wrong)}", repo_id,
+                            "look at the repository on the Hub; publish again with publish.overwrite: true")
 
 # %% ../nbs/09_publish.ipynb #b32a1cb7
 def same_scores(
@@ -188,9 +231,10 @@ def same_scores(
 )->pd.DataFrame:  # here, there: P(flawed) of each row
     "Score rows with both adapters. Raises `VerifierError` when they differ."
     scores = pd.DataFrame({"here": list(scorer(here, rows)), "there": list(scorer(there, rows))}, dtype=float)
-    worst = (scores.here - scores.there).abs().max()
-    if not worst <= tolerance: raise VerifierError(f"the uploaded model scores differently: a probability differs by {worst:.2g}", there, "do not use the upload; look at the repository and publish again")
-    return scores
+    worst = (scores.here - scores.there).abs().max(skipna=False)  # NaN is no agreement
+    if worst <= tolerance: return scores
+    what = f"the uploaded model scores differently: a probability differs by {worst:.2g}"
+    raise VerifierError(what, there, "do not use the upload; look at the repository and publish again")
 
 # %% ../nbs/09_publish.ipynb #acff724a
 def verifier_scorer(
@@ -200,7 +244,8 @@ def verifier_scorer(
     def score(folder, rows):
         from verifier_nb.scoring import Verifier
         base, adapter = (run.config.model.base, str(folder)) if is_adapter(run) else (str(folder), None)
-        return Verifier.from_pretrained(base, adapter, run.config.model.revision).score(list(rows.question), list(rows.solution), progress=False).p_flawed.tolist()
+        verifier = Verifier.from_pretrained(base, adapter, run.config.model.revision)
+        return verifier.score(list(rows.question), list(rows.solution), progress=False).p_flawed.tolist()
     return score
 
 # %% ../nbs/09_publish.ipynb #b25863e9
@@ -214,8 +259,11 @@ class Push:
     commit: Optional[str] = None  # id of the commit on the Hub
     scores: Optional[pd.DataFrame] = None  # here, there: the same rows scored by the local and the uploaded adapter
     def __repr__(self):
-        size, who = self.plan.bytes.sum()/2**20, "private" if self.private else "public"
-        return f"{'sent' if self.sent else 'dry run, would send'} {len(self.plan)} files, {size:.2f} MiB, to {self.repo_id} ({who})" + (f", commit {self.commit}" if self.commit else "")
+        done = "sent" if self.sent else "dry run, would send"
+        what = f"{len(self.plan)} files, {self.plan.bytes.sum()/2**20:.2f} MiB"
+        where = f"{self.repo_id} ({'private' if self.private else 'public'})"
+        commit = f", commit {self.commit}" if self.commit else ""
+        return f"{done} {what}, to {where}{commit}"
 
 # %% ../nbs/09_publish.ipynb #a3ccc244
 def _sample_rows(run, n=4):
@@ -223,6 +271,23 @@ def _sample_rows(run, n=4):
     from verifier_nb.data import load_split
     split = load_split(run, "test")
     return split.select(range(min(n, len(split)))).to_pandas()
+
+# %% ../nbs/09_publish.ipynb #44d7197b
+def _check_name(repo_id):
+    "Raise `VerifierError` for a name that is not owner/name."
+    from huggingface_hub.utils import validate_repo_id
+    if repo_id.count("/") != 1:
+        fix = "give both parts, such as your-name/verifier-level1"
+        raise VerifierError(f"{repo_id!r} is not owner/name", "publish.repo_id", fix)
+    with _explained("use this name", repo_id): validate_repo_id(repo_id)
+
+def _check_upload(run, out, rows, scorer, api)->pd.DataFrame:  # scores here and there
+    "Download what was sent and compare bytes and scores."
+    with tempfile.TemporaryDirectory(prefix="verifier_nb-") as folder:
+        with _explained("download what was published", out.repo_id):
+            api.snapshot_download(out.repo_id, revision=out.commit, local_dir=folder)
+        check_files(Path(folder), out.plan, out.repo_id)
+        return same_scores(model_folder(run), Path(folder), rows, scorer)
 
 # %% ../nbs/09_publish.ipynb #d3831ffb
 def push(
@@ -236,20 +301,18 @@ def push(
     rows:Optional[pd.DataFrame]=None,  # rows to score after the upload; default: a few of the test split
     api=None,  # a Hub client; default: huggingface_hub's, with its usual login
 )->Push:
-    "Publish a run's adapter, then download it and check bytes and scores. Raises `VerifierError`; a dry run sends nothing and needs no login."
-    from huggingface_hub.utils import validate_repo_id
-    if repo_id.count("/") != 1: raise VerifierError(f"{repo_id!r} is not owner/name", "publish.repo_id", "give both parts, such as your-name/verifier-level1")
-    with _explained("use this name", repo_id): validate_repo_id(repo_id)
+    """Publish a run's adapter, then download it and check bytes and scores.
+
+    Raises `VerifierError`; a dry run sends nothing and needs no login."""
+    _check_name(repo_id)
     found = contents(run, repo_id, merged)
     out = Push(repo_id, private, False, _table(found))
     if dry_run: return out
     api = _hub(api)
     with _explained("publish", repo_id): out.commit = _send(api, repo_id, found, private, overwrite)
     out.sent = True
-    with tempfile.TemporaryDirectory(prefix="verifier_nb-") as folder:
-        with _explained("download what was published", repo_id): api.snapshot_download(repo_id, revision=out.commit, local_dir=folder)
-        check_files(Path(folder), out.plan, repo_id)
-        out.scores = same_scores(model_folder(run), Path(folder), _sample_rows(run) if rows is None else rows, scorer or verifier_scorer(run))
+    rows = _sample_rows(run) if rows is None else rows
+    out.scores = _check_upload(run, out, rows, scorer or verifier_scorer(run), api)
     return out
 
 # %% ../nbs/09_publish.ipynb #22c227cf
@@ -267,11 +330,15 @@ def run_stage(
 )->Push:
     "Write the model card and the plan; send when asked. Raises `VerifierError`, also when asked to send without a repository's name."
     to = evaluated(run).config.publish
-    if not dry_run and not to.repo_id: raise VerifierError("nothing was sent: the config does not say where to", "publish.repo_id", "add -o publish.repo_id=your-name/verifier-level1")
+    if not dry_run and not to.repo_id:
+        fix = "add -o publish.repo_id=your-name/verifier-level1"
+        raise VerifierError("nothing was sent: the config does not say where to", "publish.repo_id", fix)
     card = model_card(run)
     write_text(model_folder(run)/"README.md", card)
     write_text(run.report("model_card.md"), card)
-    out = push(run, to.repo_id or f"YOUR-NAME/verifier-{run.config.name}", to.private, to.merged, to.overwrite, dry_run)
+    name = to.repo_id or f"YOUR-NAME/verifier-{run.config.name}"
+    out = push(run, name, to.private, to.merged, to.overwrite, dry_run)
     write_csv(run.report("publish_plan.csv"), out.plan)
-    if out.sent: write_json(run.report("publish.json"), {"repo_id": out.repo_id, "commit": out.commit, "private": out.private, "rows scored": len(out.scores)})
+    sent = {"repo_id": out.repo_id, "commit": out.commit, "private": out.private}
+    if out.sent: write_json(run.report("publish.json"), {**sent, "rows scored": len(out.scores)})
     return out

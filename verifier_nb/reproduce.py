@@ -17,15 +17,23 @@ NOT_COMPARED = ("environment.json", "training.json", "model.json", "preflight.cs
 def _flat_settings(x, key=""):
     "Nested dictionaries as dotted keys."
     if not isinstance(x, dict): return {key: x}
-    return {k: v for name, value in x.items() for k, v in _flat_settings(value, f"{key}.{name}" if key else str(name)).items()}
+    out = {}
+    for name, value in x.items(): out |= _flat_settings(value, f"{key}.{name}" if key else str(name))
+    return out
 
 # %% ../nbs/10a_reproduce.ipynb #68159ec2
+def _told(fingerprint:dict)->dict:
+    "A fingerprint as dotted keys; of a changed checkout's difference only how long it is and its hash."
+    diff = fingerprint["git"]["diff"]
+    short = f"{len(diff.splitlines())} lines, {hashlib.sha256(diff.encode()).hexdigest()[:7]}" if diff else "none"
+    return {**_flat_settings(fingerprint), "git.diff": short}
+
 def environment_differences(
-    then:dict, now:dict,  # two fingerprints
+    then:dict,  # the fingerprint of a run
+    now:dict,  # the fingerprint of this machine
 )->list:  # of (what, then, now)
-    "What differs between two machines and checkouts; a changed checkout's difference is not shown, only that it is another one."
-    def told(x): return {**_flat_settings(x), "git.diff": f"{len(x['git']['diff'].splitlines())} lines, {hashlib.sha256(x['git']['diff'].encode()).hexdigest()[:7]}" if x["git"]["diff"] else "none"}
-    then, now = told(then), told(now)
+    "What differs between two machines and checkouts."
+    then, now = _told(then), _told(now)
     return [(k, then.get(k), now.get(k)) for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
 
 # %% ../nbs/10a_reproduce.ipynb #69d2580f
@@ -35,22 +43,26 @@ def suspects(
     "What could make a repetition differ, known before it starts."
     manifest, now = read_manifest(run), snapshot(run)
     written = {k: v for s in manifest["stages"].values() for k, v in s.get("outputs", {}).items()}
-    return {"environment": environment_differences(files.read_json(run.report("environment.json")), setup.fingerprint()),
+    then = files.read_json(run.report("environment.json"))
+    return {"environment": environment_differences(then, setup.fingerprint()),
             "code": [s for s, entry in manifest["stages"].items() if entry["code"] != code_hash(s)],
             "edited": [k for k, v in written.items() if now.get(k) != v]}
 
 # %% ../nbs/10a_reproduce.ipynb #6b853385
+def _verdict(name, one:dict, two:dict)->str:
+    "What became of a file in the repetition."
+    if name in NOT_COMPARED or name.endswith(".png"): return "not compared"
+    if name not in two: return "missing"
+    if name not in one: return "new"
+    return "identical" if one[name] == two[name] else "differs"
+
 def differences(
     run:Run,  # the original
     again:Run,  # the repetition
 )->dict:  # name -> identical | differs | missing | new | not compared
     "What differs between a run and its repetition, file by file."
     one, two = snapshot(run), snapshot(again)
-    def verdict(name):
-        if name in NOT_COMPARED or name.endswith(".png"): return "not compared"
-        if name not in two or name not in one: return "missing" if name in one else "new"
-        return "identical" if one[name] == two[name] else "differs"
-    return {name: verdict(name) for name in sorted({*one, *two})}
+    return {name: _verdict(name, one, two) for name in sorted({*one, *two})}
 
 # %% ../nbs/10a_reproduce.ipynb #8af10777
 def reproduce_run(run:Run, root=".", say=print)->dict:  # suspects' keys, and files: {name: verdict}
