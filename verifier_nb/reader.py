@@ -9,7 +9,7 @@ __all__ = ['BINDING', 'Operation', 'evaluate_tree', 'leaves_of', 'operators_of']
 import re
 from typing import NamedTuple
 from functools import lru_cache
-from .numbers import Number, _MEASURES, exact_quotient, exact_value
+from .numbers import Number, exact_quotient, exact_value, word_list
 
 # %% ../nbs/02_reader.ipynb #903329f4
 _TOKEN = re.compile(r"(?P<w>[^\W\d_]+(?:['’ ][^\W\d_]+)*)|(?P<n>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)|(?P<o>[-+*/×÷−–·⋅∗])|(?P<A><<)|(?P<Z>>>)|(?P<e>=)|(?P<L>\n)"
@@ -48,6 +48,8 @@ def _phrase(text):
     "Words of a phrase, whether one of them changes a number's worth, and whether one is a variable."
     words = tuple(text.split(" "))
     return words, any(w.lower() in _BLUR for w in words), any(len(w) == 1 and w not in "aAI" for w in words)
+
+_MEASURES = frozenset(word_list("measures"))
 
 # %% ../nbs/02_reader.ipynb #0e1121ca
 class _Reader:

@@ -9,7 +9,7 @@ __all__ = ['read_cached', 'FORMS', 'parse', 'read_unlinked', 'check', 'sound', '
 import re
 from fractions import Fraction
 from functools import lru_cache
-from .numbers import Equation, LIMITS, Parsed, Step, _MEASURES, _agrees, _said, as_written, exact_quotient, unit_behind, without_annotations
+from .numbers import Equation, LIMITS, Parsed, Step, agrees, as_written, exact_quotient, unit_behind, values_said, without_annotations, word_list
 from .reader import _Reader, _climb, _scan, _value_of, evaluate_tree, leaves_of, operators_of
 from .references import link
 
@@ -38,13 +38,15 @@ _PERCENT = (1, Fraction(1, 100))
 def _reading(tree, result, numbers, values, percents=True):
     "How to read the percent signs so that `tree = result` holds: (factor left, factor right, exact?), or None."
     stated, text = values[result], numbers[result].text
-    if not percents: return (1, 1, True) if (value := evaluate_tree(tree, values)) == stated else (1, 1, False) if _agrees(value, stated, text) else None
+    if not percents: return (1, 1, True) if (value := evaluate_tree(tree, values)) == stated else (1, 1, False) if agrees(value, stated, text) else None
     lefts = _PERCENT if any(numbers[i].percent for i in leaves_of(tree)) else (1,)
     for left in lefts:
         value = evaluate_tree(tree, values if left == 1 else [n.value/100 if n.percent and type(n.value) is not int else Fraction(n.value, 100) if n.percent else n.value for n in numbers])
         for right in (_PERCENT if numbers[result].percent else (1,)):
-            if _agrees(value if right == 1 else value*100, stated, text): return left, right, value == stated*right
+            if agrees(value if right == 1 else value*100, stated, text): return left, right, value == stated*right
     return None
+
+_MEASURES = frozenset(word_list("measures"))
 
 # %% ../nbs/02_solution.ipynb #0bde692a
 _ANSWER = re.compile(r"(?:####|(?i:final answer)\s*:?|(?i:the (?:final )?answer is)\s*:?)\s*[$€£]?\s*(-?)\s*(\d[\d,]*(?:\.\d+)?|\.\d+)")
@@ -190,7 +192,7 @@ def _finish(p, steps, values):
         equation = next((e for e, how in judged if how is None), judged[-1][0])
         equation.step = index
         if len(step.results) > 1 and equation.ok and values[step.results[0]] != values[step.results[-1]] and not p.numbers[step.results[0]].percent:
-            equation.ok, equation.stated = _agrees(values[step.results[-1]], values[step.results[0]], p.numbers[step.results[0]].text), p.numbers[step.results[0]].text
+            equation.ok, equation.stated = agrees(values[step.results[-1]], values[step.results[0]], p.numbers[step.results[0]].text), p.numbers[step.results[0]].text
         if isinstance(step.trees[-1], tuple) or step.noted: p.equations.append(equation)
         for i in step.operands: p.numbers[i].role, p.numbers[i].step = "operand", index
         for i in step.results: p.numbers[i].role, p.numbers[i].step = "result", index
@@ -220,7 +222,7 @@ def read_unlinked(solution):
     _finish(p, steps, values)
     _find_answer(p)
     p.commas = any("," in n.text and not n.annotation for n in numbers)
-    p.words = tuple((value, start) for kind, start, _, what in prose if kind == "w" for value in _said(what))
+    p.words = tuple((value, start) for kind, start, _, what in prose if kind == "w" for value in values_said(what))
     if not p.steps: p.problem = "no equation was found"
     p.equations.sort(key=lambda e: e.start)
     return p
