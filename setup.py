@@ -37,6 +37,7 @@ setup(
     package_data={"verifier_nb": ["templates/*"]},
     package_data={"verifier_nb": ["templates/*"]},
     include_package_data=True,
+    package_data={"verifier_nb": ["words/*", "templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={name: lines(f"{name}_requirements") for name in ("dev", "data", "flash", "demo", "track")},
