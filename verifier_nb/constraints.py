@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe']
 
-# %% ../nbs/02b_constraints.ipynb #bf9b9a3f
+# %% ../nbs/02b_constraints.ipynb #e5dc4a73
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from .numbers import CARDINALS, Parsed, Refusal, WORDS, exact_quotient, singular
 from .question import DERIVED, STEM_PATTERN, implied_factors
 from .reader import leaves_of, operators_of
 from .references import in_fraction
-from .changes import _line
-from .errors import _ready
+from .changes import line_around
+from .errors import link_example
 from .amounts import Variable, _COMPARES, _PART, _question_numbers, _words
 
 # %% ../nbs/02b_constraints.ipynb #62eda8e6
@@ -51,7 +51,7 @@ def _frozen_by_words(p, known, stated, counted):
     bound = {v for v, *_, bound in _words(without_annotations(p.text)) if bound}
     return {x.value for x in stated if x.frozen} | (parts - whole) | (parts & loose) | (counted & (words | implied)) | bound | _told_one_by_one(known.text, stated)
 
-# %% ../nbs/02b_constraints.ipynb #922de3e1
+# %% ../nbs/02b_constraints.ipynb #bfb36568
 def _untraced(p, known, counted):
     "Values behind everything in the solution that cannot be traced with certainty: doubts, unread equations, silent arithmetic, rounding, results in words."
     frozen, steps = set(), {s.index for s in p.steps if None in s.scales or not all(how[2] for how in s.scales)}
@@ -61,7 +61,7 @@ def _untraced(p, known, counted):
         elif n.source is None and not n.given and n.role != "result": frozen |= _origins(n, known, counted, p)
         steps.update(n.doubt, [n.source] if n.role in ("unread", "fixed") and n.source is not None else [])
     for value, start, *_ in _words(p.text):
-        spoken = [s.index for s in p.steps if s.value == value and _line(p, p.numbers[s.results[-1]].start)[0] <= start]
+        spoken = [s.index for s in p.steps if s.value == value and line_around(p, p.numbers[s.results[-1]].start)[0] <= start]
         steps.update(spoken)
         if spoken: frozen.add(value)
     for s in _unused(p):
@@ -167,11 +167,11 @@ def _inputs(p, index, seen=None):
         found |= _inputs(p, n.source, seen) if n.source is not None else {n.value}
     return found
 
-# %% ../nbs/02b_constraints.ipynb #8ff41c19
+# %% ../nbs/02b_constraints.ipynb #4b2c69a8
 @lru_cache(256)
 def _recipe(question, solution):
     "The `Recipe` of a problem, or a `Refusal`."
-    ready = _ready({"question": question, "solution": solution}, shared=False)
+    ready = link_example({"question": question, "solution": solution}, shared=False)
     if not ready: return ready
     p, known = ready
     if _REST.search(known.text): return Refusal("the text states what is left, which other numbers imply")

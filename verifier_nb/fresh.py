@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['reinstantiate']
 
-# %% ../nbs/02b_fresh.ipynb #570c3f15
+# %% ../nbs/02b_fresh.ipynb #6db80104
 import random, re
 from fractions import Fraction
 from .numbers import Number, Parsed, Refusal, as_written, exact_quotient, unit_behind
 from .question import DERIVED
 from .reader import evaluate_tree
 from .solution import read_cached
-from .changes import _article, _decimals, _follow, _rewrite, _vowel, _whole, _write
+from .changes import Edit, has_article, decimals_of, follow, rewrite, begins_with_vowel, int_if_whole, write_like
 from .amounts import _IN_WORDS
 from .constraints import _recipe
 
@@ -21,12 +21,12 @@ def _grain(value):
     "How round a whole number is: the unit it is a multiple of."
     return next(g for g in (1000, 500, 100, 50, 10, 5, 1) if value % g == 0 and (value >= 4*g or g == 1))
 
-# %% ../nbs/02b_fresh.ipynb #4d8c41ad
+# %% ../nbs/02b_fresh.ipynb #233d596a
 def _draw(var, rng):
     "A new value for a variable."
     value = var.value
     if type(value) is int and value <= 12 and not var.percent: return rng.randint(max(2, value//2), min(var.cap, max(5, 2*value)))
-    digits = max(_decimals(x.text) for x in var.places)
+    digits = max(decimals_of(x.text) for x in var.places)
     scaled = int(value*10**digits)
     offset = 99 if digits == 2 and scaled % 100 == 99 else 0
     grain = 100 if offset else _grain(scaled)
@@ -37,13 +37,13 @@ def _draw(var, rng):
     drawn = rng.randint(max(1, low), max(1, low, high))*grain + offset
     return exact_quotient(drawn, 10**digits)
 
-# %% ../nbs/02b_fresh.ipynb #621524d5
+# %% ../nbs/02b_fresh.ipynb #e034ae1d
 def _allowed(var, value, values, recipe):
     "Whether a drawn value may be taken at all."
     if value == 1 or value in values or value in recipe.taken or var.words and value not in _IN_WORDS: return False
-    return not var.article or _vowel(value) == _vowel(var.value)
+    return not var.article or begins_with_vowel(value) == begins_with_vowel(var.value)
 
-# %% ../nbs/02b_fresh.ipynb #04695b2a
+# %% ../nbs/02b_fresh.ipynb #ca640e70
 def _execute(recipe, values):
     "All numbers of the solution for the variables' values, or None when the problem would no longer make sense."
     p, found = recipe.p, {}
@@ -54,7 +54,7 @@ def _execute(recipe, values):
         if not _execute_step(p, p.steps[index], new, found): return None
         if recipe.ceiling and found[index] > recipe.ceiling >= p.steps[index].value: return None
     for i, n in enumerate(p.numbers):
-        if n.source in found: new[i] = _follow(p, i, found)
+        if n.source in found: new[i] = follow(p, i, found)
     return new if all(new[i] < new[j] for i, j in recipe.pairs) else None
 
 # %% ../nbs/02b_fresh.ipynb #646c7069
@@ -62,34 +62,34 @@ def _ascending(order, values):
     row = [values[x] if kind == "v" else x for kind, x in order]
     return all(a < b for a, b in zip(row, row[1:]))
 
-# %% ../nbs/02b_fresh.ipynb #c8dd6ba3
+# %% ../nbs/02b_fresh.ipynb #af9033a5
 def _execute_step(p, step, new, found):
     "Compute one step's result into `new` and `found`; False when it makes no sense."
     for i in step.operands:
-        if p.numbers[i].source in found: new[i] = _follow(p, i, found)
+        if p.numbers[i].source in found: new[i] = follow(p, i, found)
     try: value = _result_of(step, new, p)
     except ZeroDivisionError: return False
     if not _sensible(step, value, p): return False
     found[step.index] = value
-    for i in step.results: new[i] = value if p.numbers[i].value == step.value else _whole(value*Fraction(p.numbers[i].value)/step.value)
+    for i in step.results: new[i] = value if p.numbers[i].value == step.value else int_if_whole(value*Fraction(p.numbers[i].value)/step.value)
     return True
 
-# %% ../nbs/02b_fresh.ipynb #78142df8
+# %% ../nbs/02b_fresh.ipynb #0d7c21bc
 def _result_of(step, values, p):
     "Result of a step by its last tree (the annotation where there is one)."
     left, right, _ = step.scales[-1]
     n = p.numbers[step.results[-1]]
     value = evaluate_tree(step.trees[-1], values if left == 1 else [v*left if m.percent else v for v, m in zip(values, p.numbers)])
     if right != 1: value = value/right
-    return value if n.value == step.value else _whole(value*Fraction(step.value)/n.value)
+    return value if n.value == step.value else int_if_whole(value*Fraction(step.value)/n.value)
 
-# %% ../nbs/02b_fresh.ipynb #c2b55121
+# %% ../nbs/02b_fresh.ipynb #a5ceb41f
 def _sensible(step, value, p):
     "Whether a step's new result could stand in the problem as the old one did."
     old, n = step.value, p.numbers[step.results[0]]
     if value <= 0 < old or (value == 1) != (old == 1) or (value < 1) != (old < 1): return False
     if type(old) is int: whole = type(value) is int or value.denominator == 1
-    else: whole = (value*10**max(2 if p.text[n.start-1:n.start] in ("$", "€", "£") else 1, min(_decimals(p.numbers[i].text) for i in step.results))).denominator == 1
+    else: whole = (value*10**max(2 if p.text[n.start-1:n.start] in ("$", "€", "£") else 1, min(decimals_of(p.numbers[i].text) for i in step.results))).denominator == 1
     if value > 110 >= old and unit_behind(n, p).startswith("year"): return False
     return whole and value <= 8*old + 12 and (not n.percent or value <= 100 or old > 100)
 
@@ -148,14 +148,14 @@ def _like(word, value):
     "A number in words, capitalised as another word is."
     return _IN_WORDS[value].capitalize() if word[0].isupper() else _IN_WORDS[value]
 
-# %% ../nbs/02b_fresh.ipynb #af113e19
+# %% ../nbs/02b_fresh.ipynb #a302bf17
 def _retell(recipe, values, new, example):
     "Question and solution with the new numbers, read again and checked."
     p, pairs = recipe.p, list(zip(recipe.variables, values))
     changes = {i: v for i, v in enumerate(new) if v != p.numbers[i].value}
-    if any(_article(p, p.numbers[i]) and _vowel(v) != _vowel(p.numbers[i].value) for i, v in changes.items()): return Refusal("a/an would not fit a number")
+    if any(has_article(p, p.numbers[i]) and begins_with_vowel(v) != begins_with_vowel(p.numbers[i].value) for i, v in changes.items()): return Refusal("a/an would not fit a number")
     if _left_behind(p, changes, pairs): return Refusal("a number would be left behind")
-    text, _ = _rewrite(p, changes, [(start, end, _like(word, value)) for var, value in pairs for start, end, word in var.said])
+    text, _ = rewrite(p, changes, [Edit(start, end, _like(word, value)) for var, value in pairs for start, end, word in var.said])
     again = read_cached(text)
     if again.problem or len(again.equations) != len(p.equations) or not all(e.ok for e in again.equations): return Refusal("an equation would become false")
     if p.answer is not None and (again.answer is None or again.numbers[again.answer].value != new[p.answer]): return Refusal("the answer would not follow")
@@ -167,11 +167,11 @@ def _left_behind(p, changes, pairs):
     old = {var.value for var, value in pairs if value != var.value} | {p.numbers[i].value for i in changes if p.numbers[i].role == "result"}
     return any(i not in changes and n.value in old and n.role in ("mention", "unread") for i, n in enumerate(p.numbers))
 
-# %% ../nbs/02b_fresh.ipynb #aa0466bb
+# %% ../nbs/02b_fresh.ipynb #d3ae75ef
 def _ask(question, pairs):
     "The question with new values."
     style, out, at = Parsed(question, commas=bool(re.search(r"\d,\d{3}", question))), [], 0
     for x, value in sorted(((x, value) for var, value in pairs for x in var.places), key=lambda pair: pair[0].start):
-        out += [question[at:x.start], _like(x.text, value) if x.text.isalpha() else _write(Number(x.start, x.end, x.text, x.value), value, style)]
+        out += [question[at:x.start], _like(x.text, value) if x.text.isalpha() else write_like(Number(x.start, x.end, x.text, x.value), value, style)]
         at = x.end
     return "".join([*out, question[at:]])
