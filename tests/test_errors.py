@@ -632,7 +632,7 @@ def test_fresh_numbers_fit_into_a_day_and_a_week():
     ("Ann ate 3/4 of 12 pies.", {3, 4}, {12}), ("On the 3rd floor, in room 12, Ann has 14 pens.", {3, 12}, {14}),
     ("Ann has 100% of 14 pens in bag B7.", {100, 7}, {14})])
 def test_years_times_and_fractions_stay(question, stay, free):
-    found = amounts._question_numbers(question)
+    found = amounts.question_numbers(question)
     assert {x.value for x in found if not x.frozen and not x.part} == free
     assert {x.value for x in found if x.frozen or x.part} == stay
 
