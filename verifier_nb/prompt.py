@@ -105,12 +105,13 @@ def _packaged(
     if not (place/"tokenizer_config.json").exists(): _convert(gguf, place)
     return _read_tokenizer(str(place), place)
 
-# %% ../nbs/02c_prompt.ipynb #448de19f
+# %% ../nbs/02c_prompt.ipynb #6efc64a8
 def _from_folder_or_hub(base, revision):
     "The tokenizer of a local folder, or of a repository on the Hub."
     looks_local = base.startswith((".", "/", "~"))
     if looks_local and not Path(base).expanduser().is_dir():
-        raise VerifierError("there is no such folder", base, "give a folder with a tokenizer, or a model's name on the Hub")
+        raise VerifierError("there is no such folder", base,
+                            "give a folder with a tokenizer, or a model's name on the Hub")
     place = str(Path(base).expanduser()) if base.startswith("~") else base
     return _read_tokenizer(place, base, revision=revision)
 
@@ -203,7 +204,7 @@ def prompt_ids(
     "Token ids of the prompt: the conversation up to where the answer begins."
     return _ids(tokenizer, messages(question, solution), True)
 
-# %% ../nbs/02c_prompt.ipynb #488c831b
+# %% ../nbs/02c_prompt.ipynb #53513f60
 _PROBES = [("2 + 3?", "2 + 3 = 5\n#### 5"), ("What is 1?", "1 "), ("x", "It is 0.\n\n"), ("<|end|>", "<|assistant|>1")]
 
 def _label_pair(
@@ -221,7 +222,8 @@ def _label_pair(
                             "use a model whose template keeps the text before the answer as it is")
     differ_in_one = zero[n] != one[n] and zero[n+1:] == one[n+1:]
     if not differ_in_one or [tokenizer.decode([zero[n]]), tokenizer.decode([one[n]])] != ["0", "1"]:
-        raise VerifierError("0 and 1 are not single tokens in the answer's place", "the tokenizer", "use another base model")
+        raise VerifierError("0 and 1 are not single tokens in the answer's place", "the tokenizer",
+                            "use another base model")
     return zero[n], one[n]
 
 # %% ../nbs/02c_prompt.ipynb #35cb3f11
