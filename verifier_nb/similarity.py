@@ -9,7 +9,7 @@ __all__ = ['questions_of', 'overlap']
 import re, unicodedata
 from collections import Counter
 import pandas as pd
-from .rows import WORDS, _number, normalise
+from .rows import NUMBER_WORDS, _number, normalise
 
 # %% ../nbs/02d_similarity.ipynb #561d2e5d
 _OPENERS = frozenset("a after all an and as at before but by during each every for from he her his how i if in it last many on one she so some the their then there these they this to what when where which while who why with".split())
@@ -18,14 +18,14 @@ def _names(texts):
     "Words that are never written in lower case in any of the texts, and are not usual first words."
     words = Counter(w for text in texts for w in re.findall(r"[^\W\d_]+", text))
     lower = {w.casefold() for w in words if w[0].islower()}
-    return {w for w in words if len(w) > 1 and w[0].isupper() and w[1:].islower() and w.casefold() not in lower and w.casefold() not in WORDS and w.casefold() not in _OPENERS}
+    return {w for w in words if len(w) > 1 and w[0].isupper() and w[1:].islower() and w.casefold() not in lower and w.casefold() not in NUMBER_WORDS and w.casefold() not in _OPENERS}
 
 # %% ../nbs/02d_similarity.ipynb #7f4fba79
 def _shape(text, names, numbers):
     "Words with names as name0, name1, … in order of appearance; `numbers=False` hides the numbers."
     seen, out = {}, []
     for word in re.findall(r"\d[\d,]*(?:\.\d+)?|\.\d+|[^\W\d_]+", re.sub(r"['’]s\b", "", unicodedata.normalize("NFKC", text))):
-        plain = WORDS.get(word.casefold(), word.casefold())
+        plain = NUMBER_WORDS.get(word.casefold(), word.casefold())
         if word in names: out.append(seen.setdefault(word, f"name{len(seen)}"))
         else: out.append(plain if not (plain[0].isdigit() or plain[0] == ".") else _number(plain) if numbers else "#")
     return " ".join(out)
