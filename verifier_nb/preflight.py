@@ -12,7 +12,8 @@ import pandas as pd, torch
 from . import setup, files, prompt, data
 from .files import VerifierError
 from .folders import Run
-from .model import add_lora, choose_attention, estimate_memory, load_base, lora_parameters, model_shape, parameter_table, resolve
+from .memory import estimate_memory, lora_parameters, model_shape, parameter_table
+from .model import add_lora, choose_attention, load_base, resolve
 
 # %% ../nbs/04b_preflight.ipynb #d59e609b
 @dataclass
@@ -66,8 +67,8 @@ def _check_disk(run, known):
     free = psutil.disk_usage(str(place)).free/2**30
     shape = model_shape(known["model"].config)
     keep = run.config.training.keep_checkpoints + 1
-    per = 12*lora_parameters(shape, run.config.lora.r) if run.config.training.trainable == "lora" else 12*(shape["layer_parameters"] + shape["embedding_parameters"])
-    merged = 2*(shape["layer_parameters"] + shape["embedding_parameters"]) if run.config.publish.merged else 0
+    per = 12*lora_parameters(shape, run.config.lora.r) if run.config.training.trainable == "lora" else 12*(shape.layer_parameters + shape.embedding_parameters)
+    merged = 2*(shape.layer_parameters + shape.embedding_parameters) if run.config.publish.merged else 0
     need = (keep*per + merged)/2**30 + 0.05
     detail = f"{free:.1f} GiB free, about {need:.2f} GiB needed"
     return Check("disk", "ok", detail) if free > 1.2*need else Check("disk", "failure", detail, "free some space, or keep fewer checkpoints (training.keep_checkpoints)")
