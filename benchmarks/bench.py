@@ -450,17 +450,17 @@ def run_part(args):
 def facts(args, samples):
     "What the numbers stand beside: machine, data, matrix rate, floors."
     import torch
-    from verifier_nb import setup, model, kernels, batches, attention, scoring
+    from verifier_nb import setup, memory, kernels, batches, attention, scoring
     rate = matrix_rate(args.device, getattr(torch, args.dtype))
     from transformers import AutoConfig
     settings = dict(SHAPES.get(args.shape) or SHAPES["smollm2-135m"])
-    shape = model.model_shape(AutoConfig.for_model(settings.pop("family"), **settings, pad_token_id=None))
+    shape = memory.model_shape(AutoConfig.for_model(settings.pop("family"), **settings, pad_token_id=None))
     n, tokens = len(samples), sum(len(s["input_ids"]) for s in samples)
     shared = sum(sum(len(x.ids) for x in batches.plan_tree([s["input_ids"] for s in c])[0]) for c in chunked(samples))*n/(len(chunked(samples))*STEP)
-    floor = lambda factor, t: rate/(factor*shape["layer_parameters"]*t/n)
+    floor = lambda factor, t: rate/(factor*shape.layer_parameters*t/n)
     return {"shape": args.shape, "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads or torch.get_num_threads()} threads", "dtype": args.dtype,
             "packages": {k: v for k, v in setup.package_versions().items() if v}, "commit": setup.git_state()["commit"], "matrix_tflops": rate/1e12, "samples": n, "mean_tokens": tokens/n,
-            "mean_tokens_shared": shared/n, "layer_parameters": shape["layer_parameters"], "floor_train": floor(4, tokens), "floor_train_shared": floor(4, shared),
+            "mean_tokens_shared": shared/n, "layer_parameters": shape.layer_parameters, "floor_train": floor(4, tokens), "floor_train_shared": floor(4, shared),
             "floor_score": floor(2, tokens), "floor_score_shared": floor(2, shared), "floor_all": floor(6, tokens)}
 
 

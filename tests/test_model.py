@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from verifier_nb import prompt, data, model, preflight, batches, scoring
+from verifier_nb import prompt, data, memory, model, preflight, batches, scoring
 from verifier_nb.config import LoraSettings, ModelSettings, load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
@@ -59,7 +59,7 @@ def test_nothing_of_the_base_learns_and_the_adapter_starts_at_the_base():
     adapted = model.add_lora(net, LoraSettings())
     assert torch.equal(adapted.eval()(ids).logits, before)
     assert all(("lora_" in n) == p.requires_grad for n, p in adapted.named_parameters())
-    table = model.parameter_table(adapted)
+    table = memory.parameter_table(adapted)
     assert table.trainable.iloc[-1] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert table.numbers.iloc[-1] == sum(p.numel() for p in adapted.parameters())
 
@@ -110,19 +110,19 @@ def test_nf4_trains_and_its_adapter_is_merged_into_the_dense_base(folder, tmp_pa
 
 def test_estimate_grows_with_tokens_and_shrinks_with_bits_and_checkpointing():
     cfg = model.tiny_config("llama", 50_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
-    total = lambda **k: model.estimate_memory(cfg, **{"tokens": 4096, **k}).GiB.iloc[-1]
+    total = lambda **k: memory.estimate_memory(cfg, **{"tokens": 4096, **k}).GiB.iloc[-1]
     assert total() < total(tokens=8192) and total(checkpointing=True) < total() and total(quantization="nf4") < total() and total(training=False) < total() < total(r=0)
-    part = lambda tokens: model.estimate_memory(cfg, tokens).set_index("part").GiB["logits at labels"]
+    part = lambda tokens: memory.estimate_memory(cfg, tokens).set_index("part").GiB["logits at labels"]
     assert part(1000) == part(100_000)
 
 
 def test_parameter_counts_of_the_shape_are_exact(folder):
     net = model.load_base(ModelSettings(base=str(folder), device="cpu"))
-    shape = model.model_shape(net.config)
+    shape = memory.model_shape(net.config)
     matrices = sum(p.numel() for n, p in net.named_parameters() if p.ndim == 2)
-    assert shape["layer_parameters"] + shape["embedding_parameters"] == matrices
+    assert shape.layer_parameters + shape.embedding_parameters == matrices
     adapted = model.add_lora(net, LoraSettings(r=3))
-    assert model.lora_parameters(shape, 3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert memory.lora_parameters(shape, 3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +186,11 @@ def test_memory_mode_takes_the_fastest_that_fits():
     cfg = model.tiny_config("phi3", 200_064, hidden_size=3072, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, head_dim=128, intermediate_size=8192)
     order, last = [("none", False), ("none", True), ("nf4", False), ("nf4", True)], 0
     for gib in (200, 80, 40, 24, 16, 12, 8, 6, 1):  # less memory never gives a hungrier mode
-        mode = model.memory_mode(cfg, gib)
-        need = model.estimate_memory(cfg, 4096, 32, mode[0], checkpointing=mode[1]).GiB.iloc[-1]
+        mode = memory.memory_mode(cfg, gib)
+        need = memory.estimate_memory(cfg, 4096, 32, mode[0], checkpointing=mode[1]).GiB.iloc[-1]
         assert order.index(mode) >= last and (need < 0.85*gib or mode == order[-1])
         last = order.index(mode)
-    assert model.memory_mode(cfg, 80, quantization="nf4") == ("nf4", False) and model.memory_mode(cfg, 80, checkpointing=True) == ("none", True)
+    assert memory.memory_mode(cfg, 80, quantization="nf4") == ("nf4", False) and memory.memory_mode(cfg, 80, checkpointing=True) == ("none", True)
     settings = ModelSettings(base="tiny:llama", quantization="auto", gradient_checkpointing="auto", device="cpu")
     assert model.resolve(settings).quantization == "none" and model.resolve(settings).gradient_checkpointing is False and model.load_base(settings) is not None
 

@@ -7,7 +7,7 @@ from test_interrupted import hashes, litter, unfinish
 from test_repeatable import copy_of
 from zygote import SMALL
 
-from verifier_nb import files, folders, training, lock, runs, cli
+from verifier_nb import files, folders, checkpoints, training, lock, runs, cli
 from verifier_nb.config import load_config
 from verifier_nb.folders import new_run, open_run
 from verifier_nb.files import VerifierError
@@ -158,7 +158,7 @@ def test_a_finished_run_is_whole_in_its_mirror(zygote, reference, tmp_path):
     found = zygote.attempt(["resume", "latest", "--root", tmp_path/"here", "--mirror", tmp_path/"drive"])
     copy = next((tmp_path/"drive"/"reports"/"smoke").iterdir())
     assert found["code"] == 0 and hashes(copy) == hashes(reference[0]) and (copy/"report.html").exists()
-    assert all(training.is_whole(p) for p in open_run(copy).checkpoints.glob("checkpoint-*"))
+    assert all(checkpoints.is_whole(p) for p in open_run(copy).checkpoints.glob("checkpoint-*"))
 
 
 def test_a_mirror_that_cannot_be_written_is_a_warning(zygote, reference, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verifier_nb import prompt, data, model as model_, kernels, scoring, training
+from verifier_nb import prompt, data, model as model_, kernels, scoring, checkpoints, training
 from verifier_nb.config import load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
@@ -459,6 +459,6 @@ def test_no_room_for_checkpoints_is_said_before_training(small, monkeypatch):
     need = 12*numbers*(small.config.training.keep_checkpoints + 2)  # the best, and the one that is being written
     usage = type("Usage", (), {"free": need})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    training._check_room_for_checkpoints(small, trainer.model)
+    checkpoints.check_room(small, trainer.model)
     usage.free = need - 1
     with pytest.raises(VerifierError, match="are free"): training.train(small)
