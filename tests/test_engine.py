@@ -555,7 +555,7 @@ def test_a_group_larger_than_a_batch_is_cut_where_it_shares_least():
 def test_gradients_of_a_beginning_are_summed_in_float32():
     "A thousand samples that share a token each give it a gradient; in bfloat16 the sum would stop growing at 256."
     x = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    batches._Gather.apply(x, torch.tensor([0]*1000 + [1])).sum().backward()
+    attention._Gather.apply(x, torch.tensor([0]*1000 + [1])).sum().backward()
     assert x.grad.tolist() == [[1000.0], [1.0]] and x.grad.dtype == torch.bfloat16
 
 

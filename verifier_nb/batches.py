@@ -19,43 +19,80 @@ class Node(NamedTuple):
     parent: int  # index of the node it continues; -1: it begins a sample
     depth: int  # position of its first token
 
-# %% ../nbs/05_batches.ipynb #c3f879ee
+# %% ../nbs/05_batches.ipynb #3f34dd57
 def _common(a, b):
     "Length of the common beginning of two lists."
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]: return n
-    lo, hi = 0, n  # lists compare in C, so halving is faster than a loop over tokens
-    while hi - lo > 1:
-        mid = (lo + hi)//2
-        lo, hi = (mid, hi) if a[:mid] == b[:mid] else (lo, mid)
-    return lo
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]: return shorter
+    same, apart = 0, shorter  # a[:same] is common, a[:apart] is not
+    while apart - same > 1:
+        middle = (same + apart)//2
+        if a[:middle] == b[:middle]: same = middle
+        else: apart = middle
+    return same
 
-# %% ../nbs/05_batches.ipynb #cc446b74
-def _branch(ids, rows, depth, parent, least, nodes, leaf):
-    "Add the part of the tree that holds `rows` from `depth` on; `rows` are in lexicographic order."
-    common = _common(ids[rows[0]], ids[rows[-1]])  # the first and the last differ the most
-    if len(rows) == 1 or common - depth >= least or common == len(ids[rows[-1]]):
-        if common > depth:
-            nodes.append(Node(ids[rows[0]][depth:common], parent, depth))
-            parent, depth = len(nodes) - 1, common
+# %% ../nbs/05_batches.ipynb #1e79cade
+class _Growing:
+    "A tree that is being built; owns the nodes, and the node in which each sample ends."
+    def __init__(self, ids, least):
+        self.ids, self.least = ids, least
+        self.nodes, self.leaf = [], [None]*len(ids)
+
+    def add(self, rows, depth, parent):
+        "Add the part that holds `rows`, which are in lexicographic order, from `depth` on."
+        first, last = self.ids[rows[0]], self.ids[rows[-1]]
+        common = _common(first, last)  # the first and the last differ the most
+        all_equal = common == len(last)
+        if len(rows) == 1 or common - depth >= self.least or all_equal:
+            if common > depth:
+                self.nodes.append(Node(first[depth:common], parent, depth))
+                parent, depth = len(self.nodes) - 1, common
+            self.end(rows, depth, parent)
+            rows = [r for r in rows if len(self.ids[r]) > depth]
+        def next_tokens(r): return self.ids[r][depth:depth + self.least]
+        for _, alike in itertools.groupby(rows, key=next_tokens):
+            self.add(list(alike), depth, parent)
+
+    def end(self, rows, depth, node):
+        "Samples that are no longer than `depth` end in this node."
         for r in rows:
-            if len(ids[r]) == depth: leaf[r] = parent
-        rows = [r for r in rows if len(ids[r]) > depth]
-    for _, same in itertools.groupby(rows, key=lambda r: ids[r][depth:depth+least]): _branch(ids, list(same), depth, parent, least, nodes, leaf)
+            if len(self.ids[r]) == depth: self.leaf[r] = node
 
-# %% ../nbs/05_batches.ipynb #3d2c45b2
+# %% ../nbs/05_batches.ipynb #0c69250e
 def plan_tree(
     ids,  # token ids of each sample
     share:bool=True,  # False: every sample is a tree of its own
     least:int=8,  # share a beginning only when it has this many tokens: short ones cost more than they save
 ):  # -> (nodes in depth-first order, the node that each sample ends in)
     "The batch as a tree of shared beginnings."
-    nodes, leaf = [], [None]*len(ids)
     if not share: return [Node(x, -1, 0) for x in ids], list(range(len(ids)))
-    _branch(ids, sorted(range(len(ids)), key=lambda r: ids[r]), 0, -1, least, nodes, leaf)
-    return nodes, leaf
+    tree = _Growing(ids, least)
+    in_order = sorted(range(len(ids)), key=lambda r: ids[r])
+    tree.add(in_order, depth=0, parent=-1)
+    return tree.nodes, tree.leaf
 
-# %% ../nbs/05_batches.ipynb #b90cf78e
+# %% ../nbs/05_batches.ipynb #eb9a33c2
+def _paths(parents):
+    "For each node the nodes from its root down to itself."
+    paths = []
+    for node, parent in enumerate(parents):
+        above = paths[parent] if parent >= 0 else ()
+        paths.append((*above, node))
+    return paths
+
+def _boundaries(lengths):
+    "Where each of several runs begins when they are laid end to end, and where the last one ends."
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+def _ends_of_subtrees(parents, ends):
+    "For each node the end of the last node below it; nodes are in depth-first order."
+    ends = list(ends)
+    for node in reversed(range(len(parents))):  # children hand their ends up
+        parent = parents[node]
+        if parent >= 0: ends[parent] = max(ends[parent], ends[node])
+    return np.array(ends)
+
+# %% ../nbs/05_batches.ipynb #c27da2c3
 class Segments:
     "Where the nodes of a flat batch begin and which they continue; what an attention kernel needs of the tree."
     def __init__(self,
@@ -63,54 +100,86 @@ class Segments:
         parents,  # index of each node's parent, or -1
     ):
         self.lengths, self.parents = tuple(map(int, lengths)), tuple(map(int, parents))
-        starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.paths = []
-        for i, p in enumerate(self.parents): self.paths.append(((*self.paths[p], i) if p >= 0 else (i,)))
         self.shared = any(p >= 0 for p in self.parents)
-        self.tokens, self.keys = int(starts[-1]), tuple(sum(self.lengths[j] for j in path) for path in self.paths)
+        self.paths = _paths(self.parents)
+        self.keys = tuple(sum(self.lengths[j] for j in path) for path in self.paths)
         self.max_q, self.max_k = max(self.lengths), max(self.keys)
+        starts = _boundaries(self.lengths)
+        self.tokens = int(starts[-1])
         self.cu_q = torch.from_numpy(starts.astype(np.int32))
-        self.cu_k = torch.from_numpy(np.concatenate([[0], np.cumsum(self.keys)]).astype(np.int32))
-        pieces = [np.arange(starts[j], starts[j+1]) for path in self.paths for j in path]
-        self.gather = torch.from_numpy(np.concatenate(pieces)) if self.shared else None
-        last = list(starts[1:])  # the end of each node's subtree: a token is seen by the later tokens before that end
-        for i in reversed(range(len(self.parents))):
-            if self.parents[i] >= 0: last[self.parents[i]] = max(last[self.parents[i]], last[i])
-        self.last = torch.from_numpy(np.repeat(np.array(last), self.lengths).astype(np.int32))
+        self.cu_k = torch.from_numpy(_boundaries(self.keys).astype(np.int32))
+        self.gather = self._key_places(starts) if self.shared else None
+        last = _ends_of_subtrees(self.parents, starts[1:])
+        self.last = torch.from_numpy(np.repeat(last, self.lengths).astype(np.int32))
         self.cache = {}  # masks, made once for a batch and used in every layer
+
+    def _key_places(self, starts):
+        "The places in the batch of all keys that the nodes read, node after node."
+        places = [np.arange(starts[j], starts[j+1]) for path in self.paths for j in path]
+        return torch.from_numpy(np.concatenate(places))
+
+    def _change(self, change):
+        "Replace every index tensor that is there."
+        for name in ("cu_q", "cu_k", "gather", "last"):
+            tensor = getattr(self, name)
+            if tensor is not None: setattr(self, name, change(tensor))
+        return self
 
     def to(self, device, non_blocking:bool=False):
         "Move the index tensors to a device, in place."
-        for name in ("cu_q", "cu_k", "gather", "last"):
-            if getattr(self, name) is not None: setattr(self, name, getattr(self, name).to(device, non_blocking=non_blocking))
-        return self
+        return self._change(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self):
-        for name in ("cu_q", "cu_k", "gather", "last"):
-            if getattr(self, name) is not None: setattr(self, name, getattr(self, name).pin_memory())
-        return self
+        "Let the index tensors be copied to the GPU while it computes, in place."
+        return self._change(lambda tensor: tensor.pin_memory())
 
     def mask(self, positions, window=None):
         "Dense mask [tokens, tokens]: True where a query (row) may read a key (column)."
         t = torch.arange(self.tokens, device=self.last.device)
-        see = (t[None] <= t[:, None]) & (t[:, None] < self.last[None])
-        return see if window is None else see & (positions[:, None] - positions[None] < window)
+        not_ahead = t[None] <= t[:, None]
+        below = t[:, None] < self.last[None]  # a token is seen by the later tokens of its subtree
+        see = not_ahead & below
+        if window is None: return see
+        return see & (positions[:, None] - positions[None] < window)
 
-# %% ../nbs/05_batches.ipynb #06b49174
+# %% ../nbs/05_batches.ipynb #d38584af
 LAYOUTS = ("padded", "flat", "shared")
 
 def _targets(samples):
+    "The labels as a batch's entry; no entry when one is missing."
     known = [s.get("label_id") for s in samples]
-    return {} if any(k is None for k in known) else {"targets": torch.tensor(known)}
+    return {} if None in known else {"targets": torch.tensor(known)}
 
-# %% ../nbs/05_batches.ipynb #72b9d71d
+# %% ../nbs/05_batches.ipynb #6ebb38ba
 def _padded(ids, pad_id):
+    "A rectangle of tokens, filled on the left."
     longest = max(map(len, ids))
     lengths = torch.tensor([len(x) for x in ids])
-    at = torch.arange(longest)[None] - (longest - lengths)[:, None]  # position; negative: padding
-    return {"input_ids": torch.tensor([[pad_id]*(longest - len(x)) + list(x) for x in ids]), "attention_mask": (at >= 0).long(), "position_ids": at.clamp(min=0)}
+    position = torch.arange(longest)[None] - (longest - lengths)[:, None]  # negative: padding
+    rows = [[pad_id]*(longest - len(x)) + list(x) for x in ids]
+    return {"input_ids": torch.tensor(rows),
+            "attention_mask": (position >= 0).long(),
+            "position_ids": position.clamp(min=0)}
 
-# %% ../nbs/05_batches.ipynb #9fb5f02a
+# %% ../nbs/05_batches.ipynb #e0cd5c09
+def _fill_up(nodes, bucket, pad_id):
+    "The nodes, and one of padding behind them when their tokens are no multiple of `bucket`."
+    tokens = sum(len(n.ids) for n in nodes)
+    fill = -tokens % bucket if bucket else 0
+    return [*nodes, Node([pad_id]*fill, -1, 0)] if fill else nodes
+
+def _flat(nodes, leaf):
+    "The nodes of a tree end to end, in one row."
+    tokens = [token for n in nodes for token in n.ids]
+    positions = [at for n in nodes for at in range(n.depth, n.depth + len(n.ids))]
+    segments = Segments([len(n.ids) for n in nodes], [n.parent for n in nodes])
+    ends = np.cumsum(segments.lengths)
+    return {"input_ids": torch.tensor([tokens]),
+            "position_ids": torch.tensor([positions]),
+            "label_positions": torch.from_numpy(ends[leaf] - 1),
+            "segments": segments}
+
+# %% ../nbs/05_batches.ipynb #ff647d36
 def collate(
     samples,  # dicts with input_ids and perhaps label_id
     layout:str="flat",  # padded | flat | shared
@@ -119,46 +188,66 @@ def collate(
     least:int=8,  # shortest beginning to share
 )->dict:  # tensors, and the tree as `segments`
     "One batch of the engine. Raises `VerifierError` for an unknown layout or an empty sample."
-    if layout not in LAYOUTS: raise VerifierError(f"there is no layout {layout!r}", "training.layout", f"choose one of {', '.join(LAYOUTS)}, or auto")
+    if layout not in LAYOUTS:
+        fix = f"choose one of {', '.join(LAYOUTS)}, or auto"
+        raise VerifierError(f"there is no layout {layout!r}", "training.layout", fix)
     ids = [list(s["input_ids"]) for s in samples]
-    if not ids or not all(ids): raise VerifierError("a batch needs at least one sample, and every sample at least one token", "collate", "drop empty samples")
+    if not ids or not all(ids):
+        what = "a batch needs at least one sample, and every sample at least one token"
+        raise VerifierError(what, "collate", "drop empty samples")
     if layout == "padded": return {**_padded(ids, pad_id), **_targets(samples)}
     nodes, leaf = plan_tree(ids, layout == "shared", least)
-    fill = -sum(len(n.ids) for n in nodes) % bucket if bucket else 0
-    if fill: nodes.append(Node([pad_id]*fill, -1, 0))
-    segments = Segments([len(n.ids) for n in nodes], [n.parent for n in nodes])
-    ends = np.cumsum(segments.lengths)
-    return {"input_ids": torch.tensor([[t for n in nodes for t in n.ids]]), "position_ids": torch.tensor([[p for n in nodes for p in range(n.depth, n.depth + len(n.ids))]]),
-            "label_positions": torch.from_numpy(ends[leaf] - 1), "segments": segments, **_targets(samples)}
+    return {**_flat(_fill_up(nodes, bucket, pad_id), leaf), **_targets(samples)}
 
-# %% ../nbs/05_batches.ipynb #846db393
-class _Gather(torch.autograd.Function):
-    "Rows of a tensor by index; the gradients of rows that are used often are summed in float32."
-    @staticmethod
-    def forward(ctx, x, index):
-        ctx.save_for_backward(index)
-        ctx.rows = x.shape[0]
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx, grad):
-        index, = ctx.saved_tensors
-        total = torch.zeros(ctx.rows, *grad.shape[1:], dtype=torch.float32, device=grad.device)
-        return total.index_add_(0, index, grad.float()).to(grad.dtype), None
-
-# %% ../nbs/05_batches.ipynb #7c2113cb
+# %% ../nbs/05_batches.ipynb #fa2c1afa
 def bucket_of(model):
     "Fill flat batches to a multiple of this many tokens: only for compiled models."
-    return 128 if getattr(base_of(model), "verifier_compiled", False) or not why_not_compiled(model) else None
+    compiled = getattr(base_of(model), "verifier_compiled", False)
+    return 128 if compiled or not why_not_compiled(model) else None
 
-# %% ../nbs/05_batches.ipynb #b60271d5
+# %% ../nbs/05_batches.ipynb #8703ee74
 def _unit_cost(ids, layout):
     "Tokens that a group of samples adds to a batch."
     if layout != "shared": return sum(map(len, ids))
     ids = sorted(ids)
-    return len(ids[0]) + sum(len(b) - _common(a, b) for a, b in zip(ids, ids[1:]))
+    new = [len(b) - _common(a, b) for a, b in zip(ids, ids[1:])]  # what each has beyond its neighbour
+    return len(ids[0]) + sum(new)
 
-# %% ../nbs/05_batches.ipynb #5245c735
+# %% ../nbs/05_batches.ipynb #7d16ec8c
+def _groups(samples, layout):
+    "Numbers of the samples that stay together: a problem's where they can share, else each by itself."
+    if layout != "shared": return [[i] for i in range(len(samples))]
+    groups = {}
+    for i, sample in enumerate(samples):
+        name = sample.get("group", ("row", i))  # without a group it stands alone
+        groups.setdefault(name, []).append(i)
+    return list(groups.values())
+
+def _ordered(groups, samples, seed):
+    "The groups in the order in which batches take them: shuffled by the seed, or the longest sample first."
+    def longest(group): return max(len(samples[i]["input_ids"]) for i in group)
+    if seed is None: return sorted(groups, key=longest, reverse=True)
+    return [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+
+# %% ../nbs/05_batches.ipynb #cde6492e
+def _parts(unit, samples, batch_tokens, layout):
+    "A group that is larger than a batch, cut into parts that share as much as they can."
+    cost = _unit_cost([samples[i]["input_ids"] for i in unit], layout)
+    if cost <= batch_tokens or len(unit) == 1: return [unit]
+    unit = sorted(unit, key=lambda i: samples[i]["input_ids"])
+    half = len(unit)//2
+    first, second = unit[:half], unit[half:]
+    return _parts(first, samples, batch_tokens, layout) + _parts(second, samples, batch_tokens, layout)
+
+# %% ../nbs/05_batches.ipynb #e81c32dc
+def _cost_with(part, rows, cost, samples, layout):
+    "Tokens of the batch `rows`, which has `cost` tokens, when `part` joins it."
+    if layout == "padded":
+        longest = max(len(samples[i]["input_ids"]) for i in rows + part)
+        return longest*len(rows + part)
+    return cost + _unit_cost([samples[i]["input_ids"] for i in part], layout)
+
+# %% ../nbs/05_batches.ipynb #18765622
 def batches(
     samples,  # dicts with input_ids and perhaps group
     batch_tokens:int=4096,  # tokens in a batch; a single longer sample makes a batch of its own
@@ -166,27 +255,14 @@ def batches(
     seed:int=None,  # shuffle the groups; none: long ones first
 )->list:  # of lists of sample numbers
     "Fill batches up to a token budget, the samples of a group together. The same input gives the same batches."
-    units = {}
-    for i, s in enumerate(samples): units.setdefault(s.get("group", ("row", i)) if layout == "shared" else i, []).append(i)
-    units = list(units.values())
-    if seed is not None: units = [units[i] for i in np.random.default_rng(seed).permutation(len(units))]
-    else: units.sort(key=lambda u: -max(len(samples[i]["input_ids"]) for i in u))
-    out, rows, cost = [], [], 0  # the batches, and the one that is being filled
-    for unit in units:
-        for part in _parts(unit, samples, batch_tokens, layout):
-            new = _unit_cost([samples[i]["input_ids"] for i in part], layout)
-            if layout == "padded": new = max(len(samples[i]["input_ids"]) for i in rows + part)*len(rows + part) - cost
-            if rows and cost + new > batch_tokens:
-                out.append(rows)
-                rows, cost = [], 0
-                if layout == "padded": new = max(len(samples[i]["input_ids"]) for i in part)*len(part)
-            rows, cost = rows + part, cost + new
-    return out + [rows] if rows else out
-
-# %% ../nbs/05_batches.ipynb #2829010f
-def _parts(unit, samples, batch_tokens, layout):
-    "A group that is larger than a batch, cut into parts that share as much as they can."
-    if _unit_cost([samples[i]["input_ids"] for i in unit], layout) <= batch_tokens or len(unit) == 1: return [unit]
-    unit = sorted(unit, key=lambda i: samples[i]["input_ids"])
-    half = len(unit)//2
-    return _parts(unit[:half], samples, batch_tokens, layout) + _parts(unit[half:], samples, batch_tokens, layout)
+    groups = _ordered(_groups(samples, layout), samples, seed)
+    parts = [part for group in groups for part in _parts(group, samples, batch_tokens, layout)]
+    full, rows, cost = [], [], 0  # the batches, and the one that is being filled
+    for part in parts:
+        larger = _cost_with(part, rows, cost, samples, layout)
+        if rows and larger > batch_tokens:
+            full.append(rows)
+            rows, larger = [], _cost_with(part, [], 0, samples, layout)
+        rows, cost = rows + part, larger
+    if rows: full.append(rows)
+    return full

@@ -10,7 +10,15 @@ import functools
 from .files import VerifierError
 from .scoring import Verifier
 
-# %% ../nbs/05c_reward.ipynb #0228f862
+# %% ../nbs/05c_reward.ipynb #6caf5ce8
+def _words(
+    content,  # of a message: a string, parts, or nothing
+)->str:
+    "A message's text."
+    if not content: return ""
+    if isinstance(content, str): return content
+    return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+
 def _said(
     text,  # a string, or messages
     role=None,  # the last message of this role; none: all of them
@@ -18,10 +26,21 @@ def _said(
     "The words of a prompt or completion."
     if isinstance(text, str): return text
     mine = [m for m in text or [] if role is None or m.get("role") == role]
-    parts = [m.get("content") or "" for m in (mine[-1:] if role else mine)]
-    return "\n".join(p if isinstance(p, str) else "".join(x.get("text", "") for x in p if isinstance(x, dict)) for p in parts)
+    mine = mine[-1:] if role else mine
+    return "\n".join(_words(m.get("content")) for m in mine)
 
-# %% ../nbs/05c_reward.ipynb #98c91f1d
+# %% ../nbs/05c_reward.ipynb #ba40253e
+def _pay(judge, pairs, batch_tokens):
+    "1 − calibrated P(flawed) for each (question, solution), and 0 for a solution that cannot be read."
+    out = [0.0]*len(pairs)
+    fit = [i for i, (q, s) in enumerate(pairs) if s.strip() and judge.fits(q, s)]
+    if not fit: return out
+    questions, solutions = zip(*(pairs[i] for i in fit))
+    p = judge.score(questions, solutions, batch_tokens, progress=False).p_calibrated
+    for i, x in zip(fit, p): out[i] = 1 - float(x)
+    return out
+
+# %% ../nbs/05c_reward.ipynb #ce2dfb0c
 def make_reward(
     verifier=None,  # a Verifier; none: the one in the box, loaded at the first call
     question_column:str="question",  # the data set's column with the problem; without it, the prompt is the problem
@@ -31,22 +50,19 @@ def make_reward(
     def verifier_reward(prompts=None, completions=None, **columns)->list:
         judge = verifier or default_verifier()
         questions = columns.get(question_column) or prompts
-        if completions is None or questions is None: raise VerifierError("a reward needs completions and their problems", "make_reward", f"give completions, and prompts or a column {question_column}")
-        texts, out = [(_said(q, "user"), _said(c)) for q, c in zip(questions, completions, strict=True)], [0.0]*len(completions)
-        fit = [i for i, (q, s) in enumerate(texts) if s.strip() and judge.fits(q, s)]
-        if fit:
-            p = judge.score([texts[i][0] for i in fit], [texts[i][1] for i in fit], batch_tokens, progress=False).p_calibrated
-            for i, x in zip(fit, p): out[i] = 1 - float(x)
-        return out
+        if completions is None or questions is None:
+            fix = f"give completions, and prompts or a column {question_column}"
+            raise VerifierError("a reward needs completions and their problems", "make_reward", fix)
+        pairs = [(_said(q, "user"), _said(c)) for q, c in zip(questions, completions, strict=True)]
+        return _pay(judge, pairs, batch_tokens)
     return verifier_reward
 
-# %% ../nbs/05c_reward.ipynb #bdd087ed
+# %% ../nbs/05c_reward.ipynb #70fd1dd0
 @functools.lru_cache(maxsize=1)
 def default_verifier()->Verifier:
     "The verifier in the box, loaded once in a process. Raises `VerifierError` when its adapter is not there."
     return Verifier.from_pretrained("default")
 
-# %% ../nbs/05c_reward.ipynb #0cbc9ee5
 def reward(prompts=None, completions=None, **columns)->list:  # of floats from 0 to 1
     "A reward function for TRL with the verifier in the box and the column `question`."
     return make_reward()(prompts=prompts, completions=completions, **columns)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'label_loss', 'Probabilities', 'label_log_softmax', 'probabilities',
-           'Budget', 'label_log_probs', 'switchable', 'fold', 'read_calibration', 'Verifier']
+           'Budget', 'label_log_probs', 'PlainLora', 'read_plain_lora', 'switchable', 'fold', 'read_calibration',
+           'Verifier']
 
-# %% ../nbs/05b_scoring.ipynb #fd7ddb7b
+# %% ../nbs/05b_scoring.ipynb #43bdce95
 import itertools, math, sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 
-# %% ../nbs/05b_scoring.ipynb #0d0e7979
+# %% ../nbs/05b_scoring.ipynb #b616716d
 def label_logits(
     model,  # with or without adapter
     batch,  # what `collate` made
@@ -31,13 +33,23 @@ def label_logits(
     device = base_of(model).device
     ids, positions = batch["input_ids"].to(device), batch["position_ids"].to(device)
     if "segments" not in batch:
-        return model(input_ids=ids, attention_mask=batch["attention_mask"].to(device), position_ids=positions, logits_to_keep=1, use_cache=False).logits[:, -1]
+        mask = batch["attention_mask"].to(device)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False)
+        return out.logits[:, -1]
     kernel = prepare_attention(model)
-    return model(input_ids=ids, position_ids=positions, positions=positions, segments=batch["segments"].to(device), kernel=kernel, use_cache=False,
-                 attention_mask=torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device),  # four dimensions: transformers makes no mask of its own
-                 logits_to_keep=batch["label_positions"].to(device)).logits[0]
+    no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device)  # four dimensions: transformers makes no mask of its own
+    out = model(input_ids=ids, position_ids=positions, positions=positions, segments=batch["segments"].to(device),
+                kernel=kernel, use_cache=False, attention_mask=no_mask,
+                logits_to_keep=batch["label_positions"].to(device))
+    return out.logits[0]
 
-# %% ../nbs/05b_scoring.ipynb #6927b0fb
+# %% ../nbs/05b_scoring.ipynb #3f43e836
+def _places(segments, leaf):
+    "Where in a flat batch the tokens of a sample stand, from its first to its last; `leaf` is the node it ends in."
+    ends = np.cumsum(segments.lengths)
+    nodes = [np.arange(ends[j] - segments.lengths[j], ends[j]) for j in segments.paths[leaf]]
+    return np.concatenate(nodes)
+
 def logits_at(
     model,
     samples,  # dicts with input_ids
@@ -46,12 +58,12 @@ def logits_at(
 )->torch.Tensor:  # [positions of all samples, vocabulary]
     "Logits at any positions of a batch, sample after sample; a shared beginning is computed once here too."
     batch = collate(samples, layout)
-    segments, ends = batch["segments"], np.cumsum(batch["segments"].lengths)
-    leaf = np.searchsorted(ends, batch["label_positions"], side="right")  # the node that holds each sample's last token
-    places = [np.concatenate([np.arange(ends[j] - segments.lengths[j], ends[j]) for j in segments.paths[n]])[some] for n, some in zip(leaf, positions)]
-    return label_logits(model, {**batch, "label_positions": torch.from_numpy(np.concatenate(places))})
+    segments = batch["segments"]
+    leaves = np.searchsorted(np.cumsum(segments.lengths), batch["label_positions"], side="right")  # each sample's last node
+    wanted = [_places(segments, leaf)[some] for leaf, some in zip(leaves, positions)]
+    return label_logits(model, {**batch, "label_positions": torch.from_numpy(np.concatenate(wanted))})
 
-# %% ../nbs/05b_scoring.ipynb #cbbe7443
+# %% ../nbs/05b_scoring.ipynb #c241a05c
 def label_loss(
     model,
     batch,  # with targets
@@ -60,7 +72,8 @@ def label_loss(
     "Cross entropy of the label over the full vocabulary, summed and divided by the step's samples."
     logits = label_logits(model, batch).float()
     targets = batch["targets"].to(logits.device)
-    return F.cross_entropy(logits, targets, reduction="sum")/(samples or len(targets)), logits
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    return total/(samples or len(targets)), logits
 
 # %% ../nbs/05b_scoring.ipynb #67ac0b37
 class Probabilities(NamedTuple):
@@ -70,43 +83,63 @@ class Probabilities(NamedTuple):
     label_mass: torch.Tensor
     p_flawed: torch.Tensor
 
-# %% ../nbs/05b_scoring.ipynb #227aaa36
+# %% ../nbs/05b_scoring.ipynb #f66e69c2
 def label_log_softmax(
     logits,  # [samples, vocabulary]
     id0:int, id1:int,  # token ids of the labels
 )->torch.Tensor:  # [samples, 2], float64: log p(0), log p(1) over the full vocabulary
     "Logarithms of the two labels' probabilities."
-    return logits[:, [id0, id1]].double() - torch.logsumexp(logits.float(), 1, keepdim=True).double()
+    total = torch.logsumexp(logits.float(), 1, keepdim=True)
+    return logits[:, [id0, id1]].double() - total.double()
 
-# %% ../nbs/05b_scoring.ipynb #ee08d100
+def _from_logs(logs):
+    "Probabilities from the logarithms [samples, 2] of the labels' probabilities."
+    p0, p1 = logs[:, 0].exp(), logs[:, 1].exp()
+    log_odds = logs[:, 1] - logs[:, 0]
+    return Probabilities(p0, p1, p0 + p1, torch.sigmoid(log_odds))
+
 def probabilities(logits, id0:int, id1:int)->Probabilities:
     "Probabilities of the two labels over the full vocabulary, and P(flawed)."
     return _from_logs(label_log_softmax(logits, id0, id1))
 
-# %% ../nbs/05b_scoring.ipynb #54ae24e0
-def _from_logs(logs):
-    p0, p1 = logs[:, 0].exp(), logs[:, 1].exp()
-    return Probabilities(p0, p1, p0 + p1, torch.sigmoid(logs[:, 1] - logs[:, 0]))
-
-# %% ../nbs/05b_scoring.ipynb #573d7d48
+# %% ../nbs/05b_scoring.ipynb #eb3e190e
 _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 class Budget:
     "Tokens in a batch; halved when memory runs out."
     def __init__(self, tokens:int): self.tokens, self.halved = tokens, 0
+
     def halve(self, rows:int):
         "After running out of memory. Raises `VerifierError` when one sample alone does not fit."
-        if rows == 1: raise VerifierError("one sample alone does not fit into the GPU's memory", "scoring", "use quantization: nf4, or a smaller data.max_length")
-        self.tokens, self.halved = max(self.tokens//2, 64), self.halved + 1
+        if rows == 1:
+            what = "one sample alone does not fit into the GPU's memory"
+            raise VerifierError(what, "scoring", "use quantization: nf4, or a smaller data.max_length")
+        self.tokens = max(self.tokens//2, 64)
+        self.halved += 1
         torch.cuda.empty_cache()
 
-# %% ../nbs/05b_scoring.ipynb #bf36aa6b
+# %% ../nbs/05b_scoring.ipynb #3fa16179
 def _try_rows(model, samples, label_tokens, layout, pad_id):
     "Log probabilities of a batch, still on its device, or None when memory ran out."
-    try: return label_log_softmax(label_logits(model, collate(samples, layout, pad_id, bucket=bucket_of(model))), *label_tokens)
+    batch = collate(samples, layout, pad_id, bucket=bucket_of(model))
+    try: return label_log_softmax(label_logits(model, batch), *label_tokens)
     except _OUT_OF_MEMORY: return None
 
-# %% ../nbs/05b_scoring.ipynb #72db5289
+def _score_batches(model, samples, label_tokens, budget, layout, pad_id):  # yields (numbers of samples, log probabilities)
+    "Score batch after batch; what does not fit is cut anew, with all that is left."
+    todo = deque(batches(samples, budget.tokens, layout))
+    while todo:
+        rows = todo.popleft()
+        logs = _try_rows(model, [samples[i] for i in rows], label_tokens, layout, pad_id)
+        if logs is not None:
+            yield rows, logs
+            continue
+        budget.halve(len(rows))
+        rest = rows + [i for later in todo for i in later]
+        cut = batches([samples[i] for i in rest], budget.tokens, layout)
+        todo = deque([rest[i] for i in some] for some in cut)
+
+# %% ../nbs/05b_scoring.ipynb #e0a76b53
 @torch.no_grad()
 def label_log_probs(
     model,
@@ -118,47 +151,87 @@ def label_log_probs(
 )->np.ndarray:  # [samples, 2], float64
     "Log p(0) and log p(1) of each sample, in the order given."
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens)
-    layout, samples, was = pick_layout(model, layout), list(samples), model.training
+    layout, samples = pick_layout(model, layout), list(samples)
+    out = np.empty((len(samples), 2))
+    was_training = model.training
     model.eval()
-    out, todo, running = np.empty((len(samples), 2)), batches(samples, budget.tokens, layout)[::-1], None
-    while todo or running:
-        done, running = running, None
-        if todo:
-            rows = todo.pop()
-            logs = _try_rows(model, [samples[i] for i in rows], label_tokens, layout, pad_id)
-            if logs is not None: running = rows, logs
-            else:
-                budget.halve(len(rows))
-                rest = rows + [i for b in reversed(todo) for i in b]
-                todo = [[rest[i] for i in b] for b in batches([samples[i] for i in rest], budget.tokens, layout)][::-1]
-        if done: out[done[0]] = done[1].cpu().numpy()
-    model.train(was)
+    on_device = None  # the batch before
+    for scored in _score_batches(model, samples, label_tokens, budget, layout, pad_id):
+        if on_device: _fetch(on_device, out)
+        on_device = scored
+    if on_device: _fetch(on_device, out)
+    model.train(was_training)
     return out
 
-# %% ../nbs/05b_scoring.ipynb #13630078
-_PLAIN = {"peft_type": "LORA", "bias": "none", "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # what a plain adapter may say; None: anything
+def _fetch(scored, out):
+    "Write a batch's numbers into the rows of its samples."
+    rows, logs = scored
+    out[rows] = logs.cpu().numpy()
 
-_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout", "init_lora_weights", "megatron_core", "auto_mapping", "qalora_group_size", "exclude_modules"}
+# %% ../nbs/05b_scoring.ipynb #e1d6a702
+_PLAIN = {"peft_type": "LORA", "bias": "none",  # what a plain adapter says
+          "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # None: it may say anything
 
-FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
+_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout", "init_lora_weights",
+             "megatron_core", "auto_mapping", "qalora_group_size", "exclude_modules"}  # changes nothing in scoring
 
-def _pairs(
+def _is_known(key, value):
+    "Whether an entry of adapter_config.json says nothing that folding does not know."
+    if key in _HARMLESS: return True
+    if key in _PLAIN: return _PLAIN[key] in (None, value)
+    return value in (None, False, {}, [])
+
+def _is_plain(
+    said:dict,  # adapter_config.json
+)->bool:
+    "Whether an adapter is LoRA on named matrices, and nothing more."
+    all_known = all(_is_known(key, value) for key, value in said.items())
+    return all_known and isinstance(said.get("target_modules"), list)
+
+# %% ../nbs/05b_scoring.ipynb #81caa578
+class PlainLora(NamedTuple):
+    "A plain LoRA adapter, read into memory."
+    pairs: dict  # matrix's name -> (A, B)
+    scale: float  # of B A
+
+def _read_parts(folder):
+    "The tensors of an adapter's folder by the matrix they belong to: {name: {\"A.weight\": A, \"B.weight\": B}}."
+    from safetensors.torch import load_file
+    found = {}
+    for name, tensor in load_file(Path(folder)/"adapter_model.safetensors").items():
+        matrix, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        found.setdefault(matrix, {})[part] = tensor.float()
+    return found
+
+def _targets(model, names):
+    "The linear layers that an adapter's `target_modules` mean."
+    def is_meant(layer): return any(f".{layer}".endswith(f".{name}") for name in names)
+    return {layer: m.weight for layer, m in model.named_modules() if isinstance(m, nn.Linear) and is_meant(layer)}
+
+# %% ../nbs/05b_scoring.ipynb #c6db1cb2
+def _fits(
+    found:dict,  # what `_read_parts` gives
+    wanted:dict,  # {matrix's name: the base's weight}
+)->bool:
+    "Whether there is an A and a B of the right shape for every matrix, and for no other."
+    if set(found) != set(wanted): return False
+    for name, parts in found.items():
+        if set(parts) != {"A.weight", "B.weight"}: return False
+        rows, columns = parts["B.weight"].shape[0], parts["A.weight"].shape[1]
+        if (rows, columns) != tuple(wanted[name].shape): return False
+    return True
+
+def read_plain_lora(
     model,
     folder,  # an adapter's folder
-):  # -> {matrix's name: (A, B)} and the scale, or None when the adapter is not plain LoRA on matrices of this model
+):  # -> PlainLora, or None when the adapter is not plain LoRA on matrices of this model
     "Read a plain LoRA adapter."
-    from safetensors.torch import load_file
     said = files.read_json(Path(folder)/"adapter_config.json")
-    odd = [k for k, v in said.items() if k not in _HARMLESS and ((v not in (None, False, {}, [])) if k not in _PLAIN else _PLAIN[k] not in (None, v))]
-    if odd or not isinstance(said.get("target_modules"), list): return None
-    found, parts = {}, load_file(Path(folder)/"adapter_model.safetensors")
-    for name, tensor in parts.items():
-        place, part, _ = name.removeprefix("base_model.model.").rpartition(".lora_")[::2] + ("",)
-        found.setdefault(place, {})[part] = tensor.float()
-    wanted = {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and any(f".{name}".endswith(f".{t}") for t in said["target_modules"])}
-    fits = set(found) == set(wanted) and all(set(ab) == {"A.weight", "B.weight"} for ab in found.values())
-    if not fits or any((ab["B.weight"].shape[0], ab["A.weight"].shape[1]) != tuple(wanted[name].shape) for name, ab in found.items()): return None
-    return {name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, said["lora_alpha"]/(math.sqrt(said["r"]) if said.get("use_rslora") else said["r"])
+    if not _is_plain(said): return None
+    found = _read_parts(folder)
+    if not _fits(found, _targets(model, said["target_modules"])): return None
+    rank = math.sqrt(said["r"]) if said.get("use_rslora") else said["r"]  # rank-stabilised LoRA: Kalajdzievski, 2023
+    return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, said["lora_alpha"]/rank)
 
 # %% ../nbs/05b_scoring.ipynb #ee8e2588
 def switchable(
@@ -177,35 +250,70 @@ def switchable(
     model.disable_adapter = disable_adapter
     return model
 
-# %% ../nbs/05b_scoring.ipynb #0b8fed73
+# %% ../nbs/05b_scoring.ipynb #1dfb48ed
+FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
+
 def fold(
     model,  # a base in float32
     folder,  # an adapter's folder
 )->bool:  # False: nothing was changed, load it with peft
     "Add a plain LoRA adapter into its base's matrices; `model.disable_adapter()` brings the base back for a while."
     if model.dtype != torch.float32 or getattr(model, "is_quantized", False): return False
-    if (read := _pairs(model, folder)) is None: return False
-    (pairs, scale), weights = read, dict(model.named_parameters())
-    if sum(4*weights[f"{n}.weight"].numel() for n in pairs) > FOLD_LIMIT: return False
+    lora = read_plain_lora(model, folder)
+    if lora is None: return False
+    weights = dict(model.named_parameters())
+    held_twice = sum(4*weights[f"{name}.weight"].numel() for name in lora.pairs)
+    if held_twice > FOLD_LIMIT: return False
     base = {}
-    for name, (a, b) in pairs.items():
+    for name, (a, b) in lora.pairs.items():
         w = weights[f"{name}.weight"]
-        base[f"{name}.weight"], w.data = w.data, torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=scale)
+        base[f"{name}.weight"] = w.data
+        w.data = torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=lora.scale)
     switchable(model, base)
     return True
 
-# %% ../nbs/05b_scoring.ipynb #f21e1c95
+# %% ../nbs/05b_scoring.ipynb #2d14c41b
 def read_calibration(*folders)->dict:
     "`calibration.json` of the first folder that has one, or nothing."
     for folder in folders:
         if folder and (Path(folder)/"calibration.json").exists(): return files.read_json(Path(folder)/"calibration.json")
     return {}
 
-# %% ../nbs/05b_scoring.ipynb #2028ca62
 _FITTED = ("temperature", "bias", "threshold", "isotonic")  # what a Verifier takes from calibration.json
 
-class Verifier:
-    "Scores worked solutions: the probability that a solution is flawed."
+def _only(known, names):
+    "The entries of a dictionary that have one of these names."
+    return {k: v for k, v in known.items() if k in names}
+
+# %% ../nbs/05b_scoring.ipynb #4197116c
+def _box(): return setup.find_shared("models")/"default"  # the adapter that comes with the project
+
+def _base_and_adapter(base, adapter):  # -> (base model, adapter's folder or None)
+    "What `from_pretrained` is given, told apart: its `base` may be an adapter's folder."
+    folder = _box() if base == "default" else Path(base).expanduser()
+    if adapter is None and (folder/"adapter_config.json").exists():
+        return files.read_json(folder/"adapter_config.json")["base_model_name_or_path"], folder
+    return base, _box() if adapter == "default" else adapter
+
+def _load_folded(settings, adapter):
+    "A base model with its adapter, folded in where that can be."
+    net = model_.load_base(settings)
+    if adapter is None or fold(net, model_.check_adapter(adapter, settings.base)): return net
+    return model_.load_adapter(net, adapter)
+
+def _load_trained(run, merged):
+    "The model that a run trained. Raises `VerifierError` when it has not been trained."
+    settings = run.config.model
+    if run.config.training.trainable == "lora":
+        if merged: return model_.merge_adapter(settings, run.adapter)
+        return model_.load_adapter(model_.load_base(settings), run.adapter)
+    if not (run.merged/"config.json").exists():
+        raise VerifierError("this run has no trained model", run.merged, "run its training stage first")
+    return model_.load_base(settings.model_copy(update={"base": str(run.merged), "quantization": "none"}))
+
+# %% ../nbs/05b_scoring.ipynb #7b9926a4
+class _Judge:
+    "A model and its tokenizer, with what was fitted on validation."
     def __init__(self,
         model,  # a causal language model, with or without adapter
         tokenizer,
@@ -217,47 +325,12 @@ class Verifier:
         layout:str="auto",  # auto | padded | flat | shared
         bias:float=0.0,  # is added to the divided log odds; fitted on validation by Platt scaling
     ):
-        self.model, self.tokenizer, self.temperature, self.bias, self.threshold, self.isotonic = model.eval(), tokenizer, float(temperature), float(bias), float(threshold), isotonic
-        self.max_length, self.marks, self.layout, self.label_tokens, self.budget = max_length, marks, pick_layout(model, layout), prompt.label_ids(tokenizer), None
-        self.calibration = {"temperature": self.temperature, "bias": self.bias, "threshold": self.threshold, "isotonic": isotonic}  # from_run and from_pretrained put in all of calibration.json
-
-    @classmethod
-    def from_run(cls,
-        run,  # a Run, or its report folder
-        merged:bool=False,  # add the adapter into the 16-bit base first
-        **kwargs,
-    ):
-        "The verifier that a run trained. Raises `VerifierError` when it has not been trained."
-        from verifier_nb.folders import open_run
-        run = run if isinstance(run, Run) else open_run(run)
-        cfg, m = run.config, run.config.model
-        if cfg.training.trainable != "lora":
-            if not (run.merged/"config.json").exists(): raise VerifierError("this run has no trained model", run.merged, "run its training stage first")
-            net = model_.load_base(m.model_copy(update={"base": str(run.merged), "quantization": "none"}))
-        else: net = model_.merge_adapter(m, run.adapter) if merged else model_.load_adapter(model_.load_base(m), run.adapter)
-        known = read_calibration(run.adapter, run.merged, run.reports)
-        found = {k: v for k, v in known.items() if k in _FITTED}
-        return cls(net, prompt.load_tokenizer(m.base, m.revision), **{"max_length": cfg.data.max_length, "marks": cfg.data.marks, **found, **kwargs})._with(known)
-
-    @classmethod
-    def from_pretrained(cls,
-        base:str="default",  # a base model, or an adapter's folder, or "default" for the one in the box
-        adapter=None,  # the adapter's folder; none: the base alone, untrained for this task
-        revision:str=None,
-        device:str="auto",
-        quantization:str="none",
-        **kwargs,
-    ):
-        "A verifier from a base model and an adapter, which is folded into the base where `fold` can. Raises `VerifierError`."
-        folder = setup.find_shared("models")/"default" if base == "default" else Path(base).expanduser()
-        if adapter is None and (folder/"adapter_config.json").exists(): base, adapter = files.read_json(folder/"adapter_config.json")["base_model_name_or_path"], folder
-        elif adapter == "default": adapter = setup.find_shared("models")/"default"
-        settings = ModelSettings(base=str(base), revision=revision, device=device, quantization=quantization)
-        net = model_.load_base(settings)
-        if adapter is not None and not fold(net, model_.check_adapter(adapter, settings.base)): net = model_.load_adapter(net, adapter)
-        known = read_calibration(adapter)
-        found = {k: v for k, v in known.items() if k in (*_FITTED, "marks", "max_length")}
-        return cls(net, prompt.load_tokenizer(settings.base, revision), **{**found, **kwargs})._with(known)
+        self.model, self.tokenizer, self.label_tokens = model.eval(), tokenizer, prompt.label_ids(tokenizer)
+        self.temperature, self.bias, self.isotonic = float(temperature), float(bias), isotonic
+        self.threshold, self.max_length, self.marks = threshold, max_length, marks
+        self.layout, self.budget = pick_layout(model, layout), None
+        # from_run and from_pretrained put in all of calibration.json
+        self.calibration = {"temperature": self.temperature, "bias": self.bias, "threshold": self.threshold, "isotonic": isotonic}
 
     def _with(self, known):
         "The same verifier, with all that calibration.json says."
@@ -269,22 +342,74 @@ class Verifier:
         p = 1/(1 + np.exp(-np.clip(np.asarray(log_odds, float)/self.temperature + self.bias, -700, 700)))
         return np.interp(1/(1 + np.exp(-np.clip(log_odds, -700, 700))), self.isotonic["x"], self.isotonic["y"]) if self.isotonic else p
 
-    def sample(self, question:str, solution:str)->dict:
-        "One prompt as the engine wants it. Raises `VerifierError` when the solution alone is too long."
-        made = prompt.encode(self.tokenizer, str(question), str(solution), max_length=self.max_length, marks=self.marks)
-        if made is None: raise VerifierError(f"this solution does not fit into {self.max_length} tokens", "Verifier.score", "give a larger max_length")
-        return {"input_ids": made["input_ids"], "group": question}
+    def _encode(self, question, solution):
+        "The prompt's parts, or None when the solution alone is too long."
+        return prompt.encode(self.tokenizer, str(question), str(solution), max_length=self.max_length, marks=self.marks)
 
     def fits(self, question:str, solution:str)->bool:
         "Whether a solution is short enough to be read whole."
-        return prompt.encode(self.tokenizer, str(question), str(solution), max_length=self.max_length, marks=self.marks) is not None
+        return self._encode(question, solution) is not None
+
+    def sample(self, question:str, solution:str)->dict:
+        "One prompt as the engine wants it. Raises `VerifierError` when the solution alone is too long."
+        made = self._encode(question, solution)
+        if made is None:
+            what = f"this solution does not fit into {self.max_length} tokens"
+            raise VerifierError(what, "Verifier.score", "give a larger max_length")
+        return {"input_ids": made["input_ids"], "group": question}
 
     def _frame(self, logs):
         "The result's columns from log probabilities."
-        p, odds = _from_logs(torch.from_numpy(logs)), logs[:, 1] - logs[:, 0]
-        calibrated = self.calibrate(odds)
-        return pd.DataFrame({**{k: getattr(p, k).numpy() for k in ("prob_0", "prob_1", "label_mass", "p_flawed")}, "p_calibrated": calibrated,
-                             "verdict": np.where(calibrated >= self.threshold, "flawed", "correct")})
+        p = _from_logs(torch.from_numpy(logs))
+        calibrated = self.calibrate(logs[:, 1] - logs[:, 0])
+        columns = {name: getattr(p, name).numpy() for name in ("prob_0", "prob_1", "label_mass", "p_flawed")}
+        verdict = np.where(calibrated >= self.threshold, "flawed", "correct")
+        return pd.DataFrame({**columns, "p_calibrated": calibrated, "verdict": verdict})
+
+# %% ../nbs/05b_scoring.ipynb #bf144f64
+def _zip(problems, solutions):
+    "Pairs, with an error of our kind when one side is longer."
+    end = object()
+    for question, solution in itertools.zip_longest(problems, solutions, fillvalue=end):
+        if question is end or solution is end:
+            what = "there are not as many solutions as problems"
+            raise VerifierError(what, "Verifier.score", "give one problem for each solution")
+        yield question, solution
+
+# %% ../nbs/05b_scoring.ipynb #da81d3c7
+class Verifier(_Judge):
+    "Scores worked solutions: the probability that a solution is flawed."
+    @classmethod
+    def from_run(cls,
+        run,  # a Run, or its report folder
+        merged:bool=False,  # add the adapter into the 16-bit base first
+        **kwargs,
+    ):
+        "The verifier that a run trained. Raises `VerifierError` when it has not been trained."
+        from verifier_nb.folders import open_run
+        run = run if isinstance(run, Run) else open_run(run)
+        net, m = _load_trained(run, merged), run.config.model
+        trained_with = {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
+        known = read_calibration(run.adapter, run.merged, run.reports)
+        settings = {**trained_with, **_only(known, _FITTED), **kwargs}
+        return cls(net, prompt.load_tokenizer(m.base, m.revision), **settings)._with(known)
+
+    @classmethod
+    def from_pretrained(cls,
+        base:str="default",  # a base model, or an adapter's folder, or "default" for the one in the box
+        adapter=None,  # the adapter's folder; none: the base alone, untrained for this task
+        revision:str=None,
+        device:str="auto",
+        quantization:str="none",
+        **kwargs,
+    ):
+        "A verifier from a base model and an adapter, which is folded into the base where `fold` can. Raises `VerifierError`."
+        base, adapter = _base_and_adapter(base, adapter)
+        model = ModelSettings(base=str(base), revision=revision, device=device, quantization=quantization)
+        net = _load_folded(model, adapter)
+        known = read_calibration(adapter)
+        settings = {**_only(known, (*_FITTED, "marks", "max_length")), **kwargs}
+        return cls(net, prompt.load_tokenizer(model.base, revision), **settings)._with(known)
 
     def stream(self,
         pairs,  # iterable of (question, solution)
@@ -294,13 +419,14 @@ class Verifier:
         "Score an endless iterable in constant memory: yields a data frame for each window."
         if self.budget is None or not self.budget.halved: self.budget = Budget(batch_tokens)
         self.budget.tokens = min(self.budget.tokens, batch_tokens)
-        pairs = iter(pairs)
-        def read(): return [self.sample(q, s) for q, s in rows] if (rows := list(itertools.islice(pairs, window))) else []
+        pairs, pad_id = iter(pairs), self.tokenizer.pad_token_id
+        def read(): return [self.sample(q, s) for q, s in itertools.islice(pairs, window)]
         with ThreadPoolExecutor(1) as reader:  # tokenises the next window while this one is scored
             samples = read()
             while samples:
                 coming = reader.submit(read)
-                yield self._frame(label_log_probs(self.model, samples, self.label_tokens, self.budget, self.layout, self.tokenizer.pad_token_id))
+                logs = label_log_probs(self.model, samples, self.label_tokens, self.budget, self.layout, pad_id)
+                yield self._frame(logs)
                 samples = coming.result()
 
     def score(self,
@@ -313,8 +439,11 @@ class Verifier:
         from tqdm.auto import tqdm
         total = len(problems) if hasattr(problems, "__len__") else None
         show = sys.stderr.isatty() if progress is None else progress
+        frames = []
         with tqdm(total=total, unit=" rows", disable=not show, desc="scoring") as bar:
-            frames = [f for f in self.stream(_zip(problems, solutions), batch_tokens) if bar.update(len(f)) or True]
+            for frame in self.stream(_zip(problems, solutions), batch_tokens):
+                frames.append(frame)
+                bar.update(len(frame))
         return pd.concat(frames, ignore_index=True) if frames else self._frame(np.empty((0, 2)))
 
     def rank(self,
@@ -323,20 +452,15 @@ class Verifier:
         batch_tokens:int=16384,
     )->pd.DataFrame:  # as `score`, with `rank`: 1 for the solution that is most likely correct
         "Which of several solutions to trust; the question is computed once."
-        out = self.score(itertools.repeat(question, len(solutions)), solutions, batch_tokens, progress=False)
-        return out.assign(rank=out.p_flawed.rank(method="first").astype(int)) if len(out) else out.assign(rank=[])
+        questions = itertools.repeat(question, len(solutions))
+        out = self.score(questions, solutions, batch_tokens, progress=False)
+        if out.empty: return out.assign(rank=[])
+        return out.assign(rank=out.p_flawed.rank(method="first").astype(int))
 
-# %% ../nbs/05b_scoring.ipynb #e518ac04
-def _zip(problems, solutions):
-    "Pairs, with an error of our kind when one side is longer."
-    end = object()
-    for q, s in itertools.zip_longest(problems, solutions, fillvalue=end):
-        if q is end or s is end: raise VerifierError("there are not as many solutions as problems", "Verifier.score", "give one problem for each solution")
-        yield q, s
-
-# %% ../nbs/05b_scoring.ipynb #30aead17
+# %% ../nbs/05b_scoring.ipynb #665481e1
 def __getattr__(name):
     "`scoring.reward` and `scoring.make_reward`, from the module where they stand now."
     import importlib
-    if name not in ("reward", "make_reward"): raise AttributeError(f"module 'verifier_nb.scoring' has no attribute {name!r}")
+    if name not in ("reward", "make_reward"):
+        raise AttributeError(f"module 'verifier_nb.scoring' has no attribute {name!r}")
     return getattr(importlib.import_module("verifier_nb.reward"), name)
