@@ -3,7 +3,7 @@ import json, math, shutil, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from scipy import stats
-from verifier_nb import files, metrics as metrics_, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
+from verifier_nb import files, metrics as metrics_, probability, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
 
 from fake_run import make_run
 
@@ -59,6 +59,33 @@ def test_the_verdict_is_that_of_the_calibrated_probability():
     decided = calibration_.decide(frame, {"temperature": 2.0, "threshold": 0.7})
     assert decided.p_calibrated[0] == pytest.approx(2/3) and decided.predicted_label[0] == 0 and decided.p_flawed[0] == 0.8
     assert calibration_.decide(frame, {"temperature": 2.0, "bias": -math.log(4), "threshold": 0.3}).p_calibrated[0] == pytest.approx(1/3)
+
+def test_one_calibration_wherever_it_is_applied():
+    """Log odds of 40 at a temperature of 10 are 4, so P = 0.982: for the verifier that scores, and for rows in a file.
+    Their P(flawed) is 1; only the two labels' probabilities still tell 40 from 27.6."""
+    from verifier_nb import scoring
+    fitted = {"temperature": 10.0, "threshold": 0.5}
+    rare = math.exp(-40)
+    frame = table((1, 1, 1/(1 + rare), rare, 1.0), (1, 0, rare, 1.0, rare), columns="index true_label p_flawed prob_0 prob_1")
+    verifier = scoring.Verifier.__new__(scoring.Verifier)
+    verifier.temperature, verifier.bias, verifier.isotonic = 10.0, 0.0, None
+    assert calibration_.decide(frame, fitted).p_calibrated.tolist() == pytest.approx([0.98201, 0.01799], abs=1e-5)
+    assert verifier.calibrate(np.array([40.0, -40.0])) == pytest.approx([0.98201, 0.01799], abs=1e-5)
+
+def test_no_log_odds_are_infinite():
+    "Not even where a label has no probability at all; where both have none the odds are even."
+    frame = table((1, 1, 1.0, 0.0, 1.0), (1, 0, 0.0, 1.0, 0.0), (2, 1, 0.5, 0.0, 0.0), columns="index true_label p_flawed prob_0 prob_1")
+    assert calibration_.decide(frame, {"temperature": 100.0}).p_calibrated.tolist() == pytest.approx([1/(1 + math.exp(-7)), 1/(1 + math.exp(7)), 0.5])
+    assert math.isfinite(calibration_.fit_calibration(frame)["temperature"])
+
+def test_a_calibration_is_read_as_it_was_written():
+    "Every method's; what calibration.json holds for others is left out."
+    frame = metrics_.simulate(100, temperature=3)
+    for method in ("temperature", "platt", "isotonic", "none"):
+        written = json.loads(json.dumps(calibration_.fit_calibration(frame, method)))
+        read = probability.Calibration.from_json(written | {"marks": True, "baselines": {}})
+        assert read.to_json() == written and read.method == method
+        assert ("bias" in written, "isotonic" in written) == (method == "platt", method == "isotonic")
 
 RANKED = table((1, 0, 0.2), (1, 0, 0.5), (2, 1, 0.5), (2, 1, 0.8))
 

@@ -7,7 +7,7 @@ __all__ = ['LATER', 'as_predictions', 'counts', 'summarise_predictions', 'beside
            'score_split', 'add_baselines', 'add_raw', 'add_columns', 'fit_baselines', 'untouched', 'prompt_settings',
            'merge_check', 'merge_summary', 'report_text', 'run_stage', 'write_summary', 'recompute']
 
-# %% ../nbs/07_evaluation.ipynb #52164391
+# %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
 import numpy as np, pandas as pd
 from .setup import seed_everything
@@ -16,7 +16,7 @@ from .metrics import COLUMNS, ScoredRows, as_rows, bootstrap, by_type, differenc
 from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
 from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
 
-# %% ../nbs/07_evaluation.ipynb #da756b8b
+# %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
 
 def as_predictions(
@@ -36,12 +36,12 @@ def as_predictions(
     out["source"], out["subtype"] = pick("source", "unknown"), pick("subtype", "")
     return decide(out, {})[COLUMNS + LATER]
 
-# %% ../nbs/07_evaluation.ipynb #6af9562a
+# %% ../nbs/07_evaluation.ipynb #8e95e6cb
 def counts(frame:pd.DataFrame)->dict:
     "Rows, problems and rows of each class."
     return {"rows": len(frame), "problems": int(frame["index"].nunique()), "correct": int((frame.true_label == 0).sum()), "flawed": int((frame.true_label == 1).sum())}
 
-# %% ../nbs/07_evaluation.ipynb #ab25ff08
+# %% ../nbs/07_evaluation.ipynb #ae802757
 def summarise_predictions(
     test:pd.DataFrame,  # predictions with p_calibrated and the baselines' columns
     calibration:dict,
@@ -57,7 +57,7 @@ def summarise_predictions(
     out["baselines"] = {k: beside(out, draws, as_rows(test, f"p_{k}", line["threshold"]), resamples, seed) for k, line in calibration.get("baselines", {}).items() if f"p_{k}" in test}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #512ababf
+# %% ../nbs/07_evaluation.ipynb #fdfbf57e
 def beside(own:dict, draws:dict, rows:ScoredRows, resamples:int, seed:int)->dict:
     "A baseline's metrics, and the verifier's gain over it on the same resampled problems."
     theirs = bootstrap(rows, resamples, seed, ("counts", "ranking", "calibration"))
@@ -65,13 +65,13 @@ def beside(own:dict, draws:dict, rows:ScoredRows, resamples:int, seed:int)->dict
     out["gain"] = {k: difference(own[k], out[k], draws[k] - theirs[k]) for k in ("accuracy", "auroc") if own[k] is not None and out[k] is not None}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #dd3bc16a
+# %% ../nbs/07_evaluation.ipynb #7edd3f9f
 def train_if_missing(run):
     "Train first when this stage is run alone."
     from verifier_nb import training
     if not (run.adapter.exists() or run.merged.exists()): training.run_stage(run)
 
-# %% ../nbs/07_evaluation.ipynb #0fa5d672
+# %% ../nbs/07_evaluation.ipynb #0462a880
 def scored_rows(
     run,  # Run
     split:str,  # validation | test
@@ -85,14 +85,14 @@ def scored_rows(
     sizes = index.value_counts().loc[drawn].to_numpy()
     return rows.select(np.flatnonzero(index.isin(drawn[np.cumsum(sizes) - sizes < limit])))
 
-# %% ../nbs/07_evaluation.ipynb #a359ab00
+# %% ../nbs/07_evaluation.ipynb #14897997
 def score_split(run, verifier, split:str)->pd.DataFrame:
     "Predictions of a split, in its order."
     rows = scored_rows(run, split)
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=run.config.evaluation.batch_tokens)
     return as_predictions(rows, scores, split)
 
-# %% ../nbs/07_evaluation.ipynb #2a12b8b2
+# %% ../nbs/07_evaluation.ipynb #2d6620da
 def add_baselines(
     run, verifier, frames:dict,  # split -> predictions; columns are added
     calibration:dict,  # gets "baselines": name -> threshold and weights
@@ -111,7 +111,7 @@ def add_baselines(
     calibration["baselines"] = {k: {"threshold": 0.5} for k in ("majority", "checker", "surface") if f"p_{k}" in frames["test"]}
     fit_baselines(frames, calibration, cfg)
 
-# %% ../nbs/07_evaluation.ipynb #6e7b92af
+# %% ../nbs/07_evaluation.ipynb #dd006f7a
 def add_raw(frame, verifier, problems, solutions, batch_tokens):
     "What checker and base model say, before anything is fitted."
     frame[["equations", "false_equations", "p_checker"]] = checker_scores(solutions).to_numpy()
@@ -120,7 +120,7 @@ def add_raw(frame, verifier, problems, solutions, batch_tokens):
     frame["p_base"] = np.where(mass > 0, base.prob_1/mass.where(mass > 0, 1), 0.5)
     frame[["surprisal", "surprisal_at"]] = base[["surprisal", "surprisal_at"]].to_numpy()
 
-# %% ../nbs/07_evaluation.ipynb #33c69810
+# %% ../nbs/07_evaluation.ipynb #c7c03835
 def add_columns(frame, verifier, problems, solutions, calibration, cfg):
     "The baselines' and the hybrid's columns for rows of another set, with what was fitted before."
     add_raw(frame, verifier, problems, solutions, cfg.batch_tokens)
@@ -129,14 +129,14 @@ def add_columns(frame, verifier, problems, solutions, calibration, cfg):
     for name in ("surprisal", "hybrid"):
         if name in lines: frame[f"p_{name}"] = apply_weights(hybrid_features(frame), lines[name])
 
-# %% ../nbs/07_evaluation.ipynb #cc071e44
+# %% ../nbs/07_evaluation.ipynb #6122cad9
 def fit_baselines(frames:dict, calibration:dict, cfg):
     "Fit base model, surprisal and hybrid on validation, and add their columns; nothing happens where validation lacks a class."
     valid = frames["validation"]
     y = valid["true_label"].to_numpy(int)
     if len(set(y.tolist())) < 2: return
     lines, right = calibration["baselines"], valid["surprisal"][y == 0]
-    lines["zero_shot"] = fit_calibration(valid.assign(p_flawed=valid.p_base), cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
+    lines["zero_shot"] = fit_calibration(pd.DataFrame({"p_flawed": valid.p_base, "true_label": y}), cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
     makers = {"zero_shot": lambda f: apply_calibration(f.p_base, lines["zero_shot"])}
     for name, features in (("surprisal", lambda f: hybrid_features(f)[["surprisal"]]), ("hybrid", hybrid_features)):
         lines[name] = fit_weights(features(valid), y) | {"usual_surprisal": float(np.quantile(right, 0.95))}
@@ -145,7 +145,7 @@ def fit_baselines(frames:dict, calibration:dict, cfg):
     for frame in frames.values():
         for name, make in makers.items(): frame[f"p_{name}"] = make(frame)
 
-# %% ../nbs/07_evaluation.ipynb #63e091d8
+# %% ../nbs/07_evaluation.ipynb #ca48ded5
 def untouched(run, verifier):
     "A verifier whose base model is as it was before training: the same one when its adapter can be switched off."
     from verifier_nb import prompt, model, scoring
@@ -153,12 +153,12 @@ def untouched(run, verifier):
     m = run.config.model
     return scoring.Verifier(model.load_base(m), prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
 
-# %% ../nbs/07_evaluation.ipynb #df158174
+# %% ../nbs/07_evaluation.ipynb #7e496906
 def prompt_settings(run)->dict:
     "How a prompt of this run is made; travels with the adapter, in calibration.json."
     return {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
 
-# %% ../nbs/07_evaluation.ipynb #90bd68f8
+# %% ../nbs/07_evaluation.ipynb #80d70bfb
 def merge_check(
     run, test:pd.DataFrame,
 ):  # -> DataFrame index, true_label, p_adapter, p_merged, or None when there is nothing to merge
@@ -171,19 +171,19 @@ def merge_check(
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=run.config.evaluation.batch_tokens)
     return test.head(n)[["index", "true_label"]].assign(p_adapter=test.p_flawed.head(n), p_merged=scores["p_flawed"].to_numpy())
 
-# %% ../nbs/07_evaluation.ipynb #5be5cd13
+# %% ../nbs/07_evaluation.ipynb #c26ecff0
 def merge_summary(check:pd.DataFrame, quantization:str)->dict:
     "How far the merged model's probabilities are from the adapter's."
     apart = (check.p_adapter - check.p_merged).abs()
     return {"rows": len(check), "max_abs_difference": float(apart.max()), "mean_abs_difference": float(apart.mean()), "adapter_on": "4-bit base" if quantization == "nf4" else "16-bit or float32 base"}
 
-# %% ../nbs/07_evaluation.ipynb #2f579faa
+# %% ../nbs/07_evaluation.ipynb #c1f286cd
 def report_text(test:pd.DataFrame)->str:
     "scikit-learn's classification report of the verdicts."
     from sklearn.metrics import classification_report
     return classification_report(test.true_label, test.predicted_label, labels=[0, 1], target_names=["correct", "flawed"], digits=3, zero_division=0)
 
-# %% ../nbs/07_evaluation.ipynb #fa845e36
+# %% ../nbs/07_evaluation.ipynb #be0f99b1
 def run_stage(
     run,  # Run
 )->dict:  # what metrics.json says
@@ -206,7 +206,7 @@ def run_stage(
     if check is not None: write_csv(run.report("merge_check.csv"), check)
     return write_summary(run)
 
-# %% ../nbs/07_evaluation.ipynb #e4705761
+# %% ../nbs/07_evaluation.ipynb #afd9f4bd
 def write_summary(
     run, folder=None,  # folder with predictions.csv; default: the run's own
 )->dict:
@@ -218,7 +218,7 @@ def write_summary(
     write_json(folder/"metrics.json", out)
     return out
 
-# %% ../nbs/07_evaluation.ipynb #95fc532f
+# %% ../nbs/07_evaluation.ipynb #9f56df44
 def recompute(run, folder):  # -> what metrics.json and metrics_by_type.csv should say
     "Everything in metrics.json and metrics_by_type.csv from the CSV files, calibration.json and config alone."
     test, calibration, cfg = read_predictions(folder/"predictions.csv"), read_json(run.report("calibration.json")), run.config.evaluation

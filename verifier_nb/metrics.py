@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TYPES', 'RATES', 'read_predictions', 'simulate', 'count_metrics', 'levels_of', 'ranking_metrics',
-           'bins_of', 'bin_count', 'calibration_error', 'abstention_metrics', 'logit', 'ScoredRows', 'as_rows',
+           'bins_of', 'bin_count', 'calibration_error', 'abstention_metrics', 'ScoredRows', 'as_rows',
            'weighted_metrics', 'resample', 'bootstrap', 'explain_missing', 'ece_floor', 'ece_interval', 'interval',
            'metrics', 'show', 'difference', 'by_type']
 
-# %% ../nbs/06a_metrics.ipynb #03cc43af
+# %% ../nbs/06a_metrics.ipynb #8612aff8
 import math, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.special import expit
 from .files import VerifierError
+from .probability import logit
 
-# %% ../nbs/06a_metrics.ipynb #552925e8
+# %% ../nbs/06a_metrics.ipynb #d269cdcf
 COLUMNS = "index split true_label predicted_label prob_0 prob_1 p_flawed label_mass error_type source".split()
 
 TYPES = ("correct", "conceptual", "computational", "unknown")
@@ -33,7 +34,7 @@ def read_predictions(
     if missing: raise VerifierError(f"these columns are missing: {', '.join(missing)}", path, "give a predictions.csv written by this project, or map the columns")
     return frame
 
-# %% ../nbs/06a_metrics.ipynb #0cd124c8
+# %% ../nbs/06a_metrics.ipynb #2eca71e2
 def simulate(
     problems:int=200,  # each gives a correct and a flawed row
     signal:float=1.2,  # distance of the two classes, in standard deviations of the noise
@@ -54,13 +55,13 @@ def simulate(
     frame["p_flawed"] = frame.prob_1/frame.label_mass
     return frame[COLUMNS]
 
-# %% ../nbs/06a_metrics.ipynb #f1f148e9
+# %% ../nbs/06a_metrics.ipynb #6243b37c
 def _divide(a, b):
     "a / b, and NaN where b is zero."
     b = np.asarray(b, float)
     return np.where(b > 0, a/np.where(b > 0, b, 1), np.nan)
 
-# %% ../nbs/06a_metrics.ipynb #694c9bc6
+# %% ../nbs/06a_metrics.ipynb #1c995b35
 def count_metrics(
     n, flawed, called, found,  # rows, flawed rows, rows called flawed, flawed rows called flawed; numbers or arrays
 )->dict:
@@ -74,18 +75,18 @@ def count_metrics(
             "processbench_f1": np.where(recall + specificity == 0, 0.0, 2*recall*specificity/np.where(recall + specificity == 0, 1, recall + specificity)),
             "mcc": _divide(found*passed - false_alarms*missed, np.sqrt(np.asarray(product, float)))}
 
-# %% ../nbs/06a_metrics.ipynb #fc7c880e
+# %% ../nbs/06a_metrics.ipynb #5a30fc15
 def levels_of(score):
     "Order by rising score, and where each distinct score begins in that order."
     order = np.argsort(score, kind="stable")
     return order, np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
 
-# %% ../nbs/06a_metrics.ipynb #7f090abf
+# %% ../nbs/06a_metrics.ipynb #d3d4c2d4
 def _sum_levels(x, starts):
     "Sums of the rows that belong to one level."
     return x if len(starts) == len(x) else np.add.reduceat(x, starts, axis=0)
 
-# %% ../nbs/06a_metrics.ipynb #784bf465
+# %% ../nbs/06a_metrics.ipynb #dbd8f7a8
 def ranking_metrics(
     w,  # [rows, resamples] weights, rows in rising order of the score
     y,  # [rows] true labels in that order
@@ -99,19 +100,19 @@ def ranking_metrics(
     hit, seen = hit[::-1], (hit + miss)[::-1].cumsum(0)
     return {"auroc": auroc, "auprc": _divide((hit*hit.cumsum(0)/np.maximum(seen, 1)).sum(0), flawed)}
 
-# %% ../nbs/06a_metrics.ipynb #07aa1f67
+# %% ../nbs/06a_metrics.ipynb #e08b60de
 def bins_of(w, starts, bins):
     "The bin of every level when bins hold equal weight."
     level = _sum_levels(w, starts)
     middle = (level.cumsum(0) - level/2)/level.sum(0)
     return np.minimum((middle*bins).astype(int), bins - 1)
 
-# %% ../nbs/06a_metrics.ipynb #f8751e69
+# %% ../nbs/06a_metrics.ipynb #f6a31ce8
 def bin_count(n:int)->int:
     "15 bins, or fewer when a bin would hold less than forty rows."
     return max(1, min(15, n//40))
 
-# %% ../nbs/06a_metrics.ipynb #bc17714e
+# %% ../nbs/06a_metrics.ipynb #dc0b096f
 def calibration_error(
     w,  # [rows, resamples] weights, rows in rising order of the probability
     gap,  # [rows] or [rows, resamples] label minus probability, in that order
@@ -124,7 +125,7 @@ def calibration_error(
     total = np.bincount(place.ravel(), _sum_levels(w*(gap[:, None] if gap.ndim == 1 else gap), starts).ravel(), minlength=bins*w.shape[1]).reshape(-1, bins)
     return np.abs(total).sum(1)/w.sum(0)
 
-# %% ../nbs/06a_metrics.ipynb #e47609b0
+# %% ../nbs/06a_metrics.ipynb #7175d77c
 def abstention_metrics(
     w,  # [rows, resamples] weights, rows in falling order of the confidence
     wrong,  # [rows] 1 where the verdict is wrong, in that order
@@ -137,13 +138,7 @@ def abstention_metrics(
     risk = errors/np.maximum(seen, 1)
     return {"aurc": (level*risk).sum(0)/total, "coverage_at_budget": np.where((risk <= budget) & (seen > 0), seen, 0).max(0)/total}
 
-# %% ../nbs/06a_metrics.ipynb #5b9c463c
-def logit(p):
-    "Log odds; probabilities of exactly 0 and 1 are taken as 1e-12 away from it."
-    p = np.clip(np.asarray(p, float), 1e-12, 1 - 1e-12)
-    return np.log(p) - np.log1p(-p)
-
-# %% ../nbs/06a_metrics.ipynb #163418ab
+# %% ../nbs/06a_metrics.ipynb #e3d08ad2
 @dataclass
 class ScoredRows:
     "Arrays of one set of predictions, all of length n."
@@ -157,7 +152,7 @@ class ScoredRows:
     @property
     def problems(self): return int(self.problem.max()) + 1
 
-# %% ../nbs/06a_metrics.ipynb #8e6e4d90
+# %% ../nbs/06a_metrics.ipynb #f00b37ea
 def as_rows(
     frame:pd.DataFrame,
     p:str="p_flawed",  # column with the probabilities to judge
@@ -172,7 +167,7 @@ def as_rows(
     if not np.isin(y, (0, 1)).all(): raise VerifierError("a label is neither 0 (correct) nor 1 (flawed)", "column true_label", "map the labels to 0 and 1")
     return ScoredRows(y, q, (q >= threshold).astype(int), np.abs(logit(q) - logit(threshold)), pd.factorize(frame["index"])[0], math.inf if margin is None else margin)
 
-# %% ../nbs/06a_metrics.ipynb #68d3f7a6
+# %% ../nbs/06a_metrics.ipynb #5c166506
 def weighted_metrics(
     rows:ScoredRows,
     weights:np.ndarray,  # [problems, resamples], how often each problem was drawn
@@ -199,7 +194,7 @@ def weighted_metrics(
         out |= {"decided_share": sums[:, 6]/sums[:, 0], "decided_errors": _divide(sums[:, 7], sums[:, 6])}
     return out
 
-# %% ../nbs/06a_metrics.ipynb #24c2397d
+# %% ../nbs/06a_metrics.ipynb #86627926
 def resample(
     problems:int,  # how many problems there are
     resamples:int,  # how many times to draw them
@@ -213,7 +208,7 @@ def resample(
         drawn = rng.integers(0, problems, size=(k, problems)) + problems*np.arange(k)[:, None]
         yield np.bincount(drawn.ravel(), minlength=k*problems).reshape(k, problems).T.astype(np.uint16, order="C")
 
-# %% ../nbs/06a_metrics.ipynb #0b0cd58f
+# %% ../nbs/06a_metrics.ipynb #95befb14
 def bootstrap(
     rows:ScoredRows,
     resamples:int=10_000,
@@ -225,7 +220,7 @@ def bootstrap(
     with ThreadPoolExecutor(os.cpu_count()) as pool: chunks = list(pool.map(lambda w: weighted_metrics(rows, w, parts), draws))
     return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
 
-# %% ../nbs/06a_metrics.ipynb #114fc0fe
+# %% ../nbs/06a_metrics.ipynb #893bcac7
 RATES = {"accuracy": None, "recall": 1, "specificity": 0}  # shares of rows, and the class they are shares of
 
 def explain_missing(
@@ -240,14 +235,14 @@ def explain_missing(
     if name == "mcc": return f"all {n} rows got the same verdict"
     return f"no row is {'flawed' if name == 'f1' else 'correct'}, and none was called so"
 
-# %% ../nbs/06a_metrics.ipynb #16886a48
+# %% ../nbs/06a_metrics.ipynb #adc038bc
 def ece_floor(rows:ScoredRows, draws:int=200)->np.ndarray:  # [draws]
     "The ECE that these probabilities would show if they were perfectly calibrated: labels are drawn from them."
     order, starts = levels_of(rows.p)
     labels = np.random.default_rng(0).random((len(order), draws)) < rows.p[order][:, None]
     return calibration_error(np.ones(labels.shape), labels - rows.p[order][:, None], starts)
 
-# %% ../nbs/06a_metrics.ipynb #f3379bfe
+# %% ../nbs/06a_metrics.ipynb #e25c4eff
 def ece_interval(values, value, rows):
     "The pivotal interval (2·value − quantile), and from 0 where perfect calibration cannot be ruled out; ECE is biased upwards, and more so when resampled."
     ideal = ece_floor(rows)
@@ -255,7 +250,7 @@ def ece_interval(values, value, rows):
     note = f"perfectly calibrated probabilities would show {ideal.mean():.3f} on so few rows"
     return (0.0 if value <= np.quantile(ideal, 0.975) else max(float(low), 0.0), max(float(high), value)), note
 
-# %% ../nbs/06a_metrics.ipynb #7c6d7be2
+# %% ../nbs/06a_metrics.ipynb #7c11d855
 def interval(
     values:np.ndarray,  # a metric's bootstrap distribution
     name:str, value:float, rows:ScoredRows,
@@ -271,7 +266,7 @@ def interval(
     if len(good) < 0.9*len(values): return None, "not defined in more than a tenth of the resamples: too few rows of one kind"
     return tuple(map(float, np.quantile(good, [0.025, 0.975]))), ""
 
-# %% ../nbs/06a_metrics.ipynb #8652b0fc
+# %% ../nbs/06a_metrics.ipynb #83ac50d4
 def metrics(
     rows:ScoredRows,
     resamples:int=10_000,
@@ -291,7 +286,7 @@ def metrics(
     if sure and "log_loss" in values: notes["log_loss"] = f"{sure} of {len(rows.p)} probabilities are exactly 0 or 1; they are taken as 1e-15 away from it"
     return values | {"intervals": {k: None if v is None else list(v) for k, v in intervals.items()}, "notes": notes}
 
-# %% ../nbs/06a_metrics.ipynb #170442e8
+# %% ../nbs/06a_metrics.ipynb #2eb61036
 def show(
     result:dict,  # what `metrics` returns
     names=None,  # which ones; default: all
@@ -302,13 +297,13 @@ def show(
     return pd.DataFrame({"value": [result[k] for k in names], "low": [a for a, _ in low_high], "high": [b for _, b in low_high],
                          "note": [result["notes"].get(k, "") for k in names]}, index=names)
 
-# %% ../nbs/06a_metrics.ipynb #f0ffa143
+# %% ../nbs/06a_metrics.ipynb #8b039edf
 def difference(a:float, b:float, draws:np.ndarray)->dict:  # value, interval (None when it cannot be told)
     "A difference with its 95 % interval from paired bootstrap draws."
     good = draws[np.isfinite(draws)]
     return {"value": a - b, "interval": [float(x) for x in np.quantile(good, [0.025, 0.975])] if len(good) > 0.9*len(draws) and len(good) > 1 else None}
 
-# %% ../nbs/06a_metrics.ipynb #6b0daaec
+# %% ../nbs/06a_metrics.ipynb #d822e892
 def by_type(
     test:pd.DataFrame, calibration:dict,
     resamples:int=10_000,
