@@ -35,8 +35,8 @@ def log_odds_of(
         exact = np.log(np.asarray(prob_1, float)) - np.log(np.asarray(prob_0, float))
     exact = np.clip(exact, -LARGEST, LARGEST)
     same_side = exact*odds > 0
-    told_too_little = np.abs(odds) >= logit(1 - EDGE)
-    further = told_too_little & same_side & (np.abs(exact) > np.abs(odds))
+    at_the_edge = (np.asarray(p) <= EDGE) | (np.asarray(p) >= 1 - EDGE)
+    further = at_the_edge & same_side & (np.abs(exact) > np.abs(odds))
     return np.where(further, exact, odds)
 
 # %% ../nbs/05a_probability.ipynb #751928fa
