@@ -51,18 +51,18 @@ class Curve(NamedTuple):
 @dataclass(frozen=True)
 class Calibration:
     "Turns log odds into calibrated P(flawed), and that into a verdict."
+    method: str = "none"  # temperature | platt | isotonic | none
     temperature: float = 1.0  # divides the log odds
-    bias: float = None  # added after that; None: none was fitted
-    isotonic: Curve = None  # used instead of the two where there is one
     threshold: float = 0.5  # calibrated P(flawed) from which a solution is called flawed
     margin: float = None  # distance from the threshold, in log odds, from which it decides by itself; None: never
-    method: str = "none"  # temperature | platt | isotonic | none
     budget: float = 0.05  # share of wrong decisions that the margin was to allow
     aim: str = "accuracy"  # what the threshold was chosen for
     recall_at_least: float = None  # with the aim recall
     fitted_on: str = "validation"
     n: int = 0  # rows it was fitted on
     notes: tuple = ()  # sentences for the reader of the report
+    isotonic: Curve = None  # used instead of temperature and bias where there is one
+    bias: float = None  # added to the divided log odds; None: none was fitted
 
     @property
     def changes_nothing(self)->bool:
