@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from . import baselines, evaluation
 from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_text
-from .metrics import TYPES, logit, read_predictions
+from .metrics import TYPES, logit, read_metrics, read_predictions
 from .figures import _image, confusion, error_matrix, figure_set, save_figures
 from .wording import abstention_words, calibration_words, headline, lead, mark_equations
 from .page import REPORT, cards, clean_cell, external_sections, judges, matrix_cells, mistake_items, notes_of, provenance_lines, render, type_rows
@@ -62,7 +62,7 @@ def run_stage(
     "Draw the figures, review the mistakes and write report.html."
     seed_everything(run.config.seed, run.config.deterministic)
     evaluate_if_missing(run)
-    test, result, types = read_predictions(run.report("predictions.csv")), read_json(run.report("metrics.json")), _types(run)
+    test, result, types = read_predictions(run.report("predictions.csv")), read_metrics(run.report("metrics.json")), _types(run)
     wrong = mistakes(test, load_texts(run), result["threshold"])
     write_csv(run.report("mistakes.csv"), wrong.drop(columns=["question", "solution"]))
     write_report(run)
@@ -76,7 +76,7 @@ def write_report(
     run,  # a Run whose evaluation is done
 )->str:  # the headline
     "Write the figures and report.html anew from the run's files: after the last stage, or after another test set was scored."
-    test, result, calibration = read_predictions(run.report("predictions.csv")), read_json(run.report("metrics.json")), read_json(run.report("calibration.json"))
+    test, result, calibration = read_predictions(run.report("predictions.csv")), read_metrics(run.report("metrics.json")), read_json(run.report("calibration.json"))
     types, texts, history = _types(run), load_texts(run), pd.read_csv(run.report("log_history.csv")) if run.report("log_history.csv").exists() else None
     figures = save_figures(run, figure_set(test, result, history))
     if (run.figures/"token_lengths.png").exists():

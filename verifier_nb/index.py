@@ -9,6 +9,7 @@ __all__ = ['INDEX', 'RESULTS', 'results_row', 'index']
 from pathlib import Path
 import pandas as pd
 from .files import VerifierError, read_json, write_csv, write_text
+from .metrics import read_metrics
 from .page import render
 
 # %% ../nbs/08b_index.ipynb #ae4adf51
@@ -19,7 +20,7 @@ INDEX = """{% extends "shell" %}{% import "macros" as x %}{% block body %}
 <tbody>{% for r in runs %}<tr>{% for c in r %}<td{% if c.kind %} class="n"{% endif %} data-value="{{ c.value }}">{% if c.href %}<a href="{{ c.href }}">{{ c.text }}</a>{% else %}{{ c.text }}{% endif %}{% if c.range %}<br><span class="soft small range">{{ c.range }}</span>{% endif %}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div></main>
 <footer style="max-width:76rem">The same numbers are in results.csv.</footer>{% endblock %}"""
 
-RESULTS = ("accuracy", "processbench_f1", "recall", "specificity", "auroc", "ece", "brier", "log_loss")
+RESULTS = ("accuracy", "balanced_f1", "recall", "specificity", "auroc", "ece", "brier", "log_loss")
 
 def results_row(
     folder,  # a run's report folder
@@ -28,7 +29,7 @@ def results_row(
     "One row of results.csv, from the run's own files."
     from verifier_nb.config import config_hash
     from verifier_nb.folders import open_run
-    run, found = open_run(folder), read_json(Path(folder)/"external"/external/"metrics.json" if external else Path(folder)/"metrics.json")
+    run, found = open_run(folder), read_metrics(Path(folder)/"external"/external/"metrics.json" if external else Path(folder)/"metrics.json")
     load = lambda name: read_json(run.report(name)) if run.report(name).exists() else {}
     stages, environment = load("manifest.json").get("stages", {}), load("environment.json")
     hashes = {k: v for s in stages.values() for k, v in s.get("outputs", {}).items()}
@@ -57,7 +58,7 @@ def index(
     return table
 
 # %% ../nbs/08b_index.ipynb #c827a4af
-_INDEXED = ("accuracy", "auroc", "processbench_f1", "ece", "hybrid_accuracy", "hybrid_auroc")
+_INDEXED = ("accuracy", "auroc", "balanced_f1", "ece", "hybrid_accuracy", "hybrid_auroc")
 
 def _index_cells(row, reports):
     "A row of index.html."

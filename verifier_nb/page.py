@@ -262,7 +262,7 @@ def cards(result:dict)->list:
     "The key figures."
     out = []
     for name, label, digits in (("accuracy", "Verdicts that are right", True), ("auroc", "AUROC", False), ("recall", "Flawed solutions found (recall)", True), ("specificity", "Correct ones passed (specificity)", True),
-                                ("processbench_f1", "Harmonic mean of the two", True), ("ece", "Calibration error (ECE)", False)):
+                                ("balanced_f1", "Harmonic mean of the two", True), ("ece", "Calibration error (ECE)", False)):
         write = percent if digits else (lambda v: f"{v:.3f}")
         value, low_high = result.get(name), result["intervals"].get(name)
         out.append({"name": label, "value": value, "text": "" if value is None else write(value), "note": result["notes"].get(name, ""), "low": low_high[0] if low_high else None, "high": low_high[1] if low_high else None,
