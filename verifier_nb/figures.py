@@ -39,18 +39,19 @@ THEMES = {
                   accent="#5ec8bb", ramp=("#1f262d", "#7db3ec")),
 }
 
-# %% ../nbs/07b_figures.ipynb #80bef38b
+# %% ../nbs/07b_figures.ipynb #176101c2
 def _settings(theme:Theme)->dict:
     "Matplotlib's settings for a theme."
     on_paper = {name: theme.paper for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
     in_ink = {name: theme.ink for name in ("text.color", "axes.titlecolor")}
     softly = {name: theme.soft for name in ("axes.labelcolor", "xtick.color", "ytick.color")}
-    lines = {"axes.edgecolor": theme.line, "grid.color": theme.line, "axes.spines.top": False, "axes.spines.right": False}
+    lines = {name: theme.line for name in ("axes.edgecolor", "grid.color")}
+    open_sides = {"axes.spines.top": False, "axes.spines.right": False}
     title = {"axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold"}
     words = {"font.family": "DejaVu Sans", "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9}
     legend = {"legend.frameon": False, "legend.fontsize": 9}
     figure = {"figure.constrained_layout.use": True, "figure.dpi": 100}
-    return on_paper | in_ink | softly | lines | title | words | legend | figure
+    return on_paper | in_ink | softly | lines | open_sides | title | words | legend | figure
 
 # %% ../nbs/07b_figures.ipynb #0acaabc5
 @contextmanager
@@ -121,23 +122,28 @@ def _cell_words(counts:np.ndarray, shares:np.ndarray, n:int)->list[str]:
     if not n: return ["no rows"]*len(counts)
     return [f"{count}\n{share:.0%}" for count, share in zip(counts, shares)]
 
-# %% ../nbs/07b_figures.ipynb #541295d7
+# %% ../nbs/07b_figures.ipynb #36f8e287
+def _heatmap(ax, table:pd.DataFrame, colours:Theme):
+    "Counts and shares of the rows, the larger share in the deeper shade."
+    import seaborn as sns
+    counts, n = table[["judged_correct", "judged_flawed"]].to_numpy(), table.n.to_numpy()
+    shares = counts/np.maximum(n, 1)[:, None]
+    words = [_cell_words(*row) for row in zip(counts, shares, n)]
+    names = [f"{name} (n={rows})" for name, rows in zip(table.iloc[:, 0], n)]
+    ramp = sns.blend_palette(colours.ramp, as_cmap=True)
+    sns.heatmap(shares, annot=np.array(words), fmt="", cmap=ramp, vmin=0, vmax=1, cbar=False, ax=ax,
+                xticklabels=["judged correct", "judged flawed"], yticklabels=names, annot_kws={"size": 10})
+
+# %% ../nbs/07b_figures.ipynb #76cae62e
 def plot_matrix(
     table:pd.DataFrame,  # what `confusion` or `error_matrix` returns
     theme:str="light",
 ):  # a figure
     "A matrix as a figure: counts, and shares of the row by shade."
     import matplotlib.pyplot as plt
-    import seaborn as sns
-    counts, n = table[["judged_correct", "judged_flawed"]].to_numpy(), table.n.to_numpy()
-    shares = counts/np.maximum(n, 1)[:, None]
-    words = [_cell_words(*row) for row in zip(counts, shares, n)]
-    names = [f"{name} (n={rows})" for name, rows in zip(table.iloc[:, 0], n)]
     with themed(theme) as colours:
         fig, ax = plt.subplots(figsize=(5.2, 1.4 + 0.62*len(table)))
-        ramp = sns.blend_palette(colours.ramp, as_cmap=True)
-        sns.heatmap(shares, annot=np.array(words), fmt="", cmap=ramp, vmin=0, vmax=1, cbar=False, ax=ax,
-                    xticklabels=["judged correct", "judged flawed"], yticklabels=names, annot_kws={"size": 10})
+        _heatmap(ax, table, colours)
         ax.tick_params(length=0, rotation=0)
         ax.set_title(_wrap(matrix_finding(table), 48))
     return fig
@@ -246,8 +252,8 @@ def score_histogram(test:pd.DataFrame, bins:int=20)->pd.DataFrame:  # low, high,
     flawed, _ = np.histogram(test.p_calibrated[test.true_label == 1], edges)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "correct": correct, "flawed": flawed})
 
-# %% ../nbs/07b_figures.ipynb #9f73e0c5
-def histogram_finding(table:pd.DataFrame, threshold:float)->str:
+# %% ../nbs/07b_figures.ipynb #51e3a9d6
+def histogram_finding(table:pd.DataFrame)->str:
     "How the scores are spread, in one line."
     rows = table.correct + table.flawed
     in_the_middle = (table.low >= 0.25 - 1e-9) & (table.high <= 0.75 + 1e-9)
@@ -261,7 +267,14 @@ def _draw_counts(ax, table:pd.DataFrame, counts:pd.Series, colour:str, label:str
     middle, edges = (table.low + table.high)/2, [*table.low, table.high.iloc[-1]]
     sns.histplot(x=middle, weights=counts, bins=edges, shrink=0.92, color=colour, alpha=1, lw=0, label=label, ax=ax)
 
-# %% ../nbs/07b_figures.ipynb #8585e8e1
+# %% ../nbs/07b_figures.ipynb #f51f6a0f
+def _draw_threshold(ax, threshold:float, colours:Theme):
+    "The P(flawed) from which on a solution is called flawed."
+    ax.axvline(threshold, color=colours.ink, lw=1, ls=(0, (2, 3)))
+    at_the_top = dict(xycoords=("data", "axes fraction"), va="top", fontsize=8.5, color=colours.soft)
+    ax.annotate(f" threshold {threshold:.2f}", (threshold, 1), **at_the_top)
+
+# %% ../nbs/07b_figures.ipynb #5d74c43a
 def plot_histogram(table:pd.DataFrame, threshold:float=0.5, theme:str="light"):
     "Histograms of the scores of both classes, one above and one below the line."
     import matplotlib.pyplot as plt
@@ -270,11 +283,9 @@ def plot_histogram(table:pd.DataFrame, threshold:float=0.5, theme:str="light"):
         _draw_counts(ax, table, table.flawed, colours.flawed, "flawed solutions (up)")
         _draw_counts(ax, table, -table.correct, colours.correct, "correct solutions (down)")
         ax.axhline(0, color=colours.line, lw=1)
-        ax.axvline(threshold, color=colours.ink, lw=1, ls=(0, (2, 3)))
-        at_the_top = dict(xycoords=("data", "axes fraction"), va="top", fontsize=8.5, color=colours.soft)
-        ax.annotate(f" threshold {threshold:.2f}", (threshold, 1), **at_the_top)
-        ax.yaxis.set_major_formatter(lambda count, _: f"{abs(count):.0f}")
-        ax.set(xlim=(0, 1), xlabel="calibrated P(flawed)", ylabel="solutions", title=histogram_finding(table, threshold))
+        _draw_threshold(ax, threshold, colours)
+        ax.yaxis.set_major_formatter(lambda count, _: f"{abs(count):.0f}")  # counts that hang down are counts too
+        ax.set(xlim=(0, 1), xlabel="calibrated P(flawed)", ylabel="solutions", title=histogram_finding(table))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return fig
 
@@ -416,11 +427,11 @@ def _risk_figure(test:pd.DataFrame, result:dict)->Figure:
     draw = lambda table, theme: plot_risk(table, result["budget"], theme=theme)
     return Figure("Risk-coverage curve", risk_finding(curve), curve, draw)
 
-# %% ../nbs/07b_figures.ipynb #2e8d4e47
+# %% ../nbs/07b_figures.ipynb #85887103
 def _score_figure(test:pd.DataFrame, result:dict)->Figure:
     table, threshold = score_histogram(test), result["threshold"]
     draw = lambda table, theme: plot_histogram(table, threshold, theme)
-    return Figure("Histogram of P(flawed)", histogram_finding(table, threshold), table, draw)
+    return Figure("Histogram of P(flawed)", histogram_finding(table), table, draw)
 
 # %% ../nbs/07b_figures.ipynb #b363cb21
 def figure_set(

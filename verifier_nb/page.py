@@ -338,12 +338,13 @@ def _hash_lines(stages:dict)->list[tuple[str, str]]:
     hashes = {name: digest for stage in stages.values() for name, digest in stage.get("outputs", {}).items()}
     return [(f"{label}, SHA-256", hashes[name]) for name, label in HASHED.items() if name in hashes]
 
-# %% ../nbs/07d_page.ipynb #13dd694e
+# %% ../nbs/07d_page.ipynb #40e593a9
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets")
 
 def _software(environment:dict)->str:
     "Python and the packages that numbers depend on."
-    versions = [f"{name} {version}" for name, version in environment["packages"].items() if version and name in PACKAGES]
+    installed = {name: version for name, version in environment["packages"].items() if version}
+    versions = [f"{name} {version}" for name, version in installed.items() if name in PACKAGES]
     return f"Python {environment['python']}, {', '.join(versions)}"
 
 # %% ../nbs/07d_page.ipynb #1a3346fd
@@ -356,13 +357,15 @@ def _machine_lines(environment:dict)->list[tuple[str, str]]:
     machine = f"{hardware['cpus']} CPUs, {hardware['memory_gib']} GiB memory, {graphics}"
     return [("commit", commit), ("machine", machine), ("software", _software(environment))]
 
-# %% ../nbs/07d_page.ipynb #672b9702
+# %% ../nbs/07d_page.ipynb #f1d47adb
 def _time_lines(stages:dict)->list[tuple[str, str]]:
     "When the run began, and how long each stage took."
     if not stages: return []
     lines = [("started", min(stage["started"] for stage in stages.values()))]
-    times = [f"{name[3:]} {stage['seconds']:.0f} s" for name, stage in stages.items() if stage.get("seconds") is not None]
-    return lines + [("time", ", ".join(times))] if times else lines
+    seconds = {name: stage.get("seconds") for name, stage in stages.items()}
+    times = [f"{name[3:]} {taken:.0f} s" for name, taken in seconds.items() if taken is not None]
+    if times: lines.append(("time", ", ".join(times)))
+    return lines
 
 # %% ../nbs/07d_page.ipynb #346e7a53
 def provenance_lines(run)->list[tuple[str, str]]:  # of (name, text)

@@ -209,11 +209,12 @@ def calibration_words(result:dict)->str:
             f"which {change}. {even}Without calibration and at a threshold of 0.5 "
             f"the accuracy is {percent(uncalibrated['accuracy'])}.")
 
-# %% ../nbs/07c_wording.ipynb #ec98d53a
+# %% ../nbs/07c_wording.ipynb #5714d2d4
 def _decides(result:dict)->str:
     "What the verifier decides with the confidence that was chosen on validation."
     if result["margin"] is None:
-        return "On validation no confidence kept the errors within that limit, so it should leave everything to a person."
+        return ("On validation no confidence kept the errors within that limit, "
+                "so it should leave everything to a person.")
     share, errors = percent(result["decided_share"]), result["decided_errors"]
     wrong = "" if errors is None else f" and is wrong on {percent(errors)} of those"
     return ("The confidence it needs was chosen on validation. "
