@@ -3,7 +3,7 @@ import json, math, shutil, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from scipy import stats
-from verifier_nb import files, metrics as metrics_, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
+from verifier_nb import files, metrics as metrics_, probability, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
 
 from fake_run import make_run
 
@@ -32,14 +32,14 @@ def test_the_confusion_matrix_by_hand():
     assert got["precision"] == pytest.approx(3/5)
     assert got["f1"] == pytest.approx(2/3)  # 2·3/(2·3 + 2 + 1)
     assert got["f1_correct"] == pytest.approx(8/11)  # 2·4/(2·4 + 2 + 1)
-    assert got["processbench_f1"] == pytest.approx(12/17)  # 2·(3/4)·(2/3)/(3/4 + 2/3) = 1/(17/12)
+    assert got["balanced_f1"] == pytest.approx(12/17)  # 2·(3/4)·(2/3)/(3/4 + 2/3) = 1/(17/12)
     assert got["mcc"] == pytest.approx(10/math.sqrt(600))  # (3·4 − 2·1)/√(5·4·5·6)
 
 def test_what_is_not_defined_is_nan_and_no_zero():
     "Nothing called flawed: no precision. No flawed row: no recall and no F1 of flawed."
     nothing_called = metrics_.count_metrics(4, 2, 0, 0)
     assert math.isnan(nothing_called["precision"]) and math.isnan(nothing_called["mcc"])
-    assert nothing_called["processbench_f1"] == 0 and nothing_called["specificity"] == 1
+    assert nothing_called["balanced_f1"] == 0 and nothing_called["specificity"] == 1
     none_flawed = metrics_.count_metrics(4, 0, 0, 0)
     for name in ("recall", "f1", "balanced_accuracy"): assert math.isnan(none_flawed[name])
 
@@ -59,6 +59,33 @@ def test_the_verdict_is_that_of_the_calibrated_probability():
     decided = calibration_.decide(frame, {"temperature": 2.0, "threshold": 0.7})
     assert decided.p_calibrated[0] == pytest.approx(2/3) and decided.predicted_label[0] == 0 and decided.p_flawed[0] == 0.8
     assert calibration_.decide(frame, {"temperature": 2.0, "bias": -math.log(4), "threshold": 0.3}).p_calibrated[0] == pytest.approx(1/3)
+
+def test_one_calibration_wherever_it_is_applied():
+    """Log odds of 40 at a temperature of 10 are 4, so P = 0.982: for the verifier that scores, and for rows in a file.
+    Their P(flawed) is 1; only the two labels' probabilities still tell 40 from 27.6."""
+    from verifier_nb import scoring
+    fitted = {"temperature": 10.0, "threshold": 0.5}
+    rare = math.exp(-40)
+    frame = table((1, 1, 1/(1 + rare), rare, 1.0), (1, 0, rare, 1.0, rare), columns="index true_label p_flawed prob_0 prob_1")
+    verifier = scoring.Verifier.__new__(scoring.Verifier)
+    verifier.temperature, verifier.bias, verifier.isotonic = 10.0, 0.0, None
+    assert calibration_.decide(frame, fitted).p_calibrated.tolist() == pytest.approx([0.98201, 0.01799], abs=1e-5)
+    assert verifier.calibrate(np.array([40.0, -40.0])) == pytest.approx([0.98201, 0.01799], abs=1e-5)
+
+def test_no_log_odds_are_infinite():
+    "Not even where a label has no probability at all; where both have none the odds are even."
+    frame = table((1, 1, 1.0, 0.0, 1.0), (1, 0, 0.0, 1.0, 0.0), (2, 1, 0.5, 0.0, 0.0), columns="index true_label p_flawed prob_0 prob_1")
+    assert calibration_.decide(frame, {"temperature": 100.0}).p_calibrated.tolist() == pytest.approx([1/(1 + math.exp(-7)), 1/(1 + math.exp(7)), 0.5])
+    assert math.isfinite(calibration_.fit_calibration(frame)["temperature"])
+
+def test_a_calibration_is_read_as_it_was_written():
+    "Every method's; what calibration.json holds for others is left out."
+    frame = metrics_.simulate(100, temperature=3)
+    for method in ("temperature", "platt", "isotonic", "none"):
+        written = json.loads(json.dumps(calibration_.fit_calibration(frame, method)))
+        read = probability.Calibration.from_json(written | {"marks": True, "baselines": {}})
+        assert read.to_json() == written and read.method == method
+        assert ("bias" in written, "isotonic" in written) == (method == "platt", method == "isotonic")
 
 RANKED = table((1, 0, 0.2), (1, 0, 0.5), (2, 1, 0.5), (2, 1, 0.8))
 
@@ -533,12 +560,12 @@ def test_weighting_a_problem_is_repeating_it(ties):
                             "auprc": sk.average_precision_score(y, p), "brier": sk.brier_score_loss(y, p), "balanced_accuracy": sk.balanced_accuracy_score(y, called)}.items():
             assert got[name][k] == pytest.approx(value), name
 
-def test_processbench_f1_is_the_harmonic_mean():
+def test_balanced_f1_is_the_harmonic_mean():
     rows = metrics_.as_rows(metrics_.simulate(80, seed=1))
     got = plain(rows)
-    assert got["processbench_f1"] == pytest.approx(stats.hmean([got["recall"], got["specificity"]]))
+    assert got["balanced_f1"] == pytest.approx(stats.hmean([got["recall"], got["specificity"]]))
     everything = metrics_.as_rows(metrics_.simulate(80), threshold=0.0)
-    assert plain(everything)["processbench_f1"] == 0 and plain(everything)["recall"] == 1
+    assert plain(everything)["balanced_f1"] == 0 and plain(everything)["recall"] == 1
 
 @pytest.mark.parametrize("n,bins", [(1000, 10), (600, 15)])
 def test_ece_agrees_with_torchmetrics(n, bins):
@@ -794,6 +821,17 @@ def test_verify_catches_what_is_missing(copied):
     found = verify.verify(copied).set_index("what")
     assert found.written["recall"] == "missing" and found.computed["recall"] == recall
     assert found.written["rows"] == len(table) - 1 and found.computed["rows"] == len(table)
+
+def test_a_report_of_an_earlier_version_is_read_as_it_is(copied):
+    "Its harmonic mean has another name there; verify and the index of all runs find it."
+    from verifier_nb.index import results_row
+    path = copied.report("metrics.json")
+    value = files.read_json(path)["balanced_f1"]
+    path.write_text(path.read_text().replace('"balanced_f1"', '"processbench_f1"'))
+    assert "balanced_f1" not in files.read_json(path)
+    assert not len(verify.verify(copied))
+    row = results_row(copied.reports)
+    assert row["balanced_f1"] == value and row["balanced_f1_low"] <= value <= row["balanced_f1_high"]
 
 class Fixed:
     "A verifier that always says the same."

@@ -6,7 +6,7 @@
 __all__ = ['mistakes', 'Catch', 'caught', 'load_texts', 'Evaluated', 'read_evaluated', 'Section', 'MetricLine', 'report_page',
            'write_report', 'evaluate_if_missing', 'run_stage']
 
-# %% ../nbs/08_analysis.ipynb #0ebc9b56
+# %% ../nbs/08_analysis.ipynb #4676d838
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import evaluation
 from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
-from .metrics import TYPES, logit, read_predictions
+from .metrics import TYPES, logit, read_metrics, read_predictions
 from .figures import confusion, error_matrix, figure_set, picture, save_figures
 from .wording import Part, abstention_words, calibration_words, headline, lead, mark_equations
 from .page import (cards, clean_cell, distrust_of, external_sections, judges, matrix_cells, mistake_items,
@@ -125,12 +125,12 @@ class Evaluated:
         "Surprisal that 95 of 100 correct solutions stay below; infinite where it was not measured."
         return self.calibration.get("baselines", {}).get("hybrid", {}).get("usual_surprisal", math.inf)
 
-# %% ../nbs/08_analysis.ipynb #5ed02f47
+# %% ../nbs/08_analysis.ipynb #52206527
 def read_evaluated(run:Run)->Evaluated:
     "Read a run's files."
     log = run.report("log_history.csv")
     return Evaluated(
-        run=run, test=read_predictions(run.report("predictions.csv")), result=read_json(run.report("metrics.json")),
+        run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
         calibration=read_json(run.report("calibration.json")), types=read_types(run.report("metrics_by_type.csv")),
         history=pd.read_csv(log) if log.exists() else None, texts=load_texts(run))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN_AS', 'read_results', 'Comparison', 'compare', 'mcnemar']
 
-# %% ../nbs/07a_compare.ipynb #2b4f03cf
+# %% ../nbs/07a_compare.ipynb #49de0992
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from .files import VerifierError
 from .metrics import as_rows, bootstrap, difference, metrics
 
-# %% ../nbs/07a_compare.ipynb #901402b7
+# %% ../nbs/07a_compare.ipynb #e93ae16f
 KNOWN_AS = {"p_flawed": ("p(class=1)", "p_1", "prob_flawed", "score"), "true_label": ("label", "y"), "predicted_label": ("prediction", "pred")}
 
 def read_results(
@@ -43,7 +43,7 @@ def read_results(
                         "called": (frame["predicted_label"] if "predicted_label" in frame else p >= 0.5).astype(int), "error_type": frame["error_type"] if "error_type" in frame else ""})
     return out.assign(nth=out.groupby(["index", "true_label"]).cumcount())
 
-# %% ../nbs/07a_compare.ipynb #f0afbd1f
+# %% ../nbs/07a_compare.ipynb #81f5977c
 @dataclass
 class Comparison:
     "What `compare` found."
@@ -52,7 +52,7 @@ class Comparison:
     disagreements: pd.DataFrame  # rows where the verdicts differ
     notes: list = field(default_factory=list)
 
-# %% ../nbs/07a_compare.ipynb #feefa80f
+# %% ../nbs/07a_compare.ipynb #a3d62226
 def compare(
     sources,  # name -> Run, folder, CSV or data frame; or a list of them
     columns:dict=None,  # column names of CSVs from elsewhere, see `read_results`
@@ -77,7 +77,7 @@ def compare(
         parts = ("counts", "ranking") if has_p else ("counts",)
         draws[name] = bootstrap(rows, resamples, seed, parts)
         table.append({"name": name} | {"metrics": metrics(rows, resamples, seed, parts, draws[name])})
-    lines = [{"name": t["name"], "n": len(common), "problems": common["index"].nunique()} | {f"{m}{s}": v for m in ("accuracy", "processbench_f1", "auroc") if m in t["metrics"] for s, v in zip(("", "_low", "_high"), (t["metrics"][m], *(t["metrics"]["intervals"][m] or (None, None))))} for t in table]
+    lines = [{"name": t["name"], "n": len(common), "problems": common["index"].nunique()} | {f"{m}{s}": v for m in ("accuracy", "balanced_f1", "auroc") if m in t["metrics"] for s, v in zip(("", "_low", "_high"), (t["metrics"][m], *(t["metrics"]["intervals"][m] or (None, None))))} for t in table]
     pairs = pd.DataFrame([_pair(a, b, joined, draws, {t["name"]: t["metrics"] for t in table}) for a, b in combinations(joined, 2)])
     pairs["p_holm"] = multipletests(pairs["p_mcnemar"], method="holm")[1]
     pairs["words"] = [_verdict(r) for r in pairs.to_dict("records")]
@@ -86,7 +86,7 @@ def compare(
     shown = pd.concat([common.drop(columns="nth")] + [f[["called", "p"]].rename(columns={"called": f"verdict {k}", "p": f"P(flawed) {k}"}) for k, f in joined.items()], axis=1)[differ]
     return Comparison(pd.DataFrame(lines), pairs, shown.reset_index(drop=True), notes)
 
-# %% ../nbs/07a_compare.ipynb #a95d7c76
+# %% ../nbs/07a_compare.ipynb #55e934d4
 def _short_names(sources):
     "Names for runs and files: as short as they can be told apart."
     places = [None if isinstance(s, pd.DataFrame) else Path(getattr(s, "reports", s)) for s in sources]
@@ -95,7 +95,7 @@ def _short_names(sources):
     out = [n if short.count(s) > 1 else s for n, s in zip(long, short)]
     return [n if out.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(out)]
 
-# %% ../nbs/07a_compare.ipynb #74c66046
+# %% ../nbs/07a_compare.ipynb #f5233f51
 def mcnemar(
     a_right, b_right,  # [n] booleans: who was right on which row
 )->float:  # two-sided p-value
@@ -104,7 +104,7 @@ def mcnemar(
     a, b = np.asarray(a_right, bool), np.asarray(b_right, bool)
     return float(test([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], exact=True).pvalue)
 
-# %% ../nbs/07a_compare.ipynb #3a009aef
+# %% ../nbs/07a_compare.ipynb #6f04dc53
 def _pair(a, b, joined, draws, found):
     "One line of `Comparison.pairs`."
     right = {k: (joined[k]["called"] == joined[k]["true_label"]).to_numpy() for k in (a, b)}
@@ -115,7 +115,7 @@ def _pair(a, b, joined, draws, found):
         out |= {f"{m}_difference": d["value"], f"{m}_low": (d["interval"] or [None])[0], f"{m}_high": (d["interval"] or [None, None])[1]}
     return out | {"p_mcnemar": mcnemar(right[a], right[b])}
 
-# %% ../nbs/07a_compare.ipynb #c680d11d
+# %% ../nbs/07a_compare.ipynb #993c993c
 def _verdict(pair):
     "A pair in words."
     d, p = pair["accuracy_difference"], pair["p_holm"]

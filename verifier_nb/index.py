@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['RESULTS', 'RIVALS', 'RIVAL_RESULTS', 'INDEXED', 'COLUMNS', 'results_row', 'Column', 'Cell', 'index']
 
-# %% ../nbs/08b_index.ipynb #f1dd86f6
+# %% ../nbs/08b_index.ipynb #60bbf0c3
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from .files import VerifierError, read_json, write_csv, write_text
+from .metrics import read_metrics
 from .page import render_page
 
-# %% ../nbs/08b_index.ipynb #fb17f529
-RESULTS = ("accuracy", "processbench_f1", "recall", "specificity", "auroc", "ece", "brier", "log_loss")
+# %% ../nbs/08b_index.ipynb #facb5b29
+RESULTS = ("accuracy", "balanced_f1", "recall", "specificity", "auroc", "ece", "brier", "log_loss")
 RIVALS = ("hybrid", "checker", "zero_shot")
 RIVAL_RESULTS = ("accuracy", "auroc", "ece")
 
@@ -46,7 +47,7 @@ def _origin_columns(run)->dict:
             "base": run.config.model.base, "data": run.config.data.source,
             "data_hash": hashes.get("artifacts/dataset", "")[:12]}
 
-# %% ../nbs/08b_index.ipynb #27bafc78
+# %% ../nbs/08b_index.ipynb #976392d3
 def results_row(
     folder,  # a run's report folder
     external:str="",  # name of another set that the run was tested on; empty: its own test split
@@ -55,7 +56,7 @@ def results_row(
     from verifier_nb.folders import open_run
     run, tested = open_run(folder), Path(folder)
     if external: tested = tested/"external"/external
-    found = read_json(tested/"metrics.json")
+    found = read_metrics(tested/"metrics.json")
     size = {"set": external or "test", "n": found["n"]["rows"], "problems": found["n"]["problems"]}
     return _origin_columns(run) | size | _all_metric_columns(found)
 
@@ -100,8 +101,8 @@ def _metric_cell(row:dict, metric:str)->Cell:
     if value is None: return Cell("–", "", True, range=interval)
     return Cell(f"{value:.3f}", value, True, range=interval)
 
-# %% ../nbs/08b_index.ipynb #7697efaa
-INDEXED = ("accuracy", "auroc", "processbench_f1", "ece", "hybrid_accuracy", "hybrid_auroc")
+# %% ../nbs/08b_index.ipynb #50996321
+INDEXED = ("accuracy", "auroc", "balanced_f1", "ece", "hybrid_accuracy", "hybrid_auroc")
 COLUMNS = [Column("run"), Column("base model"), Column("data"), Column("tested on"), Column("n", True),
            *(Column(metric.replace("_", " "), True) for metric in INDEXED)]
 

@@ -8,7 +8,7 @@ __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'template_text', '
            'subtype_of', 'distrust_of', 'mistake_items', 'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types',
            'external_sections', 'provenance_lines', 'notes_of']
 
-# %% ../nbs/07d_page.ipynb #596a7917
+# %% ../nbs/07d_page.ipynb #5a943ee5
 import base64, hashlib, math
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from importlib import resources
 import pandas as pd
 from . import baselines
 from .files import read_json
-from .metrics import read_predictions
+from .metrics import read_metrics, read_predictions
 from .figures import error_matrix, none_for_nan
 from .wording import Part, headline, mark_equations, percent
 
@@ -96,11 +96,11 @@ class Card:
     @property
     def range(self)->str: return f"{self.write(self.low)} to {self.write(self.high)}"
 
-# %% ../nbs/07d_page.ipynb #22b95d5b
+# %% ../nbs/07d_page.ipynb #ffc1704c
 SHARES = {"accuracy": "Verdicts that are right", "recall": "Flawed solutions found (recall)",
-          "specificity": "Correct ones passed (specificity)", "processbench_f1": "Harmonic mean of the two"}
+          "specificity": "Correct ones passed (specificity)", "balanced_f1": "Harmonic mean of the two"}
 SCORES = {"auroc": "AUROC", "ece": "Calibration error (ECE)"}
-CARDS = ("accuracy", "auroc", "recall", "specificity", "processbench_f1", "ece")
+CARDS = ("accuracy", "auroc", "recall", "specificity", "balanced_f1", "ece")
 
 def _card(result:dict, metric:str)->Card:
     "One metric as a key figure."
@@ -301,10 +301,10 @@ def _external_words(folder, result:dict)->str:
     left_out = read_json(dropped)["rows"]
     return f"{words} {left_out:,} rows were left out because the run learned from their problems."
 
-# %% ../nbs/07d_page.ipynb #fc303a45
+# %% ../nbs/07d_page.ipynb #d1ef3802
 def _other_set(folder)->OtherSet:
     "A test set's section, from its folder."
-    result, types = read_json(folder/"metrics.json"), read_types(folder/"metrics_by_type.csv")
+    result, types = read_metrics(folder/"metrics.json"), read_types(folder/"metrics_by_type.csv")
     matrix = matrix_cells(error_matrix(read_predictions(folder/"predictions.csv")))
     best = folder/"best_of_n.csv"
     best = best_rows(pd.read_csv(best)) if best.exists() else None

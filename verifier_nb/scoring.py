@@ -18,6 +18,7 @@ from . import setup, files, prompt, model as model_
 from .files import VerifierError
 from .config import ModelSettings
 from .folders import Run
+from .probability import Calibration
 from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
@@ -266,8 +267,8 @@ class Verifier:
 
     def calibrate(self, log_odds):
         "Calibrated P(flawed) from log p(1) − log p(0)."
-        p = 1/(1 + np.exp(-np.clip(np.asarray(log_odds, float)/self.temperature + self.bias, -700, 700)))
-        return np.interp(1/(1 + np.exp(-np.clip(log_odds, -700, 700))), self.isotonic["x"], self.isotonic["y"]) if self.isotonic else p
+        fitted = {"temperature": self.temperature, "bias": self.bias, "isotonic": self.isotonic}
+        return Calibration.from_json(fitted).apply(log_odds)
 
     def sample(self, question:str, solution:str)->dict:
         "One prompt as the engine wants it. Raises `VerifierError` when the solution alone is too long."

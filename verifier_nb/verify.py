@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['verify']
 
-# %% ../nbs/07a_verify.ipynb #4a868e74
+# %% ../nbs/07a_verify.ipynb #d59c2561
 import math
 import numpy as np, pandas as pd
 from .files import read_json
-from .metrics import read_predictions
+from .metrics import read_metrics, read_predictions
 from .calibration import decide, fit_calibration
 from .evaluation import fit_baselines, prompt_settings, recompute
 
-# %% ../nbs/07a_verify.ipynb #f991945c
+# %% ../nbs/07a_verify.ipynb #a2cfaa34
 def _flat_numbers(x, key="")->dict:
     "Nested dictionaries and lists as one level of dotted keys."
     items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, (list, tuple)) else None
     return {key: x} if items is None else {k: v for name, part in items for k, v in _flat_numbers(part, f"{key}.{name}" if key else str(name)).items()}
 
-# %% ../nbs/07a_verify.ipynb #eda22ea8
+# %% ../nbs/07a_verify.ipynb #709e74db
 def _same(a, b, tolerance)->bool:
     "Equal, or numbers within a relative tolerance; NaN and None are the same."
     gone = lambda v: v is None or (isinstance(v, float) and math.isnan(v)) or v == ""
@@ -27,13 +27,13 @@ def _same(a, b, tolerance)->bool:
     if isinstance(a, str) or isinstance(b, str): return str(a) == str(b)
     return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
 
-# %% ../nbs/07a_verify.ipynb #d97432e1
+# %% ../nbs/07a_verify.ipynb #305ea052
 def _differences(file, written, computed, tolerance=1e-9):
     "Lines of `verify`'s table for one file."
     a, b = _flat_numbers(written), _flat_numbers(computed)
     return [{"file": file, "what": k, "written": a.get(k, "missing"), "computed": b.get(k, "missing")} for k in sorted(set(a) | set(b)) if not (k in a and k in b and _same(a[k], b[k], tolerance))]
 
-# %% ../nbs/07a_verify.ipynb #eb7af4c2
+# %% ../nbs/07a_verify.ipynb #4d1cb54c
 def _table_differences(file, written:pd.DataFrame, computed:pd.DataFrame, columns, tolerance=1e-6):
     "Lines of `verify`'s table for a CSV: the first differing row of each column."
     out = []
@@ -44,7 +44,7 @@ def _table_differences(file, written:pd.DataFrame, computed:pd.DataFrame, column
         if bad: out.append({"file": file, "what": f"{c}, row {bad[0] + 1}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else ""), "written": written[c].iloc[bad[0]], "computed": computed[c].iloc[bad[0]]})
     return out
 
-# %% ../nbs/07a_verify.ipynb #e5840268
+# %% ../nbs/07a_verify.ipynb #b5e4d936
 def verify(
     run,  # a Run
 )->pd.DataFrame:  # file, what, written, computed: one line for each difference
@@ -60,6 +60,6 @@ def verify(
     for folder in (run.reports, *sorted(p.parent for p in run.report("external").glob("*/metrics.json"))):
         numbers, table = recompute(run, folder)
         prefix = "" if folder == run.reports else f"{folder.relative_to(run.reports).as_posix()}/"
-        out += _differences(f"{prefix}metrics.json", read_json(folder/"metrics.json"), numbers)
+        out += _differences(f"{prefix}metrics.json", read_metrics(folder/"metrics.json"), numbers)
         out += _table_differences(f"{prefix}metrics_by_type.csv", pd.read_csv(folder/"metrics_by_type.csv", float_precision="round_trip", keep_default_na=False, na_values=[""]), table, list(table))
     return pd.DataFrame(out, columns=["file", "what", "written", "computed"])
