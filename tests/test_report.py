@@ -89,5 +89,16 @@ def test_index_shows_other_sets_beside_the_test_split(tmp_path):
     assert list(table.index) == ["test", "by-hand"] and table.n.tolist() == [30, 20] and table.run.nunique() == 1
     assert "by-hand" in (tmp_path/"reports"/"index.html").read_text()
 
-@pytest.mark.parametrize("share,n,words", [(0.8, 300, "8 of 10"), (1/12, 240, "1 of 12"), (0.0, 90, "0 of 90"), (1.0, 90, "all 90"), (0.4, 5, "2 of 5"), (0.013, 900, "1 of 77")])
-def test_shares_in_small_numbers(share, n, words): assert wording.out_of(share, n) == words
+@pytest.mark.parametrize("share,n,words", [
+    (7/45, 45, "7 of 45"), (0.8, 300, "240 of 300"), (1/12, 240, "20 of 240"), (0.013, 900, "12 of 900"), (0.9, 1500, "1,350 of 1,500"),
+    (0.0, 90, "0 of 90"), (1.0, 90, "all 90"), (1.0, 1, "1 of 1"), (0.4, 5, "2 of 5")])
+def test_a_share_is_the_counts_that_it_came_from(share, n, words): assert wording.out_of(share, n) == words
+
+def test_the_headline_invents_no_fraction():
+    "7 of 45 false alarms were called \"2 of 13\": each number of the headline is one that was counted."
+    kinds = ("conceptual", "computational")
+    types = pd.DataFrame({"group": "error_type", "value": kinds, "n": [28, 61], "right": [17/28, 59/61]})
+    result = {"n": {"rows": 134, "correct": 45, "flawed": 89}, "specificity": 38/45, "recall": 76/89,
+              "balanced_accuracy": 0.85, "intervals": {"balanced_accuracy": [0.78, 0.91]}}
+    found = "Finds 17 of 28 conceptual and 59 of 61 computational errors"
+    assert wording.headline(result, types) == f"{found} and raises a false alarm on 7 of 45 correct solutions"
