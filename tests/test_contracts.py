@@ -124,6 +124,11 @@ def test_the_readme_is_what_the_index_says():
     assert text(readme.render()) == text((ROOT/"README.md").read_text(encoding="utf-8")), "run `make readme`"
 
 
+def test_the_map_names_every_notebook():
+    text = (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [p.stem for p in NOTEBOOKS if f"[{p.stem}](nbs/{p.name})" not in text] == [], "run `make readme`"
+
+
 def test_the_readmes_links_lead_somewhere():
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     links = [l for l in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in l]
