@@ -137,14 +137,15 @@ def _by_flex(q, k, v, segments, scale, window, positions):
     read = _compiled_flex()(q, k.to(q.dtype), v.to(q.dtype), block_mask=mask, scale=scale, enable_gqa=fewer_keys)
     return read.transpose(1, 2)
 
-# %% ../nbs/05a_attention.ipynb #a8d4e72b
+# %% ../nbs/05a_attention.ipynb #760faec1
 ATTENTION = "verifier_tree"  # the name under which transformers knows our attention
 
 def tree_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
                    segments=None, kernel="sdpa", sliding_window=None, positions=None, **kwargs):
-    "Attention function for transformers: trees and sequences laid end to end, or (without `segments`) an ordinary batch."
+    "Attention function for transformers: trees and sequences end to end, or (without `segments`) an ordinary batch."
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        kwargs |= {"scaling": scaling, "dropout": dropout}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = sliding_window if sliding_window and sliding_window < segments.max_k else None
     if kernel == "sdpa": out = _by_loop(query, key, value, segments, scaling, window, dropout)
     elif kernel == "flex": out = _by_flex(query, key, value, segments, scaling, window, positions)

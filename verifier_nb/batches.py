@@ -31,7 +31,7 @@ def _common(a, b):
         else: apart = middle
     return same
 
-# %% ../nbs/05_batches.ipynb #1e79cade
+# %% ../nbs/05_batches.ipynb #fe79502b
 class _Growing:
     "A tree that is being built; owns the nodes, and the node in which each sample ends."
     def __init__(self, ids, least):
@@ -44,14 +44,19 @@ class _Growing:
         common = _common(first, last)  # the first and the last differ the most
         all_equal = common == len(last)
         if len(rows) == 1 or common - depth >= self.least or all_equal:
-            if common > depth:
-                self.nodes.append(Node(first[depth:common], parent, depth))
-                parent, depth = len(self.nodes) - 1, common
+            parent = self.node(first[depth:common], parent, depth)
+            depth = common
             self.end(rows, depth, parent)
             rows = [r for r in rows if len(self.ids[r]) > depth]
         def next_tokens(r): return self.ids[r][depth:depth + self.least]
         for _, alike in itertools.groupby(rows, key=next_tokens):
             self.add(list(alike), depth, parent)
+
+    def node(self, ids, parent, depth):
+        "Add a node, unless it would be empty; returns the node that what follows continues."
+        if not ids: return parent
+        self.nodes.append(Node(ids, parent, depth))
+        return len(self.nodes) - 1
 
     def end(self, rows, depth, node):
         "Samples that are no longer than `depth` end in this node."
