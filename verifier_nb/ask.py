@@ -42,7 +42,15 @@ def _reasons(rows, solutions, flawed, usual):
     at = zip(rows["surprisal"], rows["surprisal_at"]) if surprised else [(0.0, -1)]*len(rows)
     return [distrust(s, *where, usual) if bad else _NOTHING for s, bad, where in zip(solutions, flawed, at)]
 
-# %% ../nbs/11_ask.ipynb #34be5955
+# %% ../nbs/11_ask.ipynb #6f7e2855
+def _own_verdicts(verifier, problems, solutions, calibration, **how):
+    "Scores, the verifier's own verdict (0 or 1), and the equation checker's findings."
+    from verifier_nb.calibration import decide
+    from verifier_nb.baselines import checker_scores
+    scores = verifier.score(problems, solutions, **how)
+    rows = decide(scores[["prob_0", "prob_1", "p_flawed"]], calibration)
+    return rows.rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
+
 def judge(
     verifier,  # a Verifier
     problems, solutions,
@@ -52,17 +60,13 @@ def judge(
 ):  # -> DataFrame: p_flawed, p_calibrated, verdict; with a hybrid p_hybrid, hybrid_verdict; kind, step, text, why
     "Verdicts with reasons. Without a fitted hybrid the verifier's own verdict counts."
     import pandas as pd
-    from verifier_nb.calibration import decide
-    from verifier_nb.baselines import checker_scores
     problems, solutions, weights = list(problems), list(solutions), hybrid_of(calibration)
-    scores = verifier.score(problems, solutions, batch_tokens=batch_tokens, progress=progress)
-    rows = decide(scores[["prob_0", "prob_1", "p_flawed"]], calibration)
-    rows = rows.rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
+    rows = _own_verdicts(verifier, problems, solutions, calibration, batch_tokens=batch_tokens, progress=progress)
     if weights: rows = _add_hybrid(rows, verifier, problems, solutions, weights, batch_tokens)
-    counts = "hybrid_verdict" if weights else "verdict"
-    why = _reasons(rows, solutions, rows[counts], weights.get("usual_surprisal", math.inf))
-    words = {name: rows[name].map({0: "correct", 1: "flawed"}) for name in dict.fromkeys(("verdict", counts))}
-    return rows.assign(**words).join(pd.DataFrame(why, index=rows.index))
+    verdicts = [name for name in ("verdict", "hybrid_verdict") if name in rows]
+    why = _reasons(rows, solutions, rows[verdicts[-1]], weights.get("usual_surprisal", math.inf))
+    for name in verdicts: rows[name] = rows[name].map({0: "correct", 1: "flawed"})
+    return rows.join(pd.DataFrame(why, index=rows.index))
 
 # %% ../nbs/11_ask.ipynb #dd047389
 def _is_blamed(equation, distrusted, surprise):

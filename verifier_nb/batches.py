@@ -97,7 +97,11 @@ def _ends_of_subtrees(parents, ends):
         if parent >= 0: ends[parent] = max(ends[parent], ends[node])
     return np.array(ends)
 
-# %% ../nbs/05_batches.ipynb #c27da2c3
+# %% ../nbs/05_batches.ipynb #e89030e2
+def _int32(numbers):
+    "An index tensor as kernels want it."
+    return torch.from_numpy(numbers.astype(np.int32))
+
 class Segments:
     "Where the nodes of a flat batch begin and which they continue; what an attention kernel needs of the tree."
     def __init__(self,
@@ -111,11 +115,10 @@ class Segments:
         self.max_q, self.max_k = max(self.lengths), max(self.keys)
         starts = _boundaries(self.lengths)
         self.tokens = int(starts[-1])
-        self.cu_q = torch.from_numpy(starts.astype(np.int32))
-        self.cu_k = torch.from_numpy(_boundaries(self.keys).astype(np.int32))
+        self.cu_q, self.cu_k = _int32(starts), _int32(_boundaries(self.keys))
         self.gather = self._key_places(starts) if self.shared else None
-        last = _ends_of_subtrees(self.parents, starts[1:])
-        self.last = torch.from_numpy(np.repeat(last, self.lengths).astype(np.int32))
+        ends = _ends_of_subtrees(self.parents, starts[1:])
+        self.last = _int32(np.repeat(ends, self.lengths))  # of each token: the end of its node's subtree
         self.cache = {}  # masks, made once for a batch and used in every layer
 
     def _key_places(self, starts):

@@ -24,7 +24,23 @@ from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 
-# %% ../nbs/05b_scoring.ipynb #fd462fde
+# %% ../nbs/05b_scoring.ipynb #01d8b47e
+def _padded_logits(model, batch, ids, positions):
+    "The last column of a rectangle, [samples, vocabulary]: all labels stand there."
+    mask = batch["attention_mask"].to(ids.device)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False)
+    return out.logits[:, -1]
+
+def _flat_logits(model, batch, ids, positions):
+    "The labels' positions in a row of samples, [samples, vocabulary]."
+    kernel = prepare_attention(model)
+    # four dimensions: transformers makes no mask of its own
+    no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    wanted = batch["label_positions"].to(ids.device)
+    out = model(input_ids=ids, position_ids=positions, attention_mask=no_mask, logits_to_keep=wanted, use_cache=False,
+                positions=positions, segments=batch["segments"].to(ids.device), kernel=kernel)
+    return out.logits[0]
+
 def label_logits(
     model,  # with or without adapter
     batch,  # what `collate` made
@@ -32,17 +48,8 @@ def label_logits(
     "The logits that predict the label: those at each prompt's last token."
     device = base_of(model).device
     ids, positions = batch["input_ids"].to(device), batch["position_ids"].to(device)
-    if "segments" not in batch:
-        mask = batch["attention_mask"].to(device)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False)
-        return out.logits[:, -1]
-    kernel = prepare_attention(model)
-    # four dimensions: transformers makes no mask of its own
-    no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device)
-    out = model(input_ids=ids, position_ids=positions, positions=positions, segments=batch["segments"].to(device),
-                kernel=kernel, use_cache=False, attention_mask=no_mask,
-                logits_to_keep=batch["label_positions"].to(device))
-    return out.logits[0]
+    if "segments" in batch: return _flat_logits(model, batch, ids, positions)
+    return _padded_logits(model, batch, ids, positions)
 
 # %% ../nbs/05b_scoring.ipynb #75a64fd2
 def _places(segments, leaf):
@@ -253,7 +260,7 @@ def switchable(
     model.disable_adapter = disable_adapter
     return model
 
-# %% ../nbs/05b_scoring.ipynb #1dfb48ed
+# %% ../nbs/05b_scoring.ipynb #33f4a2f1
 FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
 
 def fold(
@@ -267,13 +274,17 @@ def fold(
     weights = dict(model.named_parameters())
     held_twice = sum(4*weights[f"{name}.weight"].numel() for name in lora.pairs)
     if held_twice > FOLD_LIMIT: return False
+    switchable(model, _add(lora, weights))
+    return True
+
+def _add(lora, weights)->dict:  # {parameter's name: the base's tensor}
+    "Put the sums in the place of the base's matrices, which are returned."
     base = {}
     for name, (a, b) in lora.pairs.items():
         w = weights[f"{name}.weight"]
         base[f"{name}.weight"] = w.data
         w.data = torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=lora.scale)
-    switchable(model, base)
-    return True
+    return base
 
 # %% ../nbs/05b_scoring.ipynb #efd022e3
 class _Judge:
