@@ -6,8 +6,8 @@
 __all__ = ['hybrid_of', 'judge', 'examine', 'template', 'answer_html', 'ranking_html', 'answer_lines', 'default_adapter',
            'find_adapter', 'open_verifier', 'Pair', 'split_pair', 'read_pair']
 
-# %% ../nbs/11_ask.ipynb #31da6ef1
-import functools, json, math, os, re, sys
+# %% ../nbs/11_ask.ipynb #803fc485
+import functools, importlib, json, math, os, re, sys
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -42,31 +42,35 @@ def _reasons(rows, solutions, flawed, usual):
     at = zip(rows["surprisal"], rows["surprisal_at"]) if surprised else [(0.0, -1)]*len(rows)
     return [distrust(s, *where, usual) if bad else _NOTHING for s, bad, where in zip(solutions, flawed, at)]
 
-# %% ../nbs/11_ask.ipynb #ffaf384d
+# %% ../nbs/11_ask.ipynb #6f7e2855
+def _own_verdicts(verifier, problems, solutions, calibration, **how):
+    "Scores, the verifier's own verdict (0 or 1), and the equation checker's findings."
+    from verifier_nb.calibration import decide
+    from verifier_nb.baselines import checker_scores
+    scores = verifier.score(problems, solutions, **how)
+    rows = decide(scores[["prob_0", "prob_1", "p_flawed"]], calibration)
+    return rows.rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
+
 def judge(
     verifier,  # a Verifier
     problems, solutions,
     calibration:dict,  # the content of calibration.json
     batch_tokens:int=4096,
     progress=None,  # show a progress bar; none: on a terminal only
-)->"pd.DataFrame":  # p_flawed, p_calibrated, verdict; with a hybrid p_hybrid, hybrid_verdict; kind, step, text, why
+):  # -> DataFrame: p_flawed, p_calibrated, verdict; with a hybrid p_hybrid, hybrid_verdict; kind, step, text, why
     "Verdicts with reasons. Without a fitted hybrid the verifier's own verdict counts."
     import pandas as pd
-    from verifier_nb.calibration import decide
-    from verifier_nb.baselines import checker_scores
     problems, solutions, weights = list(problems), list(solutions), hybrid_of(calibration)
-    scores = verifier.score(problems, solutions, batch_tokens=batch_tokens, progress=progress)
-    rows = decide(scores[["prob_0", "prob_1", "p_flawed"]], calibration)
-    rows = rows.rename(columns={"predicted_label": "verdict"}).join(checker_scores(solutions))
+    rows = _own_verdicts(verifier, problems, solutions, calibration, batch_tokens=batch_tokens, progress=progress)
     if weights: rows = _add_hybrid(rows, verifier, problems, solutions, weights, batch_tokens)
-    counts = "hybrid_verdict" if weights else "verdict"
-    why = _reasons(rows, solutions, rows[counts], weights.get("usual_surprisal", math.inf))
-    words = {name: rows[name].map({0: "correct", 1: "flawed"}) for name in dict.fromkeys(("verdict", counts))}
-    return rows.assign(**words).join(pd.DataFrame(why, index=rows.index))
+    verdicts = [name for name in ("verdict", "hybrid_verdict") if name in rows]
+    why = _reasons(rows, solutions, rows[verdicts[-1]], weights.get("usual_surprisal", math.inf))
+    for name in verdicts: rows[name] = rows[name].map({0: "correct", 1: "flawed"})
+    return rows.join(pd.DataFrame(why, index=rows.index))
 
-# %% ../nbs/11_ask.ipynb #5452b87a
+# %% ../nbs/11_ask.ipynb #dd047389
 def _is_blamed(equation, distrusted, surprise):
-    "Whether an equation is the one that is distrusted; `surprise` is where the surprising = stands, if there is one."
+    "Whether an equation is the one that is distrusted; `surprise`: where the surprising = stands."
     if distrusted["kind"] == "equation": return not equation.ok and equation.text == distrusted["text"]
     return distrusted["kind"] == "surprise" and equation.start <= surprise < equation.end
 
@@ -104,14 +108,14 @@ def _answer(row, solution, calibration):
             "verifier": {**own, "uncalibrated": row["p_flawed"], "calibrated": calibrated}, "rank": None,
             "equations": equations, "distrusted": blame if blame["kind"] else None, "solution": solution}
 
-# %% ../nbs/11_ask.ipynb #9ed15a72
+# %% ../nbs/11_ask.ipynb #290c714f
 def examine(
     verifier,  # a Verifier
     question:str,
     solutions,  # one or several solutions of the problem
     batch_tokens:int=4096,
 )->list:  # one dictionary a solution, in the order given
-    "Verdicts on the solutions of a problem, with all that can be said about them. Raises `VerifierError` for an empty text."
+    "Verdicts on solutions of a problem, with all that can be said about them. Raises `VerifierError`."
     from verifier_nb.page import clean_cell
     question, solutions = clean_cell(question), [clean_cell(s) for s in solutions]
     _no_empty_text(question, solutions)
@@ -147,14 +151,15 @@ def ranking_html(
     candidates = sorted(numbered, key=lambda candidate: candidate["found"]["rank"])
     return render(template("ranking.html.j2"), p=probability, candidates=candidates)
 
-# %% ../nbs/11_ask.ipynb #49fb637d
+# %% ../nbs/11_ask.ipynb #58733024
 def _heading(found):
     "The lines about probability and verdict."
     from verifier_nb.wording import probability as p
     own = found["verifier"]
     calibrated = "calibrated" if own["calibrated"] else "not calibrated"
     how = "verifier and equation checker" if found["hybrid"] else calibrated
-    out = [f"P(flawed) = {p(found['p_flawed'])}   ({how}; threshold {p(found['threshold'])})   verdict: {found['verdict']}"]
+    counts = f"{p(found['p_flawed'])}   ({how}; threshold {p(found['threshold'])})"
+    out = [f"P(flawed) = {counts}   verdict: {found['verdict']}"]
     if found["hybrid"]:
         alone = f"{p(own['p_flawed'])}   ({calibrated}; threshold {p(own['threshold'])})"
         out.append(f"the verifier alone: {alone}: {own['verdict']}")
@@ -165,17 +170,20 @@ def _equation_cells(e):
     truth = "true" if e["true"] else f"false: it is {e['is']}"
     return f"step {e['step']}", " ".join(e["text"].split()), truth
 
+def _remark(equation, blame):
+    "What stands behind an equation; that it is false is said before."
+    if not equation["distrusted"]: return ""
+    return "distrusted" if blame["kind"] == "equation" else f"distrusted: {blame['why']}"
+
 def _equation_lines(found):
     "A line for each equation, its columns below each other."
     cells = [_equation_cells(e) for e in found["equations"]]
     widths = [max(min(len(cell), 60) for cell in column) for column in zip(*cells)]
     out = []
-    for row, e in zip(cells, found["equations"]):
-        why = ""
-        if e["distrusted"]: why = "distrusted"
-        if e["distrusted"] and found["distrusted"]["kind"] != "equation": why = f"distrusted: {found['distrusted']['why']}"
+    for row, equation in zip(cells, found["equations"]):
         columns = [cell.ljust(width) for cell, width in zip(row, widths)]
-        out.append("   ".join([*columns, why]).rstrip())
+        line = "   ".join([*columns, _remark(equation, found["distrusted"])])
+        out.append(line.rstrip())
     return out
 
 # %% ../nbs/11_ask.ipynb #01221451
@@ -219,14 +227,15 @@ def find_adapter(adapter:str, root)->Run:
         raise VerifierError("this run has no trained model", run.adapter, fix)
     return run
 
-# %% ../nbs/11_ask.ipynb #65dcb6e1
+# %% ../nbs/11_ask.ipynb #b0957e39
 def _wake():
     "Import what an answer needs, as fast as it goes, and without the libraries' warnings: an answer stands alone."
     import gc, warnings
     if "torch" not in sys.modules:  # threads that wait without spinning: half the time on a busy machine
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # imports make a million objects and no garbage; to look for some takes a second
-    try: from verifier_nb import baselines, calibration, model, page, scoring, wording
+    try:
+        for name in ("scoring", "calibration", "baselines", "page"): importlib.import_module(f"verifier_nb.{name}")
     finally: gc.enable()
     from transformers.utils import logging
     warnings.simplefilter("ignore")
@@ -250,9 +259,9 @@ def _verifier_of_run(run):
         scoring.switchable(verifier.model, untrained)
     return verifier
 
-# %% ../nbs/11_ask.ipynb #03833a4d
+# %% ../nbs/11_ask.ipynb #684bd4c3
 def open_verifier(
-    adapter:str="default",  # "default" for the one in the box, an adapter's folder, or a run's folder, name, or "latest"
+    adapter:str="default",  # "default" for the one in the box, an adapter's folder, or a run: folder, name or "latest"
     root=".",
     say=lambda text: None,  # where a remark about a long wait goes
 ):  # -> scoring.Verifier
@@ -266,7 +275,7 @@ def open_verifier(
     from verifier_nb import scoring
     return _verifier_of_run(run) if run else scoring.Verifier.from_pretrained(str(folder))
 
-# %% ../nbs/11_ask.ipynb #f29e8c60
+# %% ../nbs/11_ask.ipynb #1d6f07e3
 class Pair(NamedTuple):
     "A problem and a solution of it."
     question: str
@@ -284,7 +293,8 @@ def split_pair(
 )->Pair:
     "Problem and solution from one text. Raises `VerifierError` when it cannot be told where the solution begins."
     text = text.lstrip("\ufeff").strip()  # some editors begin a file with this mark
-    if not text: raise VerifierError("there is nothing to check: the text is empty", where, "give a problem and a solution")
+    if not text:
+        raise VerifierError("there is nothing to check: the text is empty", where, "give a problem and a solution")
     if text.startswith("{"): return _from_json(text, where)
     for border in _BEFORE_SOLUTION:
         parts = border.split(text, maxsplit=1)
@@ -304,7 +314,7 @@ def _from_json(text, where)->Pair:
         raise VerifierError("the JSON has no texts question and solution", where, fix)
     return pair
 
-# %% ../nbs/11_ask.ipynb #c5247080
+# %% ../nbs/11_ask.ipynb #b2a0242f
 def _read_text(file, stdin):
     "The text of a file or a pipe. Raises `VerifierError` when it cannot be read."
     try: return Path(file).read_text(encoding="utf-8") if file and file != "-" else stdin.read()
@@ -312,22 +322,26 @@ def _read_text(file, stdin):
     except UnicodeDecodeError as e:
         raise VerifierError(f"this is not text in UTF-8: {e}", file or "standard input", "save it as UTF-8") from None
 
+_COMMAND = "verifier-nb check"
+
+def _check_pipe(stdin, one_is_given):
+    "Raises `VerifierError` when nothing comes through a pipe."
+    if stdin is not None and not stdin.isatty(): return
+    what = "the solution is missing" if one_is_given else "there is nothing to check"
+    raise VerifierError(what, _COMMAND, "give a question and a solution, --file FILE, or pipe a text in")
+
 def read_pair(
     question=None, solution=None,  # arguments; - or none: read it
     file=None,
     stdin=None,  # an open text stream
 )->Pair:
     "Problem and solution from arguments, a file or a pipe. Raises `VerifierError`."
-    command = "verifier-nb check"
+    given = [x not in (None, "-") for x in (question, solution)]
     if file and (question or solution):
-        raise VerifierError("a file and texts were given", command, "give either --file, or a question and a solution")
-    has_question, has_solution = (x not in (None, "-") for x in (question, solution))
-    if has_question and has_solution: return Pair(question, solution)
-    nothing_piped = stdin is None or stdin.isatty()
-    if not file and nothing_piped:
-        what = "the solution is missing" if has_question or has_solution else "there is nothing to check"
-        raise VerifierError(what, command, "give a question and a solution, --file FILE, or pipe a text in")
+        what = "a file and texts were given"
+        raise VerifierError(what, _COMMAND, "give either --file, or a question and a solution")
+    if all(given): return Pair(question, solution)
+    if not file: _check_pipe(stdin, any(given))
     text = _read_text(file, stdin)
-    if has_question: return Pair(question, text.strip())
-    if has_solution: return Pair(text.strip(), solution)
-    return split_pair(text, str(file or "standard input"))
+    if not any(given): return split_pair(text, str(file or "standard input"))
+    return Pair(question, text.strip()) if given[0] else Pair(text.strip(), solution)

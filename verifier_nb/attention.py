@@ -30,14 +30,12 @@ def _node_mask(segments, i, window, device):
         segments.cache[i, window] = (behind >= 0) & (behind < (window or keys))
     return segments.cache[i, window]
 
-# %% ../nbs/05a_attention.ipynb #0c8dd1ec
+# %% ../nbs/05a_attention.ipynb #98b07c63
 def _by_loop(q, k, v, segments, scale, window, dropout=0.0):
     "Attention in the tree, node by node: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."
-    if q.shape[1] != k.shape[1]:  # fewer heads of keys than of queries
-        repeats = q.shape[1]//k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    heads = q.shape[1]
     # split once: its backward pass is one concatenation
-    qs, ks, vs = q.split(segments.lengths, 2), k.split(segments.lengths, 2), v.split(segments.lengths, 2)
+    qs, ks, vs = (_for_all_heads(x, heads).split(segments.lengths, 2) for x in (q, k, v))
     out = []
     for i, path in enumerate(segments.paths):
         keys, values = _along(path, ks), _along(path, vs)
@@ -46,6 +44,11 @@ def _by_loop(q, k, v, segments, scale, window, dropout=0.0):
                                               scale=scale, dropout_p=dropout)
         out.append(read)
     return torch.cat(out, 2).transpose(1, 2)
+
+def _for_all_heads(x, heads):
+    "Keys or values of grouped heads, repeated for each head of queries."
+    if x.shape[1] == heads: return x
+    return x.repeat_interleave(heads//x.shape[1], 1)
 
 def _along(path, pieces):
     "The keys or values of a path's nodes, one behind the other."
@@ -137,14 +140,15 @@ def _by_flex(q, k, v, segments, scale, window, positions):
     read = _compiled_flex()(q, k.to(q.dtype), v.to(q.dtype), block_mask=mask, scale=scale, enable_gqa=fewer_keys)
     return read.transpose(1, 2)
 
-# %% ../nbs/05a_attention.ipynb #a8d4e72b
+# %% ../nbs/05a_attention.ipynb #f8b3377b
 ATTENTION = "verifier_tree"  # the name under which transformers knows our attention
 
 def tree_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
                    segments=None, kernel="sdpa", sliding_window=None, positions=None, **kwargs):
-    "Attention function for transformers: trees and sequences laid end to end, or (without `segments`) an ordinary batch."
+    "Attention function for transformers: trees and sequences end to end, or (without `segments`) an ordinary batch."
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask,
+                                      scaling=scaling, dropout=dropout, **kwargs)
     window = sliding_window if sliding_window and sliding_window < segments.max_k else None
     if kernel == "sdpa": out = _by_loop(query, key, value, segments, scaling, window, dropout)
     elif kernel == "flex": out = _by_flex(query, key, value, segments, scaling, window, positions)

@@ -31,7 +31,7 @@ def _common(a, b):
         else: apart = middle
     return same
 
-# %% ../nbs/05_batches.ipynb #1e79cade
+# %% ../nbs/05_batches.ipynb #fe79502b
 class _Growing:
     "A tree that is being built; owns the nodes, and the node in which each sample ends."
     def __init__(self, ids, least):
@@ -44,14 +44,19 @@ class _Growing:
         common = _common(first, last)  # the first and the last differ the most
         all_equal = common == len(last)
         if len(rows) == 1 or common - depth >= self.least or all_equal:
-            if common > depth:
-                self.nodes.append(Node(first[depth:common], parent, depth))
-                parent, depth = len(self.nodes) - 1, common
+            parent = self.node(first[depth:common], parent, depth)
+            depth = common
             self.end(rows, depth, parent)
             rows = [r for r in rows if len(self.ids[r]) > depth]
         def next_tokens(r): return self.ids[r][depth:depth + self.least]
         for _, alike in itertools.groupby(rows, key=next_tokens):
             self.add(list(alike), depth, parent)
+
+    def node(self, ids, parent, depth):
+        "Add a node, unless it would be empty; returns the node that what follows continues."
+        if not ids: return parent
+        self.nodes.append(Node(ids, parent, depth))
+        return len(self.nodes) - 1
 
     def end(self, rows, depth, node):
         "Samples that are no longer than `depth` end in this node."
@@ -92,7 +97,11 @@ def _ends_of_subtrees(parents, ends):
         if parent >= 0: ends[parent] = max(ends[parent], ends[node])
     return np.array(ends)
 
-# %% ../nbs/05_batches.ipynb #c27da2c3
+# %% ../nbs/05_batches.ipynb #e89030e2
+def _int32(numbers):
+    "An index tensor as kernels want it."
+    return torch.from_numpy(numbers.astype(np.int32))
+
 class Segments:
     "Where the nodes of a flat batch begin and which they continue; what an attention kernel needs of the tree."
     def __init__(self,
@@ -106,11 +115,10 @@ class Segments:
         self.max_q, self.max_k = max(self.lengths), max(self.keys)
         starts = _boundaries(self.lengths)
         self.tokens = int(starts[-1])
-        self.cu_q = torch.from_numpy(starts.astype(np.int32))
-        self.cu_k = torch.from_numpy(_boundaries(self.keys).astype(np.int32))
+        self.cu_q, self.cu_k = _int32(starts), _int32(_boundaries(self.keys))
         self.gather = self._key_places(starts) if self.shared else None
-        last = _ends_of_subtrees(self.parents, starts[1:])
-        self.last = torch.from_numpy(np.repeat(last, self.lengths).astype(np.int32))
+        ends = _ends_of_subtrees(self.parents, starts[1:])
+        self.last = _int32(np.repeat(ends, self.lengths))  # of each token: the end of its node's subtree
         self.cache = {}  # masks, made once for a batch and used in every layer
 
     def _key_places(self, starts):

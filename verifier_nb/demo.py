@@ -96,7 +96,7 @@ def demo_page(verifier):  # -> gradio.Blocks
         _candidates_tab(gr, question, several)
     return page
 
-# %% ../nbs/11b_demo.ipynb #8a396990
+# %% ../nbs/11b_demo.ipynb #59025175
 def demo_launch(
     page,  # what `demo_page` made
     port:int=7860, host:str="127.0.0.1",
@@ -105,8 +105,8 @@ def demo_launch(
     "Serve the page. Raises `VerifierError` when the port is taken."
     import gradio as gr
     head = f"<style>{demo_style()}</style>"  # Gradio would rewrite rules given as css
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # this machine's: none is fetched
-    plain = gr.themes.Base(primary_hue="teal", **fonts)
+    ours = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+    plain = gr.themes.Base(primary_hue="teal", **ours)
     try:
         _, url, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
                                 footer_links=[], ssr_mode=False, theme=plain, head=head, show_error=True)

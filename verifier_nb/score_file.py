@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['SCORES', 'HYBRID_SCORES', 'read_pieces', 'Table', 'Tally', 'score_file']
 
-# %% ../nbs/11a_score_file.ipynb #aff9fb30
+# %% ../nbs/11a_score_file.ipynb #4032e3a8
 import itertools, json, sys, time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from . import files
 from .files import VerifierError
 
-# %% ../nbs/11a_score_file.ipynb #70680ef5
+# %% ../nbs/11a_score_file.ipynb #c997bb5d
 def _csv_pieces(path, rows):
     "A CSV file in pieces; every cell is text."
     import pandas as pd
     for piece in pd.read_csv(path, chunksize=rows, dtype=str, keep_default_na=False, encoding="utf-8"):
-        # where rows have more cells than the header, pandas takes the first ones for an index
-        if not isinstance(piece.index, pd.RangeIndex): raise ValueError("rows have more cells than the header has names")
+        took_cells_for_an_index = not isinstance(piece.index, pd.RangeIndex)
+        if took_cells_for_an_index: raise ValueError("rows have more cells than the header has names")
         yield piece
 
 def _jsonl_pieces(path, rows):
@@ -35,13 +35,14 @@ def _parquet_pieces(path, rows):
     with pq.ParquetFile(path) as f:
         for batch in f.iter_batches(rows): yield pd.DataFrame(batch.to_pydict(), dtype=object)
 
-# %% ../nbs/11a_score_file.ipynb #d6bf493f
+# %% ../nbs/11a_score_file.ipynb #87f9f57d
 _PIECES = {".csv": _csv_pieces, ".jsonl": _jsonl_pieces, ".parquet": _parquet_pieces}
 
 def _unreadable(e, path):
     "What an error of a reader means to a person."
     why = (str(e) or type(e).__name__).splitlines()[0][:200]
-    return VerifierError(f"the file cannot be read: {why}", path, f"check that it is a whole {path.suffix} file in UTF-8")
+    fix = f"check that it is a whole {path.suffix} file in UTF-8"
+    return VerifierError(f"the file cannot be read: {why}", path, fix)
 
 def read_pieces(
     path,  # .csv, .jsonl or .parquet
@@ -98,10 +99,11 @@ def _look_through(path, columns)->Table:
         raise VerifierError(what, path, "rename or remove them, so that nothing is lost")
     return Table(count, list(names), **mine)
 
-# %% ../nbs/11a_score_file.ipynb #113d220d
+# %% ../nbs/11a_score_file.ipynb #cffb57a2
 def _check_result(path, out, force):
     "Raises `VerifierError` when the result may not be written."
-    if out.suffix.lower() != ".csv": raise VerifierError("the result is a CSV file", out, "give a name that ends with .csv")
+    if out.suffix.lower() != ".csv":
+        raise VerifierError("the result is a CSV file", out, "give a name that ends with .csv")
     if not out.exists(): return
     is_input = out.resolve() == Path(path).resolve()
     if is_input: raise VerifierError("this file is there already", out, "give another name")
@@ -116,27 +118,30 @@ def _checked(path, out, columns, force)->Table:
     _check_result(path, Path(out), force)
     return _look_through(path, columns or {})
 
-# %% ../nbs/11a_score_file.ipynb #41d940d8
-def _scores(verifier, questions, solutions, hybrid, batch_tokens):  # -> (scores, numbers of the rows that have none)
-    "The scores of some rows; empty cells where a text is empty or too long."
+# %% ../nbs/11a_score_file.ipynb #a639d16d
+def _judged(rows, verifier, questions, solutions, hybrid, batch_tokens):
+    "The scores of these rows, under their numbers."
     import pandas as pd
     from verifier_nb.ask import judge
+    wanted = [*SCORES, *HYBRID_SCORES] if hybrid else list(SCORES)
+    if not rows: return pd.DataFrame(columns=wanted)
     calibration = verifier.calibration
     if not hybrid: calibration = {k: v for k, v in calibration.items() if k != "baselines"}
-    def judged(rows):
-        if not rows: return None
-        texts = [questions[i] for i in rows], [solutions[i] for i in rows]
-        return judge(verifier, *texts, calibration, batch_tokens, progress=False)
-    fit = [i for i, (q, s) in enumerate(zip(questions, solutions)) if q.strip() and s.strip()]
-    try: found = judged(fit)
+    problems, answers = [questions[i] for i in rows], [solutions[i] for i in rows]
+    found = judge(verifier, problems, answers, calibration, batch_tokens, progress=False)
+    found["label_mass"] = found.prob_0 + found.prob_1
+    return found[wanted].set_axis(rows)
+
+def _scores(verifier, questions, solutions, hybrid, batch_tokens):  # -> (scores, numbers of the rows that have none)
+    "The scores of some rows; empty cells where a text is empty or too long."
+    how = verifier, questions, solutions, hybrid, batch_tokens
+    fit = [i for i, texts in enumerate(zip(questions, solutions)) if all(text.strip() for text in texts)]
+    try: found = _judged(fit, *how)
     except VerifierError:
         fit = [i for i in fit if verifier.fits(questions[i], solutions[i])]
-        found = judged(fit)
-    wanted, everyone = [*SCORES, *(HYBRID_SCORES if hybrid else ())], range(len(questions))
-    if found is None: return pd.DataFrame("", everyone, wanted), list(everyone)
-    found = found.assign(label_mass=found.prob_0 + found.prob_1)[wanted].set_axis(fit)
-    filled = found.astype(object).reindex(everyone, fill_value="")
-    return filled, sorted(set(everyone) - set(fit))
+        found = _judged(fit, *how)
+    missed = sorted(set(range(len(questions))) - set(fit))
+    return found.astype(object).reindex(range(len(questions)), fill_value=""), missed
 
 # %% ../nbs/11a_score_file.ipynb #9c506cd2
 def _cell(x):
@@ -161,7 +166,23 @@ class Tally:
         self.flawed += int((verdicts == "flawed").sum())
         self.rows += len(verdicts)
 
-# %% ../nbs/11a_score_file.ipynb #e9bb6e60
+# %% ../nbs/11a_score_file.ipynb #0a2fa39f
+def _score_pieces(verifier, path, table, rows, hybrid, batch_tokens):
+    "Score a table piece by piece: yields (the piece with its scores, verdicts, numbers of rows without)."
+    for piece in read_pieces(path, rows):
+        piece = piece.reindex(columns=table.columns).map(_cell)
+        questions, solutions = list(map(str, piece[table.question])), list(map(str, piece[table.solution]))
+        found, missed = _scores(verifier, questions, solutions, hybrid, batch_tokens)
+        verdicts = found["hybrid_verdict" if hybrid else "verdict"]
+        yield piece.join(found.set_axis(piece.index)), verdicts, missed
+
+# %% ../nbs/11a_score_file.ipynb #7703f98f
+def _bar(total, show):
+    "A bar that shows how far it is; in a log file a line every quarter of a minute."
+    from tqdm.auto import tqdm
+    seconds = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(total=total, unit=" rows", desc="scoring", disable=not show, mininterval=seconds)
+
 def score_file(
     verifier,  # a Verifier, or a function that loads one: called after the cheap checks
     path,  # .csv, .jsonl or .parquet
@@ -174,21 +195,14 @@ def score_file(
     progress:bool=True,
 )->dict:  # rows, flawed, skipped, seconds
     "Score a table into a CSV file, row by row in order. Raises `VerifierError`."
-    from tqdm.auto import tqdm
     table = _checked(path, out, columns, force)
     verifier = verifier() if callable(verifier) else verifier
     hybrid = not alone and "hybrid" in verifier.calibration.get("baselines", {})
     rows = rows or (64 if verifier.model.device.type == "cpu" else 2048)
-    seldom = 0.5 if sys.stderr.isatty() else 15  # seconds between two lines of progress
     start, tally = time.time(), Tally()
-    bar = tqdm(total=table.rows, unit=" rows", desc="scoring", disable=not progress, mininterval=seldom)
-    with files.atomic(out) as f, bar:
-        for piece in read_pieces(path, rows):
-            piece = piece.reindex(columns=table.columns).map(_cell)
-            questions, solutions = (list(map(str, piece[name])) for name in (table.question, table.solution))
-            found, missed = _scores(verifier, questions, solutions, hybrid, batch_tokens)
-            scored = piece.join(found.set_axis(piece.index))
-            scored.to_csv(f, index=False, header=tally.rows == 0, lineterminator="\n")
-            tally.add(found["hybrid_verdict" if hybrid else "verdict"], missed)
+    with files.atomic(out) as f, _bar(table.rows, progress) as bar:
+        for piece, verdicts, missed in _score_pieces(verifier, path, table, rows, hybrid, batch_tokens):
+            piece.to_csv(f, index=False, header=tally.rows == 0, lineterminator="\n")
+            tally.add(verdicts, missed)
             bar.update(len(piece))
-    return {"rows": tally.rows, "flawed": tally.flawed, "skipped": tally.skipped, "seconds": time.time() - start}
+    return {**asdict(tally), "seconds": time.time() - start}

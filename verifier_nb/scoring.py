@@ -20,12 +20,28 @@ from . import setup, files, prompt, model as model_
 from .files import VerifierError
 from .config import ModelSettings
 from .folders import Run
-from .probability import Calibration
 from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
+from .probability import Calibration
 
-# %% ../nbs/05b_scoring.ipynb #b616716d
+# %% ../nbs/05b_scoring.ipynb #01d8b47e
+def _padded_logits(model, batch, ids, positions):
+    "The last column of a rectangle, [samples, vocabulary]: all labels stand there."
+    mask = batch["attention_mask"].to(ids.device)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False)
+    return out.logits[:, -1]
+
+def _flat_logits(model, batch, ids, positions):
+    "The labels' positions in a row of samples, [samples, vocabulary]."
+    kernel = prepare_attention(model)
+    # four dimensions: transformers makes no mask of its own
+    no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    wanted = batch["label_positions"].to(ids.device)
+    out = model(input_ids=ids, position_ids=positions, attention_mask=no_mask, logits_to_keep=wanted, use_cache=False,
+                positions=positions, segments=batch["segments"].to(ids.device), kernel=kernel)
+    return out.logits[0]
+
 def label_logits(
     model,  # with or without adapter
     batch,  # what `collate` made
@@ -33,18 +49,10 @@ def label_logits(
     "The logits that predict the label: those at each prompt's last token."
     device = base_of(model).device
     ids, positions = batch["input_ids"].to(device), batch["position_ids"].to(device)
-    if "segments" not in batch:
-        mask = batch["attention_mask"].to(device)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False)
-        return out.logits[:, -1]
-    kernel = prepare_attention(model)
-    no_mask = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device)  # four dimensions: transformers makes no mask of its own
-    out = model(input_ids=ids, position_ids=positions, positions=positions, segments=batch["segments"].to(device),
-                kernel=kernel, use_cache=False, attention_mask=no_mask,
-                logits_to_keep=batch["label_positions"].to(device))
-    return out.logits[0]
+    if "segments" in batch: return _flat_logits(model, batch, ids, positions)
+    return _padded_logits(model, batch, ids, positions)
 
-# %% ../nbs/05b_scoring.ipynb #3f43e836
+# %% ../nbs/05b_scoring.ipynb #75a64fd2
 def _places(segments, leaf):
     "Where in a flat batch the tokens of a sample stand, from its first to its last; `leaf` is the node it ends in."
     ends = np.cumsum(segments.lengths)
@@ -60,7 +68,8 @@ def logits_at(
     "Logits at any positions of a batch, sample after sample; a shared beginning is computed once here too."
     batch = collate(samples, layout)
     segments = batch["segments"]
-    leaves = np.searchsorted(np.cumsum(segments.lengths), batch["label_positions"], side="right")  # each sample's last node
+    ends = np.cumsum(segments.lengths)
+    leaves = np.searchsorted(ends, batch["label_positions"], side="right")  # each sample's last node
     wanted = [_places(segments, leaf)[some] for leaf, some in zip(leaves, positions)]
     return label_logits(model, {**batch, "label_positions": torch.from_numpy(np.concatenate(wanted))})
 
@@ -119,15 +128,15 @@ class Budget:
         self.halved += 1
         torch.cuda.empty_cache()
 
-# %% ../nbs/05b_scoring.ipynb #3fa16179
+# %% ../nbs/05b_scoring.ipynb #39e716f7
 def _try_rows(model, samples, label_tokens, layout, pad_id):
     "Log probabilities of a batch, still on its device, or None when memory ran out."
     batch = collate(samples, layout, pad_id, bucket=bucket_of(model))
     try: return label_log_softmax(label_logits(model, batch), *label_tokens)
     except _OUT_OF_MEMORY: return None
 
-def _score_batches(model, samples, label_tokens, budget, layout, pad_id):  # yields (numbers of samples, log probabilities)
-    "Score batch after batch; what does not fit is cut anew, with all that is left."
+def _score_batches(model, samples, label_tokens, budget, layout, pad_id):
+    "Yields (numbers of samples, log probabilities) of each batch; what does not fit is cut anew, with all the rest."
     todo = deque(batches(samples, budget.tokens, layout))
     while todo:
         rows = todo.popleft()
@@ -169,12 +178,13 @@ def _fetch(scored, out):
     rows, logs = scored
     out[rows] = logs.cpu().numpy()
 
-# %% ../nbs/05b_scoring.ipynb #e1d6a702
+# %% ../nbs/05b_scoring.ipynb #517abd03
 _PLAIN = {"peft_type": "LORA", "bias": "none",  # what a plain adapter says
           "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # None: it may say anything
 
-_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout", "init_lora_weights",
-             "megatron_core", "auto_mapping", "qalora_group_size", "exclude_modules"}  # changes nothing in scoring
+_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode",  # what changes nothing in scoring
+             "peft_version", "lora_dropout", "init_lora_weights", "megatron_core", "auto_mapping",
+             "qalora_group_size", "exclude_modules"}
 
 def _is_known(key, value):
     "Whether an entry of adapter_config.json says nothing that folding does not know."
@@ -251,7 +261,7 @@ def switchable(
     model.disable_adapter = disable_adapter
     return model
 
-# %% ../nbs/05b_scoring.ipynb #1dfb48ed
+# %% ../nbs/05b_scoring.ipynb #33f4a2f1
 FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
 
 def fold(
@@ -265,54 +275,19 @@ def fold(
     weights = dict(model.named_parameters())
     held_twice = sum(4*weights[f"{name}.weight"].numel() for name in lora.pairs)
     if held_twice > FOLD_LIMIT: return False
+    switchable(model, _add(lora, weights))
+    return True
+
+def _add(lora, weights)->dict:  # {parameter's name: the base's tensor}
+    "Put the sums in the place of the base's matrices, which are returned."
     base = {}
     for name, (a, b) in lora.pairs.items():
         w = weights[f"{name}.weight"]
         base[f"{name}.weight"] = w.data
         w.data = torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=lora.scale)
-    switchable(model, base)
-    return True
+    return base
 
-# %% ../nbs/05b_scoring.ipynb #2d14c41b
-def read_calibration(*folders)->dict:
-    "`calibration.json` of the first folder that has one, or nothing."
-    for folder in folders:
-        if folder and (Path(folder)/"calibration.json").exists(): return files.read_json(Path(folder)/"calibration.json")
-    return {}
-
-_FITTED = ("temperature", "bias", "threshold", "isotonic")  # what a Verifier takes from calibration.json
-
-def _only(known, names):
-    "The entries of a dictionary that have one of these names."
-    return {k: v for k, v in known.items() if k in names}
-
-# %% ../nbs/05b_scoring.ipynb #4197116c
-def _box(): return setup.find_shared("models")/"default"  # the adapter that comes with the project
-
-def _base_and_adapter(base, adapter):  # -> (base model, adapter's folder or None)
-    "What `from_pretrained` is given, told apart: its `base` may be an adapter's folder."
-    folder = _box() if base == "default" else Path(base).expanduser()
-    if adapter is None and (folder/"adapter_config.json").exists():
-        return files.read_json(folder/"adapter_config.json")["base_model_name_or_path"], folder
-    return base, _box() if adapter == "default" else adapter
-
-def _load_folded(settings, adapter):
-    "A base model with its adapter, folded in where that can be."
-    net = model_.load_base(settings)
-    if adapter is None or fold(net, model_.check_adapter(adapter, settings.base)): return net
-    return model_.load_adapter(net, adapter)
-
-def _load_trained(run, merged):
-    "The model that a run trained. Raises `VerifierError` when it has not been trained."
-    settings = run.config.model
-    if run.config.training.trainable == "lora":
-        if merged: return model_.merge_adapter(settings, run.adapter)
-        return model_.load_adapter(model_.load_base(settings), run.adapter)
-    if not (run.merged/"config.json").exists():
-        raise VerifierError("this run has no trained model", run.merged, "run its training stage first")
-    return model_.load_base(settings.model_copy(update={"base": str(run.merged), "quantization": "none"}))
-
-# %% ../nbs/05b_scoring.ipynb #7b9926a4
+# %% ../nbs/05b_scoring.ipynb #efd022e3
 class _Judge:
     "A model and its tokenizer, with what was fitted on validation."
     def __init__(self,
@@ -330,8 +305,8 @@ class _Judge:
         self.temperature, self.bias, self.isotonic = float(temperature), float(bias), isotonic
         self.threshold, self.max_length, self.marks = threshold, max_length, marks
         self.layout, self.budget = pick_layout(model, layout), None
-        # from_run and from_pretrained put in all of calibration.json
-        self.calibration = {"temperature": self.temperature, "bias": self.bias, "threshold": self.threshold, "isotonic": isotonic}
+        fitted = ("temperature", "bias", "threshold", "isotonic")
+        self.calibration = {name: getattr(self, name) for name in fitted}  # `_with` adds the rest of calibration.json
 
     def _with(self, known):
         "The same verifier, with all that calibration.json says."
@@ -377,41 +352,9 @@ def _zip(problems, solutions):
             raise VerifierError(what, "Verifier.score", "give one problem for each solution")
         yield question, solution
 
-# %% ../nbs/05b_scoring.ipynb #da81d3c7
-class Verifier(_Judge):
-    "Scores worked solutions: the probability that a solution is flawed."
-    @classmethod
-    def from_run(cls,
-        run,  # a Run, or its report folder
-        merged:bool=False,  # add the adapter into the 16-bit base first
-        **kwargs,
-    ):
-        "The verifier that a run trained. Raises `VerifierError` when it has not been trained."
-        from verifier_nb.folders import open_run
-        run = run if isinstance(run, Run) else open_run(run)
-        net, m = _load_trained(run, merged), run.config.model
-        trained_with = {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
-        known = read_calibration(run.adapter, run.merged, run.reports)
-        settings = {**trained_with, **_only(known, _FITTED), **kwargs}
-        return cls(net, prompt.load_tokenizer(m.base, m.revision), **settings)._with(known)
-
-    @classmethod
-    def from_pretrained(cls,
-        base:str="default",  # a base model, or an adapter's folder, or "default" for the one in the box
-        adapter=None,  # the adapter's folder; none: the base alone, untrained for this task
-        revision:str=None,
-        device:str="auto",
-        quantization:str="none",
-        **kwargs,
-    ):
-        "A verifier from a base model and an adapter, which is folded into the base where `fold` can. Raises `VerifierError`."
-        base, adapter = _base_and_adapter(base, adapter)
-        model = ModelSettings(base=str(base), revision=revision, device=device, quantization=quantization)
-        net = _load_folded(model, adapter)
-        known = read_calibration(adapter)
-        settings = {**_only(known, (*_FITTED, "marks", "max_length")), **kwargs}
-        return cls(net, prompt.load_tokenizer(model.base, revision), **settings)._with(known)
-
+# %% ../nbs/05b_scoring.ipynb #0846ed2d
+class _Scorer(_Judge):
+    "Judges many solutions."
     def stream(self,
         pairs,  # iterable of (question, solution)
         batch_tokens:int=4096,  # tokens in one forward pass
@@ -457,6 +400,81 @@ class Verifier(_Judge):
         out = self.score(questions, solutions, batch_tokens, progress=False)
         if out.empty: return out.assign(rank=[])
         return out.assign(rank=out.p_flawed.rank(method="first").astype(int))
+
+# %% ../nbs/05b_scoring.ipynb #856b93ae
+def read_calibration(*folders)->dict:
+    "`calibration.json` of the first folder that has one, or nothing."
+    for folder in folders:
+        path = Path(folder)/"calibration.json" if folder else None
+        if path and path.exists(): return files.read_json(path)
+    return {}
+
+_FITTED = ("temperature", "bias", "threshold", "isotonic")  # what a Verifier takes from calibration.json
+
+def _only(known, names):
+    "The entries of a dictionary that have one of these names."
+    return {k: v for k, v in known.items() if k in names}
+
+# %% ../nbs/05b_scoring.ipynb #4197116c
+def _box(): return setup.find_shared("models")/"default"  # the adapter that comes with the project
+
+def _base_and_adapter(base, adapter):  # -> (base model, adapter's folder or None)
+    "What `from_pretrained` is given, told apart: its `base` may be an adapter's folder."
+    folder = _box() if base == "default" else Path(base).expanduser()
+    if adapter is None and (folder/"adapter_config.json").exists():
+        return files.read_json(folder/"adapter_config.json")["base_model_name_or_path"], folder
+    return base, _box() if adapter == "default" else adapter
+
+def _load_folded(settings, adapter):
+    "A base model with its adapter, folded in where that can be."
+    net = model_.load_base(settings)
+    if adapter is None or fold(net, model_.check_adapter(adapter, settings.base)): return net
+    return model_.load_adapter(net, adapter)
+
+def _load_trained(run, merged):
+    "The model that a run trained. Raises `VerifierError` when it has not been trained."
+    settings = run.config.model
+    if run.config.training.trainable == "lora":
+        if merged: return model_.merge_adapter(settings, run.adapter)
+        return model_.load_adapter(model_.load_base(settings), run.adapter)
+    if not (run.merged/"config.json").exists():
+        raise VerifierError("this run has no trained model", run.merged, "run its training stage first")
+    return model_.load_base(settings.model_copy(update={"base": str(run.merged), "quantization": "none"}))
+
+# %% ../nbs/05b_scoring.ipynb #ebdd3922
+class Verifier(_Scorer):
+    "Scores worked solutions: the probability that a solution is flawed."
+    @classmethod
+    def from_run(cls,
+        run,  # a Run, or its report folder
+        merged:bool=False,  # add the adapter into the 16-bit base first
+        **kwargs,
+    ):
+        "The verifier that a run trained. Raises `VerifierError` when it has not been trained."
+        from verifier_nb.folders import open_run
+        run = run if isinstance(run, Run) else open_run(run)
+        net, m = _load_trained(run, merged), run.config.model
+        trained_with = {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
+        known = read_calibration(run.adapter, run.merged, run.reports)
+        settings = {**trained_with, **_only(known, _FITTED), **kwargs}
+        return cls(net, prompt.load_tokenizer(m.base, m.revision), **settings)._with(known)
+
+    @classmethod
+    def from_pretrained(cls,
+        base:str="default",  # a base model, or an adapter's folder, or "default" for the one in the box
+        adapter=None,  # the adapter's folder; none: the base alone, untrained for this task
+        revision:str=None,
+        device:str="auto",
+        quantization:str="none",
+        **kwargs,
+    ):
+        "A verifier from a base model and an adapter, folded into the base where `fold` can. Raises `VerifierError`."
+        base, adapter = _base_and_adapter(base, adapter)
+        model = ModelSettings(base=str(base), revision=revision, device=device, quantization=quantization)
+        net = _load_folded(model, adapter)
+        known = read_calibration(adapter)
+        settings = {**_only(known, (*_FITTED, "marks", "max_length")), **kwargs}
+        return cls(net, prompt.load_tokenizer(model.base, revision), **settings)._with(known)
 
 # %% ../nbs/05b_scoring.ipynb #665481e1
 def __getattr__(name):
