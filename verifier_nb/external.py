@@ -99,7 +99,9 @@ def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
     frame = decide(as_predictions(one.rows, scores, one.name), calibration)
     if calibration.get("baselines"): add_columns(frame, untouched(run, verifier), problems, solutions, calibration, cfg)
     write_csv(folder/"predictions.csv", frame)
-    if one.dropped: write_json(folder/"dropped.json", {"rows": one.dropped, "why": "the run learned from these problems"})
+    if one.dropped:
+        why = "the run learned from these problems"
+        write_json(folder/"dropped.json", {"rows": one.dropped, "why": why})
     chosen = choices(frame, solutions, cfg.resamples, run.config.seed)
     if chosen is not None: write_csv(folder/"best_of_n.csv", chosen)
     return write_summary(run, folder)
