@@ -60,7 +60,7 @@ def fit_platt(
     p,  # [n] probabilities
     y,  # [n] labels
 )->dict:  # {"temperature": T, "bias": b}: calibrated log odds = log odds / T + b
-    "Platt scaling (Platt, 1999): logistic regression with smoothed targets; a slope that does not rise is left at 1/100."
+    "Platt scaling (Platt, 1999): logistic regression with smoothed targets, whose slope is at least 1/100."
     return _platt_of(logit(p), y)
 
 # %% ../nbs/06b_calibration.ipynb #1fc4d89b

@@ -30,7 +30,8 @@ def _load(
     if file.is_dir(): file = file/"predictions.csv"
     try: return pd.read_csv(file, float_precision="round_trip"), file
     except FileNotFoundError:
-        raise VerifierError(f"{file.name} is missing", file.parent, "give a run with predictions.csv, or a CSV file") from None
+        what_to_do = "give a run with predictions.csv, or a CSV file"
+        raise VerifierError(f"{file.name} is missing", file.parent, what_to_do) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise VerifierError(f"this is not a CSV file: {e}", file, "give a CSV file with a header") from None
 
@@ -241,7 +242,8 @@ def compare(
 )->Comparison:
     "Compare verifiers on the rows they have in common. Raises `VerifierError` when there are none."
     named = sources if isinstance(sources, dict) else dict(zip(_short_names(sources), sources))
-    if len(named) < 2: raise VerifierError("a comparison needs at least two runs", "compare", "give two runs or CSV files")
+    if len(named) < 2:
+        raise VerifierError("a comparison needs at least two runs", "compare", "give two runs or CSV files")
     frames = {name: read_results(source, columns) for name, source in named.items()}
     common = _common_rows(frames)
     notes = []

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TYPES', 'OLD_NAMES', 'EVERYTHING', 'RATES', 'LARGEST_SOURCES', 'BY_TYPE', 'read_exactly',
-           'read_predictions', 'simulate', 'count_metrics', 'with_todays_names', 'read_metrics', 'levels_of',
-           'ranking_metrics', 'bins_of', 'bin_count', 'calibration_error', 'abstention_metrics', 'ScoredRows',
-           'as_rows', 'Part', 'Sums', 'weighted_metrics', 'resample', 'bootstrap', 'Interval', 'ece_floor',
-           'ece_interval', 'interval', 'explain_missing', 'metrics', 'show', 'difference', 'Group', 'groups_of',
-           'by_type']
+           'read_predictions', 'simulate', 'with_todays_names', 'read_metrics', 'ScoredRows', 'as_rows', 'Part', 'Sums',
+           'weighted_metrics', 'resample', 'bootstrap', 'Interval', 'ece_floor', 'ece_interval', 'interval',
+           'explain_missing', 'metrics', 'show', 'difference', 'Group', 'groups_of', 'by_type', 'bin_count', 'bins_of',
+           'calibration_error', 'count_metrics', 'levels_of', 'logit']
 
 # %% ../nbs/06a_metrics.ipynb #8612aff8
 import math, os
@@ -20,7 +19,12 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.special import expit
 from .files import VerifierError, read_json
+from .formulas import (
+    abstention_metrics, bin_count, bins_of, calibration_error, count_metrics, levels_of, ranking_metrics, ratio)
 from .probability import logit
+
+# %% ../nbs/06a_metrics.ipynb #1b247c4c
+_all_ = ["bin_count", "bins_of", "calibration_error", "count_metrics", "levels_of", "logit"]
 
 # %% ../nbs/06a_metrics.ipynb #d269cdcf
 COLUMNS = "index split true_label predicted_label prob_0 prob_1 p_flawed label_mass error_type source".split()
@@ -42,9 +46,11 @@ def read_predictions(
     path = Path(path)
     try: frame = read_exactly(path)
     except FileNotFoundError:
-        raise VerifierError(f"{path.name} is missing", path.parent, "run stage 07_evaluation of this run first") from None
+        what_to_do = "run stage 07_evaluation of this run first"
+        raise VerifierError(f"{path.name} is missing", path.parent, what_to_do) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise VerifierError(f"cannot read the predictions: {e}", path, "restore the file or run the stage again") from None
+        what_to_do = "restore the file or run the stage again"
+        raise VerifierError(f"cannot read the predictions: {e}", path, what_to_do) from None
     missing = [column for column in COLUMNS if column not in frame]
     if missing:
         what_to_do = "give a predictions.csv written by this project, or map the columns"
@@ -76,42 +82,6 @@ def simulate(
     frame["p_flawed"] = frame.prob_1/frame.label_mass
     return frame[COLUMNS]
 
-# %% ../nbs/06a_metrics.ipynb #6243b37c
-def _divide(a, b):
-    "a / b, and NaN where b is zero."
-    b = np.asarray(b, float)
-    return np.where(b > 0, a/np.where(b > 0, b, 1), np.nan)
-
-# %% ../nbs/06a_metrics.ipynb #0ec9295c
-def _harmonic_mean(a, b):
-    "2ab/(a + b), and zero where both are zero."
-    total = a + b
-    return np.where(total == 0, 0.0, 2*a*b/np.where(total == 0, 1, total))
-
-# %% ../nbs/06a_metrics.ipynb #1c995b35
-def count_metrics(
-    n,  # rows; all four are numbers or arrays
-    flawed,  # rows that are flawed
-    called,  # rows that were called flawed
-    found,  # rows that are both
-)->dict:
-    "Metrics made of the confusion matrix; NaN where one is not defined."
-    false_alarms, missed = called - found, flawed - found
-    passed = n - flawed - false_alarms
-    recall, specificity = _divide(found, flawed), _divide(passed, n - flawed)
-    product = called*flawed*(n - called)*(n - flawed)
-    return {
-        "accuracy": _divide(found + passed, n),
-        "balanced_accuracy": (recall + specificity)/2,
-        "precision": _divide(found, called),
-        "recall": recall,
-        "specificity": specificity,
-        "f1": _divide(2*found, 2*found + false_alarms + missed),
-        "f1_correct": _divide(2*passed, 2*passed + false_alarms + missed),
-        "balanced_f1": _harmonic_mean(recall, specificity),
-        "mcc": _divide(found*passed - false_alarms*missed, np.sqrt(np.asarray(product, float))),
-    }
-
 # %% ../nbs/06a_metrics.ipynb #eb980a02
 OLD_NAMES = {"processbench_f1": "balanced_f1"}  # in reports of earlier versions
 
@@ -126,86 +96,6 @@ def read_metrics(
 )->dict:
     "Read metrics.json. Raises `VerifierError` when it is missing or damaged."
     return with_todays_names(read_json(path))
-
-# %% ../nbs/06a_metrics.ipynb #8c94ec90
-def levels_of(
-    score,  # [n]
-):  # -> [n] order by rising score, and [levels] where each distinct score begins in that order
-    "Order by rising score, and where each distinct score begins in that order."
-    order = np.argsort(score, kind="stable")
-    return order, np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-
-# %% ../nbs/06a_metrics.ipynb #1fcd7063
-def _sum_levels(
-    x,  # [rows, …] in order
-    starts,  # [levels]
-):  # -> [levels, …]
-    "Sums of the rows that belong to one level."
-    if len(starts) == len(x): return x  # no two scores are equal: every row is a level
-    return np.add.reduceat(x, starts, axis=0)
-
-# %% ../nbs/06a_metrics.ipynb #dbd8f7a8
-def ranking_metrics(
-    w,  # [rows, resamples] weights, rows in rising order of the score
-    y,  # [rows] true labels in that order
-    starts,  # where each distinct score begins
-)->dict:  # name -> [resamples]
-    "AUROC (ties count half; Mann and Whitney, 1947) and AUPRC (average precision) of every resample."
-    hit = _sum_levels(w*y[:, None], starts)
-    miss = _sum_levels(w, starts) - hit
-    flawed, correct = hit.sum(0), miss.sum(0)
-    won = (hit*(miss.cumsum(0) - miss/2)).sum(0)
-    # average precision goes from the highest score down
-    hit, seen = hit[::-1], (hit + miss)[::-1].cumsum(0)
-    hits_times_precision = hit*hit.cumsum(0)/np.maximum(seen, 1)
-    return {"auroc": _divide(won, flawed*correct), "auprc": _divide(hits_times_precision.sum(0), flawed)}
-
-# %% ../nbs/06a_metrics.ipynb #188bf14e
-def bins_of(
-    w,  # [rows, resamples] weights, rows in rising order of the probability
-    starts,  # where each distinct probability begins
-    bins:int,
-)->np.ndarray:  # [levels, resamples] from 0
-    "The bin of every level when bins hold equal weight."
-    level = _sum_levels(w, starts)
-    middle = (level.cumsum(0) - level/2)/level.sum(0)
-    return np.minimum((middle*bins).astype(int), bins - 1)
-
-# %% ../nbs/06a_metrics.ipynb #f6a31ce8
-def bin_count(n:int)->int:
-    "15 bins, or fewer when a bin would hold less than forty rows."
-    return max(1, min(15, n//40))
-
-# %% ../nbs/06a_metrics.ipynb #dc0b096f
-def calibration_error(
-    w,  # [rows, resamples] weights, rows in rising order of the probability
-    gap,  # [rows] or [rows, resamples] label minus probability, in that order
-    starts,  # where each distinct probability begins
-    bins:int=None,  # default: `bin_count`
-)->np.ndarray:  # [resamples]
-    "Expected calibration error with bins of equal mass, of every resample."
-    bins = bins or bin_count(len(gap))
-    resamples = w.shape[1]
-    if gap.ndim == 1: gap = gap[:, None]
-    # every bin of every resample gets a number, so that one `bincount` sums them all
-    place = bins_of(w, starts, bins) + bins*np.arange(resamples)
-    gaps = _sum_levels(w*gap, starts)
-    total = np.bincount(place.ravel(), gaps.ravel(), minlength=bins*resamples).reshape(-1, bins)
-    return np.abs(total).sum(1)/w.sum(0)
-
-# %% ../nbs/06a_metrics.ipynb #7175d77c
-def abstention_metrics(
-    w,  # [rows, resamples] weights, rows in falling order of the confidence
-    wrong,  # [rows] 1 where the verdict is wrong, in that order
-    starts,  # where each distinct confidence begins
-    budget:float=0.05,  # share of wrong decisions that is allowed
-)->dict:  # name -> [resamples]
-    "Area under the risk-coverage curve, and the largest coverage whose risk is within the budget."
-    level, errors = _sum_levels(w, starts), _sum_levels(w*wrong[:, None], starts).cumsum(0)
-    seen, total = level.cumsum(0), w.sum(0)
-    risk = errors/np.maximum(seen, 1)
-    allowed = np.where((risk <= budget) & (seen > 0), seen, 0)
-    return {"aurc": (level*risk).sum(0)/total, "coverage_at_budget": allowed.max(0)/total}
 
 # %% ../nbs/06a_metrics.ipynb #e3d08ad2
 @dataclass
@@ -233,9 +123,11 @@ def _check_rows(y, q, column):
     bad = ~((q >= 0) & (q <= 1))
     if bad.any():
         said = f"{bad.sum()} of {len(q)} values are not probabilities; the first is {q[bad][0]}"
-        raise VerifierError(said, f"column {column}, row {np.flatnonzero(bad)[0]}", "probabilities are numbers from 0 to 1")
+        where = f"column {column}, row {np.flatnonzero(bad)[0]}"
+        raise VerifierError(said, where, "probabilities are numbers from 0 to 1")
     if not np.isin(y, (0, 1)).all():
-        raise VerifierError("a label is neither 0 (correct) nor 1 (flawed)", "column true_label", "map the labels to 0 and 1")
+        said = "a label is neither 0 (correct) nor 1 (flawed)"
+        raise VerifierError(said, "column true_label", "map the labels to 0 and 1")
 
 # %% ../nbs/06a_metrics.ipynb #f00b37ea
 def as_rows(
@@ -321,7 +213,7 @@ def weighted_metrics(
     if Part.ABSTENTION in parts:
         out |= _metrics_by_confidence(rows, weights)
         out["decided_share"] = sums.decided/sums.n
-        out["decided_errors"] = _divide(sums.decided_wrong, sums.decided)
+        out["decided_errors"] = ratio(sums.decided_wrong, sums.decided)
     return out
 
 # %% ../nbs/06a_metrics.ipynb #86627926
