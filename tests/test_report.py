@@ -2,7 +2,8 @@
 import shutil
 import numpy as np, pandas as pd, pytest
 from fake_run import make_run
-from verifier_nb import files, metrics, calibration as calibration_, evaluation, figures, wording, analysis, index
+from verifier_nb import files, metrics, calibration as calibration_, evaluation, figures, wording, page, analysis
+from verifier_nb import comparisons, index
 from verifier_nb.folders import Run
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,23 @@ def test_the_headline_invents_no_fraction():
               "balanced_accuracy": 0.85, "intervals": {"balanced_accuracy": [0.78, 0.91]}}
     found = "Finds 17 of 28 conceptual and 59 of 61 computational errors"
     assert wording.headline(result, types) == f"{found} and raises a false alarm on 7 of 45 correct solutions"
+
+def test_risk_by_hand():
+    "The surest verdict is right, the next one wrong; the last two are equally sure, so they are decided together."
+    four = pd.DataFrame({"index": range(4), "true_label": [1, 0, 1, 0], "p_calibrated": [0.99, 0.9, 0.6, 0.6]})
+    curve = figures.risk_coverage(four, 0.5)
+    assert curve.coverage.tolist() == [0.25, 0.5, 1.0] and curve.risk.tolist() == [0, 0.5, 0.5]
+
+def test_a_cell_of_a_matrix_has_the_tone_of_what_is_right():
+    table = pd.DataFrame({"truth": ["correct", "flawed"], "judged_correct": [38, 9], "judged_flawed": [7, 36], "n": [45, 45]})
+    tones = [[cell.tone for cell in row.cells] for row in page.matrix_cells(table)]
+    assert tones == [["correct", "flawed"], ["flawed", "correct"]]
+
+def test_judges_stand_in_order_of_accuracy():
+    rivals = {"majority": {"accuracy": 0.5}, "hybrid": {"accuracy": 0.9}, "zero_shot": {"accuracy": None}}
+    found = page.judges({"accuracy": 0.8, "baselines": rivals})
+    assert [judge.metrics["accuracy"] for judge in found] == [0.9, 0.8, 0.5, None]
+
+@pytest.mark.parametrize("p,words", [([0.001, 0.2, 0.9], "1 of 3"), ([0.2, 0.3], "None of 2"), ([0.01, 0.02], "All 2")])
+def test_a_comparison_counts_the_pairs_that_differ(p, words):
+    assert comparisons.forest_finding(pd.DataFrame({"p_holm": p})) == f"{words} pairs differ beyond chance"

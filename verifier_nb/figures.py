@@ -39,7 +39,7 @@ THEMES = {
                   accent="#5ec8bb", ramp=("#1f262d", "#7db3ec")),
 }
 
-# %% ../nbs/07b_figures.ipynb #176101c2
+# %% ../nbs/07b_figures.ipynb #86ca94ba
 def _settings(theme:Theme)->dict:
     "Matplotlib's settings for a theme."
     on_paper = {name: theme.paper for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
@@ -50,7 +50,7 @@ def _settings(theme:Theme)->dict:
     title = {"axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold"}
     words = {"font.family": "DejaVu Sans", "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9}
     legend = {"legend.frameon": False, "legend.fontsize": 9}
-    figure = {"figure.constrained_layout.use": True, "figure.dpi": 100}
+    figure = {"figure.constrained_layout.use": True, "figure.dpi": 80}  # on the screen; a file says its own
     return on_paper | in_ink | softly | lines | open_sides | title | words | legend | figure
 
 # %% ../nbs/07b_figures.ipynb #0acaabc5
@@ -156,22 +156,26 @@ def _bins(p:np.ndarray, bins:int)->tuple[np.ndarray, np.ndarray]:  # order of th
     sizes = np.diff(np.r_[starts, len(p)])
     return order, np.repeat(of_level, sizes)
 
-# %% ../nbs/07b_figures.ipynb #3c4900df
+# %% ../nbs/07b_figures.ipynb #e8cbaab8
+def _share_with_interval(hits:pd.Series, n:pd.Series)->tuple[pd.Series, pd.Series, pd.Series]:
+    "Shares with their 95 % intervals (Wilson, 1927)."
+    from statsmodels.stats.proportion import proportion_confint
+    share = hits/n
+    low, high = proportion_confint(hits, n, method="wilson")
+    return share, np.minimum(low, share), np.maximum(high, share)  # rounding may put a bound a hair inside of 0 or 1
+
+# %% ../nbs/07b_figures.ipynb #15a252fe
 def reliability(
     frame:pd.DataFrame, column:str,  # predictions, and the column of probabilities to judge
     bins:int=10,
 )->pd.DataFrame:  # bin, n, mean_p, flawed, low, high
     "Mean probability and share of flawed rows in bins of equal mass, with the share's Wilson interval."
-    from statsmodels.stats.proportion import proportion_confint
     p, y = frame[column].to_numpy(float), frame.true_label.to_numpy(int)
     order, place = _bins(p, bins)
     rows = pd.DataFrame({"bin": place, "p": p[order], "y": y[order]})
     out = rows.groupby("bin").agg(n=("y", "size"), mean_p=("p", "mean"), hits=("y", "sum")).reset_index()
-    share = out.hits/out.n
-    low, high = proportion_confint(out.hits, out.n, method="wilson")
-    # at a share of 0 or 1 rounding may put the bound a hair inside of it
-    out = out.assign(flawed=share, low=np.minimum(low, share), high=np.maximum(high, share))
-    return out.drop(columns="hits")
+    flawed, low, high = _share_with_interval(out.pop("hits"), out.n)
+    return out.assign(flawed=flawed, low=low, high=high)
 
 # %% ../nbs/07b_figures.ipynb #7a61b5c0
 def reliability_table(test:pd.DataFrame)->pd.DataFrame:  # stage: before | after, and the columns of `reliability`

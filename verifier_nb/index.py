@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RESULTS', 'RIVALS', 'RIVAL_RESULTS', 'INDEXED', 'COLUMNS', 'results_row', 'Column', 'Cell', 'index']
 
-# %% ../nbs/08b_index.ipynb #60bbf0c3
+# %% ../nbs/08b_index.ipynb #32ef1c50
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
-from .files import VerifierError, read_json, write_csv, write_text
+from .files import VerifierError, write_csv, write_text
 from .metrics import read_metrics
-from .page import render_page
+from .page import outputs_of, read_if_there, render_page, stages_of
 
 # %% ../nbs/08b_index.ipynb #facb5b29
 RESULTS = ("accuracy", "balanced_f1", "recall", "specificity", "auroc", "ece", "brier", "log_loss")
@@ -35,17 +35,15 @@ def _all_metric_columns(found:dict)->dict:
         if name in rivals: out |= _metric_columns(rivals[name], RIVAL_RESULTS, f"{name}_")
     return out
 
-# %% ../nbs/08b_index.ipynb #ac830920
+# %% ../nbs/08b_index.ipynb #88a017e1
 def _origin_columns(run)->dict:
     "Which run, settings, commit and data."
     from verifier_nb.config import config_hash
-    load = lambda name: read_json(run.report(name)) if run.report(name).exists() else {}
-    stages, git = load("manifest.json").get("stages", {}), load("environment.json").get("git", {})
-    hashes = {name: digest for stage in stages.values() for name, digest in stage.get("outputs", {}).items()}
-    return {"run": f"{run.reports.parent.name}/{run.reports.name}", "config": run.config.name,
-            "config_hash": config_hash(run.config), "commit": (git.get("commit") or "")[:10],
-            "base": run.config.model.base, "data": run.config.data.source,
-            "data_hash": hashes.get("artifacts/dataset", "")[:12]}
+    cfg, git = run.config, read_if_there(run.report("environment.json")).get("git", {})
+    data_hash = outputs_of(stages_of(run)).get("artifacts/dataset", "")
+    return {"run": f"{run.reports.parent.name}/{run.reports.name}", "config": cfg.name, "config_hash": config_hash(cfg),
+            "commit": (git.get("commit") or "")[:10], "base": cfg.model.base, "data": cfg.data.source,
+            "data_hash": data_hash[:12]}
 
 # %% ../nbs/08b_index.ipynb #976392d3
 def results_row(

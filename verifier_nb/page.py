@@ -6,7 +6,7 @@
 __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'template_text', 'render', 'render_page', 'Card', 'cards',
            'MatrixCell', 'MatrixRow', 'matrix_cells', 'type_rows', 'Judge', 'judges', 'clean_cell', 'Mistake',
            'subtype_of', 'distrust_of', 'mistake_items', 'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types',
-           'external_sections', 'provenance_lines', 'notes_of']
+           'external_sections', 'read_if_there', 'stages_of', 'outputs_of', 'provenance_lines', 'notes_of']
 
 # %% ../nbs/07d_page.ipynb #5a943ee5
 import base64, hashlib, math
@@ -316,10 +316,20 @@ def external_sections(run)->list[OtherSet]:
     found = sorted(run.report("external").glob("*/metrics.json"))
     return [_other_set(path.parent) for path in found]
 
-# %% ../nbs/07d_page.ipynb #7d3786d1
-def _read_if_there(path, missing):
-    "A JSON file, or something else where there is none."
-    return read_json(path) if path.exists() else missing
+# %% ../nbs/07d_page.ipynb #087ce2dd
+def read_if_there(path)->dict:
+    "A JSON file; empty where there is none."
+    return read_json(path) if path.exists() else {}
+
+# %% ../nbs/07d_page.ipynb #c6886062
+def stages_of(run)->dict:
+    "What each stage of a run wrote into manifest.json."
+    return read_if_there(run.report("manifest.json")).get("stages", {})
+
+# %% ../nbs/07d_page.ipynb #dbce93a6
+def outputs_of(stages:dict)->dict:  # name of a file -> its SHA-256
+    "Everything that the stages wrote."
+    return {name: digest for stage in stages.values() for name, digest in stage.get("outputs", {}).items()}
 
 # %% ../nbs/07d_page.ipynb #f85bc777
 def _settings_lines(run)->list[tuple[str, str]]:
@@ -330,12 +340,12 @@ def _settings_lines(run)->list[tuple[str, str]]:
     return [("run", run.reports.name), ("config", f"{cfg.name} ({config_hash(cfg)}), seed {cfg.seed}"),
             ("base model", cfg.model.base + revision), ("data", cfg.data.source)]
 
-# %% ../nbs/07d_page.ipynb #ea8b0202
+# %% ../nbs/07d_page.ipynb #f4a538b1
 HASHED = {"artifacts/dataset": "data set", "artifacts/adapter": "adapter", "predictions.csv": "predictions.csv"}
 
 def _hash_lines(stages:dict)->list[tuple[str, str]]:
     "Hashes of what the stages wrote."
-    hashes = {name: digest for stage in stages.values() for name, digest in stage.get("outputs", {}).items()}
+    hashes = outputs_of(stages)
     return [(f"{label}, SHA-256", hashes[name]) for name, label in HASHED.items() if name in hashes]
 
 # %% ../nbs/07d_page.ipynb #40e593a9
@@ -367,11 +377,10 @@ def _time_lines(stages:dict)->list[tuple[str, str]]:
     if times: lines.append(("time", ", ".join(times)))
     return lines
 
-# %% ../nbs/07d_page.ipynb #346e7a53
+# %% ../nbs/07d_page.ipynb #f573e0a2
 def provenance_lines(run)->list[tuple[str, str]]:  # of (name, text)
     "Config, commit, hashes, hardware and times, from the run's own files."
-    environment = _read_if_there(run.report("environment.json"), None)
-    stages = _read_if_there(run.report("manifest.json"), {"stages": {}})["stages"]
+    environment, stages = read_if_there(run.report("environment.json")), stages_of(run)
     machine = _machine_lines(environment) if environment else []
     return _settings_lines(run) + _hash_lines(stages) + machine + _time_lines(stages)
 

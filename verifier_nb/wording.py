@@ -92,11 +92,16 @@ def _perhaps_guessing(result:dict)->str:
     if balanced > 0.6: return f"R{right}, but {rows:,} solutions are too few to tell that from guessing"
     return f"Cannot yet tell flawed from correct solutions: r{right}, where guessing gives 50 %"
 
-# %% ../nbs/07c_wording.ipynb #64c30b58
+# %% ../nbs/07c_wording.ipynb #d63c73e9
+def _known_kinds(rows:pd.DataFrame)->list[str]:
+    "The kinds of error that were there, in the order in which they are told."
+    return [kind for kind in ("conceptual", "computational", "unknown") if kind in rows.index and rows.n[kind] > 0]
+
+# %% ../nbs/07c_wording.ipynb #0a3f6670
 def _finds(result:dict, types:pd.DataFrame)->list[str]:
     "How many of each kind of error were found; of all flawed solutions where no kind is known."
     rows = types[types.group == "error_type"].set_index("value")
-    kinds = [kind for kind in ("conceptual", "computational", "unknown") if kind in rows.index and rows.n[kind] > 0]
+    kinds = _known_kinds(rows)
     if set(kinds) <= {"unknown"}: return [f"{out_of(result['recall'], result['n']['flawed'])} flawed solutions"]
     found = [f"{out_of(float(rows.right[kind]), int(rows.n[kind]))} {kind}" for kind in kinds]
     found[-1] += " errors"
