@@ -48,7 +48,7 @@ class Draft:
         if not self.parsed.percents: return
         self.hundredths = [exact_quotient(n.value, 100) if n.percent else n.value for n in self.parsed.numbers]
 
-# %% ../nbs/02_solution.ipynb #33cdf063
+# %% ../nbs/02_solution.ipynb #14a9f2c9
 class Member(NamedTuple):
     "One side of an equals sign."
     tree: object  # None when it is unreadable
@@ -57,22 +57,22 @@ class Member(NamedTuple):
 
 def members_of(chain):
     "The members of a chain of tokens."
-    sides = [[]]
+    members, side = [], []
     for token in chain:
-        if token.kind is EQUALS: sides.append([])
-        else: sides[-1].append(token)
-    last = len(sides) - 1
-    return [_member(side, k == last) for k, side in enumerate(sides)]
+        if token.kind is not EQUALS: side.append(token)
+        else:
+            members.append(_member(side, False))
+            side = []
+    return [*members, _member(side, True)]
 
 def _member(side, may_have_a_rest):
-    tree, used = (None, 0) if _uneven(side) else climb(side)
+    tree, used = (None, 0) if len(side) > 4 and _uneven(side) else climb(side)
     if tree is None or used < len(side) and not may_have_a_rest: return Member(None)
     return Member(tree, side[0].start, side[used-1].end)
 
-# %% ../nbs/02_solution.ipynb #553bf91a
+# %% ../nbs/02_solution.ipynb #6de33865
 def _uneven(side):
     "Whether the slashes of `3/ 1/4` are spaced so that 3/(1/4) may be meant."
-    if len(side) < 5: return False
     gaps = {(slash.start - before.end, after.start - slash.end)
             for before, slash, after in zip(side, side[1:], side[2:]) if slash.text == "/"}
     return len(gaps) > 1
@@ -134,27 +134,35 @@ def _is_range(tree, numbers):
     if tree.sign != "-" or not _smaller_first(tree, numbers): return False
     return numbers[tree.left].end == tree.start and numbers[tree.right].start == tree.end
 
-# %% ../nbs/02_solution.ipynb #96d0934a
+# %% ../nbs/02_solution.ipynb #3e28f64a
 class Percents(NamedTuple):
     "How the percent signs of an equation are read so that it holds."
     left: object  # factor of a percentage in the operands: 1, or 1/100
     right: object  # factor of a percentage on the right
     exact: bool  # whether it holds without rounding
 
-_AS_UNIT, _AS_HUNDREDTHS = 1, Fraction(1, 100)
-_AS_ONE_LIKES = (_AS_UNIT, _AS_HUNDREDTHS)
+_EXACT, _ROUNDED = Percents(1, 1, True), Percents(1, 1, False)  # without percent signs
 
 def percents_read(tree, result, draft):
     "The reading of the percent signs that makes `tree = result` true, or None. Raises ZeroDivisionError."
-    numbers, values = draft.parsed.numbers, draft.values
-    stated, text = values[result], numbers[result].text
-    lefts = _AS_ONE_LIKES if draft.hundredths and any(numbers[i].percent for i in leaves_of(tree)) else (_AS_UNIT,)
-    rights = _AS_ONE_LIKES if numbers[result].percent else (_AS_UNIT,)
+    if draft.hundredths: return _some_reading(tree, result, draft)
+    value, stated = evaluate_tree(tree, draft.values), draft.values[result]
+    if value == stated: return _EXACT
+    return _ROUNDED if agrees(value, stated, draft.parsed.numbers[result].text) else None
+
+# %% ../nbs/02_solution.ipynb #b5855e24
+_HUNDREDTHS = (1, Fraction(1, 100))
+
+def _some_reading(tree, result, draft):
+    "The first reading that makes `tree = result` true: as a unit before hundredths, on the right before the left."
+    numbers, stated = draft.parsed.numbers, draft.values[result]
+    lefts = _HUNDREDTHS if any(numbers[i].percent for i in leaves_of(tree)) else (1,)
+    rights = _HUNDREDTHS if numbers[result].percent else (1,)
     for left in lefts:
-        value = evaluate_tree(tree, values if left is _AS_UNIT else draft.hundredths)
+        value = evaluate_tree(tree, draft.values if left == 1 else draft.hundredths)
         for right in rights:
-            claimed = value if right is _AS_UNIT else value*100
-            if agrees(claimed, stated, text): return Percents(left, right, value == stated*right)
+            claimed = value if right == 1 else value*100
+            if agrees(claimed, stated, numbers[result].text): return Percents(left, right, value == stated*right)
     return None
 
 # %% ../nbs/02_solution.ipynb #c80726fb
@@ -338,7 +346,7 @@ def _compare_results(equation, step, draft):
     if values[first] == values[last] or shown.percent: return
     equation.ok, equation.stated = agrees(values[last], values[first], shown.text), shown.text
 
-# %% ../nbs/02_solution.ipynb #e72bca4d
+# %% ../nbs/02_solution.ipynb #f7770818
 _ANSWER = re.compile(r"""
     (?: \#\#\#\#
       | (?i: final[ ]answer ) \s* :?
@@ -360,8 +368,11 @@ def _find_answer(p):
     found = found or _last_answer(p.text)
     if found is None: return
     start = found.start("number")
-    for i, n in enumerate(p.numbers):
-        if n.start == start: p.answer, n.role, n.step = i, Role.ANSWER, None
+    for i in reversed(range(len(p.numbers))):  # it is one of the last
+        n = p.numbers[i]
+        if n.start == start:
+            p.answer, n.role, n.step = i, Role.ANSWER, None
+            return
 
 # %% ../nbs/02_solution.ipynb #1d4fb426
 def read_unlinked(solution):
