@@ -8,9 +8,8 @@ __all__ = ['WORD', 'NUMBER', 'OPERATOR', 'EQUALS', 'CURRENCY', 'OPEN', 'CLOSE', 
            'phrase_of', 'Doubt', 'Chain', 'Reader', 'read_chains', 'Operation', 'climb', 'evaluate_tree',
            'value_or_none', 'leaves_of', 'operators_of']
 
-# %% ../nbs/02_reader.ipynb #ebccf760
+# %% ../nbs/02_reader.ipynb #b15b48ea
 import re
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -326,13 +325,15 @@ def _hyphenated(token, after):
     "Whether a phrase goes on with a hyphen: t-shirt."
     return after.start == token.end and after.text == "-"
 
-# %% ../nbs/02_reader.ipynb #7ac9a556
+# %% ../nbs/02_reader.ipynb #0e71c915
 _OPERATOR_WORDS = frozenset(("x", "X", "of", "equals", "equal"))
 
 def _unit_or_operator(reader, before, token, after, phrase):
     "A phrase behind an operand: a unit, an operator or an equals sign in words, or a unit and one of these."
     last = phrase.words[-1]
-    operator = last in _OPERATOR_WORDS and reader.operand_follows() and _as_operator(reader, before, token, after, phrase)
+    operator = None
+    if last in _OPERATOR_WORDS and reader.operand_follows():
+        operator = _as_operator(reader, before, token, after, phrase)
     if operator:
         _skip_unit(reader, token.start, phrase.words[:-1], phrase.blurs)
         return reader.add(operator)
@@ -364,11 +365,11 @@ def _skip_unit(reader, start, words, blurs):
     reader.unit_word = words[-1]
     if blurs and not reader.has_equals(): reader.doubt = UNTIL_STOP
 
-# %% ../nbs/02_reader.ipynb #b149321e
+# %% ../nbs/02_reader.ipynb #bca21a63
 _MARKS_VARIABLE = frozenset((OPERATOR, NUMBER, LEFT, RIGHT))
 
 def _letter(reader, before, after):
-    "A single letter. In x + 5 it is a variable and nothing in this clause is plain arithmetic; in x = 5 + 3 and in Jar B it does no harm."
+    "A single letter. In x + 5 it is a variable, and its clause no arithmetic; in x = 5 + 3 and in Jar B it does no harm."
     if before.kind in _MARKS_VARIABLE or after.kind in _MARKS_VARIABLE:
         reader.algebra.add(reader.clause)
         reader.close(UNTIL_STOP)

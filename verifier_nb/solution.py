@@ -18,15 +18,17 @@ from .reader import (EQUALS, MEASURES, NUMBER, WORD, Kind, climb, evaluate_tree,
                                 read_chains, scan, value_or_none)
 from .references import link
 
-# %% ../nbs/02_solution.ipynb #12f54b24
+# %% ../nbs/02_solution.ipynb #7c7d5cba
 _TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
+
+def _has_other_digits(text): return any(c.isdigit() and c not in "0123456789²³" for c in text)
 
 def _unreadable(text):
     "Why a text cannot be read as a solution, or an empty string."
     if not isinstance(text, str): return f"a solution is a text, not {type(text).__name__}"
     if len(text) > LIMITS["characters"]: return f"longer than {LIMITS['characters']:,} characters"
     if not text.strip(): return "empty"
-    if not text.isascii() and any(c.isdigit() and c not in "0123456789²³" for c in text): return "digits other than 0 to 9"
+    if not text.isascii() and _has_other_digits(text): return "digits other than 0 to 9"
     if _TOO_MANY_DIGITS.search(text.replace(",", "")): return f"a number of more than {LIMITS['digits']} digits"
     return ""
 
@@ -374,7 +376,7 @@ def _find_answer(p):
             p.answer, n.role, n.step = i, Role.ANSWER, None
             return
 
-# %% ../nbs/02_solution.ipynb #1d4fb426
+# %% ../nbs/02_solution.ipynb #657e2b6f
 def read_unlinked(solution):
     "A solution's steps, equations and numbers, without the links between them."
     problem = _unreadable(solution)
@@ -398,7 +400,8 @@ def read_unlinked(solution):
     p.equations.sort(key=lambda e: e.start)
     return p
 
-read_cached = lru_cache(8)(read_unlinked)  # what was just made is often read next: a fresh instance, then its flawed twin
+# What was just made is often read next: a fresh instance, then its flawed twin.
+read_cached = lru_cache(8)(read_unlinked)
 
 # %% ../nbs/02_solution.ipynb #751ee8ec
 def parse(
@@ -433,12 +436,12 @@ def strip_annotations(solution:str)->str:
     "A solution without its <<…>> annotations."
     return without_annotations(solution)
 
-# %% ../nbs/02_solution.ipynb #cbd452a3
+# %% ../nbs/02_solution.ipynb #4b8917d9
 FORMS = {"hash": "#### {}", "final_answer": "FINAL ANSWER: {}", "the_answer_is": "The answer is {}."}
 
 def reform(
     solution:str,
-    form:str="original",  # original | plain (no annotations) | hash | final_answer | the_answer_is (no annotations and this answer line)
+    form:str="original",  # original; plain: no annotations; hash, final_answer, the_answer_is: and this answer line
 )->str:
     "The same solution in another form. Raises `ValueError` for an unknown form."
     if form == "original": return solution
