@@ -110,7 +110,7 @@ def _assign(n, source):
     "End a doubt: the number repeats this step, or the problem (None)."
     n.source, n.doubt, n.given = source, (), source is None
 
-# %% ../nbs/02_references.ipynb #e55102d3
+# %% ../nbs/02_references.ipynb #3bcbb663
 def _undecided_by_unit(p, doubtful, units):
     "Of the numbers in doubt, those that the unit behind them leaves there."
     decided = {}  # (step, value) -> source, by a number in the prose
@@ -122,10 +122,10 @@ def _decide(p, n, units, decided):
     if n.annotation or n.given and n.value not in units: return False
     if any(_result(p, step, -1).start > n.start for step in n.doubt): return False  # it may anticipate a step
     unit = singular(unit_behind(n, p))
-    if len(unit) < 3: return False
     same = [step for step in n.doubt if singular(unit_behind(_result(p, step, 0), p)) == unit]
     stated = n.given and unit in units.get(n.value, ())
-    if stated == bool(same) or len(same) > 1: return False  # both have this unit, or none, or several steps
+    by_problem, by_step = stated and not same, len(same) == 1 and not stated
+    if len(unit) < 3 or not (by_problem or by_step): return False
     _assign(n, None if stated else same[0])
     decided[n.step, n.value] = n.source
     return True
@@ -178,23 +178,25 @@ def _settle(p, doubtful):
         for places in trees:
             for i, source in zip(places, sources): _assign(p.numbers[i], source)
 
-# %% ../nbs/02_references.ipynb #dfaf85e2
+# %% ../nbs/02_references.ipynb #bdb48aa9
 def _share_out(p, group, trees, used, unused, elsewhere):
     "The steps that equal numbers repeat, in order (None: the problem's number); empty where nobody can tell."
     perhaps = list(dict.fromkeys(step for i in group.places for step in p.numbers[i].doubt))
     stated = p.numbers[group.places[0]].given
-    most, fewest = max(map(len, trees)), min(map(len, trees))
-    last = max(perhaps)
-    only_one_unused = last in unused and sum(step in unused for step in perhaps) == 1
-    if only_one_unused and not stated: return [last]*most
+    most = max(map(len, trees))
+    if not stated and _is_only_one(max(perhaps), perhaps, unused): return [max(perhaps)]*most
     idle = [step for step in perhaps if step not in used]
-    if not idle or fewest < len(idle): return []
+    if not idle or min(map(len, trees)) < len(idle): return []
     shared = [*idle, *[None]*(most - len(idle))]
     as_many = len(trees[0]) == len(idle)
-    any_order = all(_any_order(tree) for tree in p.steps[group.step].trees)
+    any_order = all(map(_any_order, p.steps[group.step].trees))
     if any_order and (stated or as_many): return shared
     one_place = as_many and len(idle) == 1
     return shared if one_place and not (stated and elsewhere) else []
+
+def _is_only_one(step, perhaps, unused):
+    "Whether a step is the only one of these that is unused."
+    return [other for other in perhaps if other in unused] == [step]
 
 def _any_order(tree):
     "Whether an expression is a sum or a product and nothing else, so that its operands may change places."

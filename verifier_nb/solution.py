@@ -306,23 +306,30 @@ def _same_calculation(shown, noted, draft):
     with_percents = value_or_none(shown, draft.hundredths) if draft.hundredths else None
     return value_or_none(noted, draft.values) in (plain, with_percents)
 
-# %% ../nbs/02_solution.ipynb #44b47511
+# %% ../nbs/02_solution.ipynb #f75a4214
 OPERAND, RESULT = Role.OPERAND, Role.RESULT
 
 def _finish(draft):
     "Number the steps in reading order, judge their equations, and give each number its part."
     p = draft.parsed
+    for i in draft.unread: p.numbers[i].role = Role.UNREAD
     def result_end(step): return max(p.numbers[i].end for i in step.results)
     for index, step in enumerate(sorted(draft.steps.values(), key=result_end)):
-        step.index, step.text = index, p.text[step.start:step.end]
-        step.percent = p.percents and _may_be_percentage(step, p)
-        if not step.noted: step.expression = p.text[step.start:max(p.numbers[i].tail for i in step.operands)]
-        equation = _equation_of_step(step, draft)
-        if step.noted or type(step.trees[-1]) is not int: p.equations.append(equation)
-        for i in step.operands: p.numbers[i].role, p.numbers[i].step = OPERAND, index
-        for i in step.results: p.numbers[i].role, p.numbers[i].step = RESULT, index
+        step.index = index
+        _finish_step(step, draft)
         p.steps.append(step)
 
+def _finish_step(step, draft):
+    p = draft.parsed
+    step.text = p.text[step.start:step.end]
+    step.percent = p.percents and _may_be_percentage(step, p)
+    if not step.noted: step.expression = p.text[step.start:max(p.numbers[i].tail for i in step.operands)]
+    equation = _equation_of_step(step, draft)
+    if step.noted or type(step.trees[-1]) is not int: p.equations.append(equation)
+    for i in step.operands: p.numbers[i].role, p.numbers[i].step = OPERAND, step.index
+    for i in step.results: p.numbers[i].role, p.numbers[i].step = RESULT, step.index
+
+# %% ../nbs/02_solution.ipynb #5a39a7e7
 def _may_be_percentage(step, p):
     "Whether a result has a percent sign, or one stands in front of it in the same line."
     line = p.text.rfind("\n", 0, step.start) + 1
@@ -378,32 +385,44 @@ def _find_answer(p):
             p.answer, n.role, n.step = i, Role.ANSWER, None
             return
 
-# %% ../nbs/02_solution.ipynb #657e2b6f
+# %% ../nbs/02_solution.ipynb #43b06ad6
 def read_unlinked(solution):
     "A solution's steps, equations and numbers, without the links between them."
     problem = _unreadable(solution)
     if problem: return Parsed(solution if isinstance(solution, str) else "", problem=problem)
-    numbers, prose, notes = scan(solution)
-    if len(numbers) > LIMITS["numbers"]: return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
-    p = Parsed(solution, numbers, percents="%" in solution)
-    chains, p.algebra = read_chains(numbers, prose)
-    draft = Draft(p, prose)
-    draft.note_percents()
-    for chain in chains: _add_chain(chain, draft)
-    for note in notes: _add_note(note, draft)
+    scanned = scan(solution)
+    if len(scanned.numbers) > LIMITS["numbers"]:
+        return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
+    draft = _drafted(solution, scanned)
     if len(draft.steps) > LIMITS["steps"]: return Parsed(solution, problem=f"more than {LIMITS['steps']} steps")
-    for i in draft.unread: numbers[i].role = Role.UNREAD
-    draft.note_percents()  # those in annotations too
     _finish(draft)
-    _find_answer(p)
-    p.commas = any("," in n.text and not n.annotation for n in numbers)
-    p.words = tuple((v, token.start) for token in prose if token.kind is WORD for v in values_said(token.text))
-    if not p.steps: p.problem = "no equation was found"
-    p.equations.sort(key=lambda e: e.start)
-    return p
+    _describe(draft)
+    return draft.parsed
 
 # What was just made is often read next: a fresh instance, then its flawed twin.
 read_cached = lru_cache(8)(read_unlinked)
+
+# %% ../nbs/02_solution.ipynb #8b83a983
+def _drafted(solution, scanned):
+    "The draft of a solution, with all its steps."
+    p = Parsed(solution, scanned.numbers, percents="%" in solution)
+    chains, p.algebra = read_chains(scanned.numbers, scanned.prose)
+    draft = Draft(p, scanned.prose)
+    draft.note_percents()
+    for chain in chains: _add_chain(chain, draft)
+    for note in scanned.notes: _add_note(note, draft)
+    draft.note_percents()  # those in annotations too
+    return draft
+
+def _describe(draft):
+    "What else there is to know about a solution whose steps are finished."
+    p = draft.parsed
+    _find_answer(p)
+    p.commas = any("," in n.text and not n.annotation for n in p.numbers)
+    phrases = [token for token in draft.prose if token.kind is WORD]
+    p.words = tuple((value, token.start) for token in phrases for value in values_said(token.text))
+    if not p.steps: p.problem = "no equation was found"
+    p.equations.sort(key=lambda e: e.start)
 
 # %% ../nbs/02_solution.ipynb #751ee8ec
 def parse(
