@@ -89,7 +89,7 @@ def lora_parameters(shape:ModelShape, r:int)->int:
     down = shape.intermediate + shape.hidden
     return r*shape.layers*(queries + keys_and_values + output + gate_and_up + down)
 
-# %% ../nbs/04_memory.ipynb #03356b52
+# %% ../nbs/04_memory.ipynb #d9b1559e
 _GIB = 2**30
 
 def _kept_per_token(shape:ModelShape, bytes_each:int)->int:
@@ -100,6 +100,7 @@ def _kept_per_token(shape:ModelShape, bytes_each:int)->int:
     copies = 4*2*shape.hidden  # norms compute in float32
     return bytes_each*(norms + attention + feed_forward) + copies
 
+# %% ../nbs/04_memory.ipynb #f20e33db
 def _activations(shape:ModelShape, bytes_each:int, checkpointing:bool, training:bool)->int:
     "Bytes of activations for each token of a pass."
     layer = _kept_per_token(shape, bytes_each)

@@ -176,9 +176,7 @@ def _gpu_generation(device:str)->int:
     if device != "cuda" or not torch.cuda.is_available(): return 0
     return torch.cuda.get_device_capability()[0]
 
-# %% ../nbs/04_model.ipynb #cbfe4322
-def _has(package:str)->bool: return importlib.util.find_spec(package) is not None
-
+# %% ../nbs/04_model.ipynb #1f981b99
 def _why_not_gpu(generation:int):
     if not generation: return "there is no CUDA GPU"
     return "the GPU is older than Ampere" if generation < _AMPERE else None
@@ -189,7 +187,10 @@ def _why_not_flash(generation:int, dtype:str):
     if dtype not in _HALF: return f"{dtype} is not a 16-bit format"
     return _why_not_gpu(generation)
 
-# %% ../nbs/04_model.ipynb #9e91397f
+def _missing(package:str, said:str="the package is not installed"):
+    return None if importlib.util.find_spec(package) else said
+
+# %% ../nbs/04_model.ipynb #5fd2cfe0
 def attention_kernels(
     device:str,  # "cpu" or "cuda"
     dtype:str,  # name of the compute format
@@ -198,15 +199,11 @@ def attention_kernels(
     generation = _gpu_generation(device)
     flash = _why_not_flash(generation, dtype)
     not_hopper = "it is for Hopper GPUs" if generation != _HOPPER else None
-    missing = "the package is not installed"
-    no_flash3 = None if _has("flash_attn_interface") else missing
-    no_flash2 = None if _has("flash_attn") else missing
     old_torch = "this PyTorch has no torch.nn.attention.varlen (2.10 or newer has)"
-    no_varlen = None if _has("torch.nn.attention.varlen") else old_torch
     return {
-        "flash_attention_3": flash or not_hopper or no_flash3,
-        "flash_attention_2": flash or no_flash2,
-        "varlen": flash or no_varlen,
+        "flash_attention_3": flash or not_hopper or _missing("flash_attn_interface"),
+        "flash_attention_2": flash or _missing("flash_attn"),
+        "varlen": flash or _missing("torch.nn.attention.varlen", old_torch),
         "flex": _why_not_gpu(generation),
         "sdpa": None,
         "eager": None}
