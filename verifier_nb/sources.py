@@ -386,16 +386,20 @@ def _require_columns(frames, where):
         raise VerifierError(f"the data are not valid:\n  - {split}: missing columns: {', '.join(lacking)}", where,
                             f"rename with data.columns; the file has: {', '.join(map(str, df.columns))}")
 
+def _rows_in_splits(frames, cfg, seed):
+    "Tables of rows in our splits: a single table is split, a missing split is taken out of train."
+    if set(frames) != {"all"}: return _fill_splits(frames, cfg, seed)
+    parts = _split_frame(frames["all"], cfg, seed)
+    return {_our_name(split): df for split, df in parts.items()}
+
+# %% ../nbs/02d_sources.ipynb #0c364591
 def _labelled(frames, cfg, seed):
     "Labelled tables as a `DatasetDict`, and counts of what was left out."
     from datasets import DatasetDict
     name = Path(cfg.source).stem
     frames = {split: _complete(df, name) for split, df in frames.items()}
     _require_columns(frames, cfg.source)
-    if set(frames) == {"all"}:
-        parts = _split_frame(frames["all"], cfg, seed)
-        frames = {_our_name(split): df for split, df in parts.items()}
-    else: frames = _fill_splits(frames, cfg, seed)
+    frames = _rows_in_splits(frames, cfg, seed)
     validate(frames, cfg.source)
     frames, dropped = _exclude_rows(frames, cfg.exclude)
     problems = sum(df["index"].nunique() for df in frames.values())
