@@ -222,6 +222,16 @@ def read_folder(
     ours_for = {theirs: ours for ours, theirs in (columns or {}).items()}
     return {split: df.rename(columns=ours_for) for split, df in tables.items()}
 
+# %% ../nbs/02d_rows.ipynb #e6f0a3b4
+def _first(df, columns): return df[columns].iloc[0].to_dict()
+
+def _require_catalog_columns(catalog, where):
+    "Raise `VerifierError` when a table is no catalog."
+    missing = [c for c in ("index", "label", "error_type") if c not in catalog]
+    if not missing: return
+    what = f"the catalog lacks the columns {', '.join(missing)}"
+    raise VerifierError(what, where, "a catalog has index, label and error_type")
+
 # %% ../nbs/02d_rows.ipynb #af2c2dea
 def join_catalog(
     rows:pd.DataFrame,  # with index and label
@@ -230,10 +240,7 @@ def join_catalog(
 )->pd.DataFrame:  # the same rows in the same order, with error_type
     "Add `error_type` by `index` and `label`. Raises `VerifierError` when the catalog lacks a key or holds it twice."
     keys = ["index", "label"]
-    missing = [c for c in [*keys, "error_type"] if c not in catalog]
-    if missing:
-        what = f"the catalog lacks the columns {', '.join(missing)}"
-        raise VerifierError(what, where, "a catalog has index, label and error_type")
+    _require_catalog_columns(catalog, where)
     twice = catalog.duplicated(keys)
     if twice.any():
         what = f"{twice.sum()} pairs of index and label stand twice, first {_first(catalog[twice], keys)}"
@@ -249,8 +256,6 @@ def join_catalog(
         what = f"{lost.sum()} of {len(out)} rows are not in the catalog, first {_first(out[lost], keys)}"
         raise VerifierError(what, where, "use the catalog that belongs to this data set")
     return out
-
-def _first(df, columns): return df[columns].iloc[0].to_dict()
 
 # %% ../nbs/02d_rows.ipynb #807f9bdb
 def split_problems(
