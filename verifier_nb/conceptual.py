@@ -80,7 +80,14 @@ def operator_swapped(p, rng, known):
             if not all(_can_swap(p, node) for node in nodes): continue
             for sign in shuffled(rng, SWAPS[nodes[0].sign]): yield _swapped(p, step, nodes, sign)
 
-# %% ../nbs/02a_conceptual.ipynb #e5a326c1
+# %% ../nbs/02a_conceptual.ipynb #e2c8f46e
+def _other_operands(p, step, known):
+    "Values of the problem and of earlier steps that the step does not use."
+    earlier = [s.value for s in p.steps[:step.index]]
+    present = set(_values_of(step.trees[0], p))
+    return [value for value in dict.fromkeys(known.digits + earlier) if value not in present]
+
+# %% ../nbs/02a_conceptual.ipynb #e590c811
 MOST_OPERANDS = 4  # wrong numbers that are tried in place of one
 
 @conceptual("wrong operand")
@@ -88,10 +95,8 @@ def wrong_operand(p, rng, known):
     "One number of a step replaced by another one from the problem or from an earlier step."
     steps = [step for step in p.steps if alike(step, p)]
     for step in shuffled(rng, steps):
-        earlier = [s.value for s in p.steps[:step.index]]
+        others = _other_operands(p, step, known)
         places = list(zip(*map(leaves_of, step.trees)))  # each operand, in prose and annotation
-        present = set(_values_of(step.trees[0], p))
-        others = [value for value in dict.fromkeys(known.digits + earlier) if value not in present]
         for indices in shuffled(rng, places):
             old = as_written(p.numbers[indices[0]].value)
             for value in shuffled(rng, others)[:MOST_OPERANDS]:
@@ -123,29 +128,50 @@ def _all_explained(p):
     "Whether every number of a solution comes from the problem, a step or common knowledge."
     return not any(n.unexplained and n.value not in COMMON_VALUES for n in p.numbers)
 
-# %% ../nbs/02a_conceptual.ipynb #c06a6e2a
+# %% ../nbs/02a_conceptual.ipynb #4f55b5c9
+def _derivation(n, value, known):
+    "How an operand follows from a value of the problem, by `DERIVED`: .2 from 20 %; None when it does not."
+    origin, how = known.derived.get(n.value, (None, None))
+    follows = origin == value and n.role == "operand" and n.source is None
+    return how if follows else None
+
+# %% ../nbs/02a_conceptual.ipynb #ebbf6ffd
+def _is_certainly(n, value):
+    "Whether a number of the solution is a value of the problem, beyond doubt."
+    return n.value == value and n.source is None and not n.doubt and n.role in ("operand", "mention")
+
+# %% ../nbs/02a_conceptual.ipynb #d66d9e93
 class Uses(NamedTuple):
     "Where a solution uses a value of the problem."
     places: list  # indices of the numbers that are this value
     derived: dict  # index of a number that follows from it -> how, by `DERIVED`
     steps: list  # indices of the steps that work with either
-    unread: bool  # whether it stands in an equation that cannot be read
 
-# %% ../nbs/02a_conceptual.ipynb #a1691d23
+# %% ../nbs/02a_conceptual.ipynb #6e441ee5
 def uses_of(p, value, known):
     "Where a solution uses a value of the problem."
-    places, derived, steps, unread = [], {}, [], False
+    places, derived, steps = [], {}, []
     for i, n in enumerate(p.numbers):
-        origin, how = known.derived.get(n.value, (None, None))
-        is_value, follows, is_operand = n.value == value, origin == value, n.role == "operand"
-        if is_value and n.role == "unread": unread = True
-        if n.source is not None: continue
-        if is_value and not n.doubt and n.role in ("operand", "mention"): places.append(i)
-        if is_operand and (is_value or follows): steps.append(n.step)
-        if is_operand and follows and not n.given: derived[i] = how
-    return Uses(places, derived, steps, unread)
+        how = _derivation(n, value, known)
+        is_operand = n.value == value and n.role == "operand" and n.source is None
+        if _is_certainly(n, value): places.append(i)
+        if how and not n.given: derived[i] = how
+        if how or is_operand: steps.append(n.step)
+    return Uses(places, derived, steps)
 
-# %% ../nbs/02a_conceptual.ipynb #301045b8
+# %% ../nbs/02a_conceptual.ipynb #4e4b2d2f
+def _is_unread(p, value):
+    "Whether a value stands in an equation that cannot be read."
+    return any(n.value == value and n.role == "unread" for n in p.numbers)
+
+# %% ../nbs/02a_conceptual.ipynb #189c1481
+def _misread(value, other, uses):
+    "The `Change` that reads `other` for a value of the problem, in all its uses."
+    follows = {i: DERIVED[how](other) for i, how in uses.derived.items()}
+    values = dict.fromkeys(uses.places, other) | follows
+    return Change(min(uses.steps), str(value), str(other), values=values)
+
+# %% ../nbs/02a_conceptual.ipynb #bd69a02a
 @conceptual("input misread")
 def input_misread(p, rng, known):
     "A number of the problem read wrongly, everywhere in the solution."
@@ -153,10 +179,9 @@ def input_misread(p, rng, known):
     readable = [value for value in known.digits if type(value) is int and value > 2 and known.once(value)]
     for value in shuffled(rng, readable):
         uses = uses_of(p, value, known)
-        if not uses.steps or uses.unread: continue
+        if not uses.steps or _is_unread(p, value): continue
         for other in shuffled(rng, dict.fromkeys(misreadings(value)))[:MOST_MISREADINGS]:
-            follows = {i: DERIVED[how](other) for i, how in uses.derived.items()}
-            yield Change(min(uses.steps), str(value), str(other), values=dict.fromkeys(uses.places, other) | follows)
+            yield _misread(value, other, uses)
 
 # %% ../nbs/02a_conceptual.ipynb #9cf32236
 class Term(NamedTuple):
@@ -447,25 +472,30 @@ def _exchange(p, first, second):
     "The edits that let two spans of the text change places."
     return [Edit(*first, p.text[slice(*second)]), Edit(*second, p.text[slice(*first)])]
 
-# %% ../nbs/02a_conceptual.ipynb #04492768
+# %% ../nbs/02a_conceptual.ipynb #b86ca4d3
+def _is_quotient(tree):
+    "Whether an expression is one number divided by another."
+    return tree.sign == "/" and type(tree.left) is type(tree.right) is int
+
+# %% ../nbs/02a_conceptual.ipynb #1931a8cc
+def _inverted(p, step):
+    "The `Change` that exchanges dividend and divisor in all writings of a step."
+    edits = []
+    for k, tree in enumerate(step.trees):
+        span = _amount_span if k == 0 else _number_span
+        edits += _exchange(p, span(p, tree.left), span(p, tree.right))
+    trees = [tree._replace(left=tree.right, right=tree.left) for tree in step.trees]
+    a, b = (p.numbers[i].text for i in leaves_of(step.trees[0]))
+    return Change(step.index, f"{a}/{b}", f"{b}/{a}", trees={step.index: trees}, edits=edits, decimals=2)
+
+# %% ../nbs/02a_conceptual.ipynb #4f5ee878
 @conceptual("rate inverted")
 def rate_inverted(p, rng, known):
     "Dividend and divisor exchanged."
     steps = [step for step in p.steps if alike(step, p)]
     for step in shuffled(rng, steps):
-        if step.value == 1 or not all(_is_quotient(tree) for tree in step.trees): continue
-        edits = []
-        for k, tree in enumerate(step.trees):
-            span = _amount_span if k == 0 else _number_span
-            edits += _exchange(p, span(p, tree.left), span(p, tree.right))
-        trees = [tree._replace(left=tree.right, right=tree.left) for tree in step.trees]
-        a, b = (p.numbers[i].text for i in (step.trees[0].left, step.trees[0].right))
-        yield Change(step.index, f"{a}/{b}", f"{b}/{a}", trees={step.index: trees}, edits=edits, decimals=2)
-
-# %% ../nbs/02a_conceptual.ipynb #b86ca4d3
-def _is_quotient(tree):
-    "Whether an expression is one number divided by another."
-    return tree.sign == "/" and type(tree.left) is type(tree.right) is int
+        is_rate = all(_is_quotient(tree) for tree in step.trees)
+        if is_rate and step.value != 1: yield _inverted(p, step)
 
 # %% ../nbs/02a_conceptual.ipynb #7112b414
 def _without_conversion(p, step, k, known):
