@@ -237,14 +237,17 @@ def _origins(n, problem):
             if _makes(a, b, n.value): found |= {a, b}
     return set().union(*(_behind(p, value) for value in found))
 
-# %% ../nbs/02b_anchors.ipynb #c6397374
+# %% ../nbs/02b_anchors.ipynb #a33bfe23
 @dataclass
 class Untraced:
     "What cannot be traced with certainty."
     values: set  # that must stay
     steps: set  # indices of steps of which everything that they rest on must stay
 
-    def __or__(self, other): return Untraced(self.values | other.values, self.steps | other.steps)
+    def add(self, other):
+        "Take over what another finding holds."
+        self.values |= other.values
+        self.steps |= other.steps
 
 # %% ../nbs/02b_anchors.ipynb #42ae581f
 def _neighbours(n, problem):
@@ -263,7 +266,7 @@ def _doubtful(n, problem):
     if is_unread and n.source is not None: found.steps.add(n.source)
     return found
 
-# %% ../nbs/02b_anchors.ipynb #1b35720a
+# %% ../nbs/02b_anchors.ipynb #12e9ffa1
 def _spoken(p):
     "What results in words hold fast: *so she has six left*, in the step's line or after it."
     found = Untraced(set(), set())
@@ -271,7 +274,7 @@ def _spoken(p):
         for step in p.steps:
             if step.value != word.value: continue
             line_start = line_around(p, p.numbers[step.results[-1]].start)[0]
-            if line_start <= word.start: found |= Untraced({word.value}, {step.index})
+            if line_start <= word.start: found.add(Untraced({word.value}, {step.index}))
     return found
 
 # %% ../nbs/02b_anchors.ipynb #fc5636a0
@@ -304,13 +307,14 @@ def _is_rounded(step):
     "Whether a step is written false or rounded in one of its writings."
     return any(reading is None or not reading[2] for reading in step.scales)
 
-# %% ../nbs/02b_anchors.ipynb #dfc4953a
+# %% ../nbs/02b_anchors.ipynb #8eac4494
 def _untraced(problem):
     "Values behind everything in the solution that cannot be traced with certainty."
     p = problem.p
     found = Untraced(set(), {step.index for step in p.steps if _is_rounded(step)})
-    for n in p.numbers: found |= _doubtful(n, problem)
-    found = found | _spoken(p) | _tied_to_unused(problem)
+    for n in p.numbers: found.add(_doubtful(n, problem))
+    found.add(_spoken(p))
+    found.add(_tied_to_unused(problem))
     return found.values.union(*(_inputs(p, index) for index in found.steps))
 
 # %% ../nbs/02b_anchors.ipynb #6592d734
