@@ -16,10 +16,11 @@ from .reader import operators_of
 from .changes import line_around
 from .amounts import PART, words_in
 
-# %% ../nbs/02b_anchors.ipynb #0e954724
+# %% ../nbs/02b_anchors.ipynb #461b4bb3
 @dataclass
 class Problem:
     "A question and its solution, read."
+    question: str
     p: Parsed
     known: Facts
     stated: list  # of Stated
@@ -98,19 +99,27 @@ def _said_by_words(text):
     words = [w for w in STEM_PATTERN.findall(text) if w not in CARDINALS and not PART.match(w)]
     return {value for word in words for value in WORDS.get(word, ())}
 
-# %% ../nbs/02b_anchors.ipynb #7a7133a9
+# %% ../nbs/02b_anchors.ipynb #5afe2326
+def _second_meanings(problem):
+    "Stated values that a word or a unit of the texts may mean too: 2 beside twice, 7 beside week."
+    text = problem.known.text + " " + problem.prose.lower()
+    implied = set(implied_factors(text)) & {n.value for n in problem.p.numbers}
+    return problem.values & (_said_by_words(text) | implied)
+
+# %% ../nbs/02b_anchors.ipynb #9dbff721
+def _only_parts(problem):
+    "Values that are stated as a part of a fraction, and that the solution has nowhere else or loosely."
+    literals = literals_of(problem.p)
+    loose = {problem.p.numbers[i].value for i in factors_of(problem.p) if i not in literals}
+    return (problem.parts - problem.whole) | (problem.parts & loose)
+
+# %% ../nbs/02b_anchors.ipynb #fec78dfa
 def _frozen_by_words(problem):
-    "Values that a word gives a second meaning: 2 beside twice, 7 beside week, 3 beside third."
-    p, known = problem.p, problem.known
-    text = known.text + " " + problem.prose.lower()
-    implied = set(implied_factors(text)) & {n.value for n in p.numbers}
-    second_meaning = problem.values & (_said_by_words(text) | implied)
-    literals = literals_of(p)
-    loose = {p.numbers[i].value for i in factors_of(p) if i not in literals}
-    only_parts = (problem.parts - problem.whole) | (problem.parts & loose)
+    "Values to which a word gives a second meaning, or a meaning of their own."
     bound = {word.value for word in words_in(problem.prose) if word.bound}
     frozen = {x.value for x in problem.stated if x.frozen}
-    return frozen | only_parts | second_meaning | bound | _told_one_by_one(known.text, problem.stated)
+    one_by_one = _told_one_by_one(problem.known.text, problem.stated)
+    return frozen | bound | one_by_one | _second_meanings(problem) | _only_parts(problem)
 
 # %% ../nbs/02b_anchors.ipynb #ea5c156f
 _WHOLES = {  # a unit -> sums that make a whole of it
@@ -144,21 +153,26 @@ def _units_by_value(stated):
         units.setdefault(x.value, set()).add(unit)
     return units
 
-# %% ../nbs/02b_anchors.ipynb #657f5f33
-def _tied_by(parts, units, used):
-    "The values that one pair or triple ties: a whole unit, a sum or a product that is stated too."
-    tied = set()
+# %% ../nbs/02b_anchors.ipynb #3c2a2ece
+def _tied_by_sum(parts, units, used):
+    "The values that one pair or triple ties by its sum: a whole unit, or a sum that is stated too."
+    total = sum(parts)
     shared = set.intersection(*(units[value] for value in parts))
-    total, product = sum(parts), parts[0]*parts[1]
-    if any(total in _WHOLES.get(unit, ()) for unit in shared): tied.update(parts)
-    if total in units:
-        same_kind = shared & units[total]
-        has_idle_part = any(value not in used for value in parts)
-        if total not in used or same_kind and has_idle_part: tied.update((*parts, total))
-    if len(parts) == 2 and product in units and product not in used: tied.update((*parts, product))
-    return tied
+    is_whole = any(total in _WHOLES.get(unit, ()) for unit in shared)
+    tied = set(parts) if is_whole else set()
+    if total not in units: return tied
+    has_idle_part = any(value not in used for value in parts)
+    of_one_kind = shared & units[total]
+    return tied | {*parts, total} if total not in used or of_one_kind and has_idle_part else tied
 
-# %% ../nbs/02b_anchors.ipynb #9f588ecb
+# %% ../nbs/02b_anchors.ipynb #69753707
+def _tied_by_product(parts, units, used):
+    "A pair and its product, where the product is stated too and the solution does not use it."
+    if len(parts) != 2: return set()
+    product = parts[0]*parts[1]
+    return {*parts, product} if product in units and product not in used else set()
+
+# %% ../nbs/02b_anchors.ipynb #a97970f0
 def _sums_up(stated, used):
     "Stated values that belong together; `used` are those that the solution works with."
     in_order = sorted(stated, key=lambda x: x.start)
@@ -166,7 +180,9 @@ def _sums_up(stated, used):
     halves = [x for x in stated if x.percent and x.value == 50]
     if len(halves) > 1: tied.add(50)
     units = _units_by_value(stated)
-    for parts in _subsets(sorted(units)): tied |= _tied_by(parts, units, used)
+    for parts in _subsets(sorted(units)):
+        tied |= _tied_by_sum(parts, units, used)
+        tied |= _tied_by_product(parts, units, used)
     return tied
 
 # %% ../nbs/02b_anchors.ipynb #9ae57693
@@ -221,28 +237,36 @@ def _origins(n, problem):
             if _makes(a, b, n.value): found |= {a, b}
     return set().union(*(_behind(p, value) for value in found))
 
-# %% ../nbs/02b_anchors.ipynb #c6397374
+# %% ../nbs/02b_anchors.ipynb #a33bfe23
 @dataclass
 class Untraced:
     "What cannot be traced with certainty."
     values: set  # that must stay
     steps: set  # indices of steps of which everything that they rest on must stay
 
-    def __or__(self, other): return Untraced(self.values | other.values, self.steps | other.steps)
+    def add(self, other):
+        "Take over what another finding holds."
+        self.values |= other.values
+        self.steps |= other.steps
 
-# %% ../nbs/02b_anchors.ipynb #2b92c7d8
+# %% ../nbs/02b_anchors.ipynb #42ae581f
+def _neighbours(n, problem):
+    "The values beside a fixed number that the question does not state: the 6th comes after 5."
+    is_new = n.role == "fixed" and n.value not in problem.values
+    return {n.value - 1, n.value + 1} if is_new else set()
+
+# %% ../nbs/02b_anchors.ipynb #151b7329
 def _doubtful(n, problem):
     "What one number of the solution holds fast by a doubt, an unread equation, a fixed place, an unknown origin."
-    found = Untraced(set(), set(n.doubt))
+    found = Untraced(_neighbours(n, problem), set(n.doubt))
     is_unread = n.role in ("unread", "fixed")
+    is_unknown = n.source is None and not n.given and n.role != "result"
+    if is_unknown and not found.values: found.values |= _origins(n, problem)
     if n.doubt or is_unread: found.values.add(n.value)
     if is_unread and n.source is not None: found.steps.add(n.source)
-    is_new_ordinal = n.role == "fixed" and n.value not in problem.values
-    if is_new_ordinal: found.values |= {n.value - 1, n.value + 1}  # the 6th after 5
-    elif n.source is None and not n.given and n.role != "result": found.values |= _origins(n, problem)
     return found
 
-# %% ../nbs/02b_anchors.ipynb #1b35720a
+# %% ../nbs/02b_anchors.ipynb #12e9ffa1
 def _spoken(p):
     "What results in words hold fast: *so she has six left*, in the step's line or after it."
     found = Untraced(set(), set())
@@ -250,7 +274,7 @@ def _spoken(p):
         for step in p.steps:
             if step.value != word.value: continue
             line_start = line_around(p, p.numbers[step.results[-1]].start)[0]
-            if line_start <= word.start: found |= Untraced({word.value}, {step.index})
+            if line_start <= word.start: found.add(Untraced({word.value}, {step.index}))
     return found
 
 # %% ../nbs/02b_anchors.ipynb #fc5636a0
@@ -283,13 +307,14 @@ def _is_rounded(step):
     "Whether a step is written false or rounded in one of its writings."
     return any(reading is None or not reading[2] for reading in step.scales)
 
-# %% ../nbs/02b_anchors.ipynb #dfc4953a
+# %% ../nbs/02b_anchors.ipynb #8eac4494
 def _untraced(problem):
     "Values behind everything in the solution that cannot be traced with certainty."
     p = problem.p
     found = Untraced(set(), {step.index for step in p.steps if _is_rounded(step)})
-    for n in p.numbers: found |= _doubtful(n, problem)
-    found = found | _spoken(p) | _tied_to_unused(problem)
+    for n in p.numbers: found.add(_doubtful(n, problem))
+    found.add(_spoken(p))
+    found.add(_tied_to_unused(problem))
     return found.values.union(*(_inputs(p, index) for index in found.steps))
 
 # %% ../nbs/02b_anchors.ipynb #6592d734

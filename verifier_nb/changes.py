@@ -48,7 +48,15 @@ def _decimals_needed(amount, digits):
     while (amount*10**digits).denominator != 1 and digits < _LONGEST_TAIL: digits += 1
     return digits
 
-# %% ../nbs/02a_changes.ipynb #134f5839
+# %% ../nbs/02a_changes.ipynb #bded06b6
+def _tail(part, digits, text):
+    "Point and decimals; zeros at the end only where the number replaced has one."
+    tail = str(part).rjust(digits, "0")
+    keeps_zeros = text.endswith("0") and "." in text
+    if not keeps_zeros: tail = tail.rstrip("0")
+    return "." + tail if tail else ""
+
+# %% ../nbs/02a_changes.ipynb #2ebc12c0
 def write_like(n, new, p):
     "Write a value the way the number it replaces was written: its decimals, its thousands commas."
     sign = "-" if new < 0 else ""
@@ -57,12 +65,9 @@ def write_like(n, new, p):
     whole, part = divmod(int(amount*10**digits), 10**digits)
     head = f"{whole:,}" if _takes_comma(n, amount, p) else str(whole)
     if not digits: return sign + head
-    tail = str(part).rjust(digits, "0")
-    keeps_zeros = n.text.endswith("0") and "." in n.text
-    if not keeps_zeros: tail = tail.rstrip("0")
+    tail = _tail(part, digits, n.text)
     if n.text[0] == "." and not whole: head = ""
-    point = "." if tail else ""
-    return sign + head + point + tail
+    return sign + head + tail
 
 # %% ../nbs/02a_changes.ipynb #80e9dca8
 CURRENCY = ("$", "€", "£")
@@ -104,15 +109,20 @@ def _is_divided(n, new, decimals):
     allowed = max(decimals_of(n.text), decimals)
     return (new*10**allowed).denominator != 1
 
-# %% ../nbs/02a_changes.ipynb #6b1be8ac
+# %% ../nbs/02a_changes.ipynb #07428f36
+def _breaks_singular(p, n, new):
+    "Whether a noun would have to change between singular and plural."
+    return (new == 1) != (n.value == 1) and counts_noun(p, n)
+
+# %% ../nbs/02a_changes.ipynb #8f12f6dc
 def check_human(n, new, p, decimals=0):
     "Raise `Unfit` when nobody would write `new` where `n` stood; `decimals` are allowed though it had fewer."
     if new < 0 or new == 0 and n.value: raise Unfit("a result would be zero or negative")
-    changes_number = (new == 1) != (n.value == 1)
-    if changes_number and counts_noun(p, n): raise Unfit("a singular would become a plural")
+    if _breaks_singular(p, n, new): raise Unfit("a singular would become a plural")
     if n.percent and new > 100 >= n.value: raise Unfit("a percentage would exceed 100")
     if _is_divided(n, new, decimals): raise Unfit("a whole thing would be divided")
-    if new > 10**9 and new > 1000*n.value: raise Unfit("a number would be too large")
+    is_huge = new > max(10**9, 1000*n.value)
+    if is_huge: raise Unfit("a number would be too large")
 
 # %% ../nbs/02a_changes.ipynb #319622d9
 class Edit(NamedTuple):

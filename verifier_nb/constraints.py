@@ -65,21 +65,23 @@ class Links(NamedTuple):
     origins: dict  # number index -> Origin
     unclear: set  # stated values of which this is not known
 
-# %% ../nbs/02b_constraints.ipynb #8f59bacf
+# %% ../nbs/02b_constraints.ipynb #eb26d7bc
+def _is_loose_talk(n, origin):
+    "Whether a number of the words only looks derived: they may speak of a .2 of their own."
+    return origin.how != SAME and n.role == "mention" and not n.percent
+
+# %% ../nbs/02b_constraints.ipynb #7402b037
 def _links(problem):
     "For each number of the solution that comes straight from the question, its origin."
-    origins, unclear = {}, set()
+    links = Links({}, set())
     derived, literals = _derived_origins(problem.known), literals_of(problem.p)
     for i, n in enumerate(problem.p.numbers):
         found = _possible_origins(n, problem, derived) if _is_linkable(i, n, problem, literals) else []
         if not found: continue
-        if not _is_certain(n, found, problem):
-            unclear |= {origin.value for origin in found}
-            continue
-        origins[i] = found[0]
-        is_loose_talk = n.role == "mention" and not n.percent  # the words may speak of a .2 of their own
-        if found[0].how != SAME and is_loose_talk: unclear.add(found[0].value)
-    return Links(origins, unclear)
+        if _is_certain(n, found, problem): links.origins[i] = found[0]
+        else: links.unclear.update(origin.value for origin in found)
+        if i in links.origins and _is_loose_talk(n, found[0]): links.unclear.add(found[0].value)
+    return links
 
 # %% ../nbs/02b_constraints.ipynb #b0fe3bcd
 def _used_twice(problem, links):
@@ -245,23 +247,28 @@ def _taken(problem):
     known = problem.known
     return frozenset(problem.values | {value for value in known.values if value not in known.digits})
 
-# %% ../nbs/02b_constraints.ipynb #f6bea589
+# %% ../nbs/02b_constraints.ipynb #bbf8caf8
+def _plan(problem, links, variables):
+    "The `Recipe` of a problem with variables, or a `Refusal`."
+    p = problem.p
+    index = {var.value: k for k, var in enumerate(variables)}
+    leaves = {i: (index[value], how) for i, (value, how) in links.origins.items() if value in index}
+    moving = _moving(p, leaves)
+    if not _moves_answer(p, moving): return Refusal("the answer would not change")
+    ceiling = 100 if _MARKS.search(problem.known.text) else None
+    return Recipe(
+        p, problem.question, variables, leaves, moving, _orders(problem, index), _divisors(p), _compared(p), ceiling,
+        _taken(problem))
+
+# %% ../nbs/02b_constraints.ipynb #c428af9b
 @lru_cache(256)
 def recipe(question, solution):
     "The `Recipe` of a problem, or a `Refusal`."
     linked = link_example({"question": question, "solution": solution}, shared=False)
     if not linked: return linked
-    p, known = linked
-    problem = Problem(p, known, question_numbers(question))
+    problem = Problem(question, linked.p, linked.known, question_numbers(question))
     if reason := _unsuited(problem): return Refusal(reason)
     links = _links(problem)
     variables = _find_variables(problem, links)
     if not variables: return Refusal("no number could be changed with certainty")
-    index = {var.value: k for k, var in enumerate(variables)}
-    leaves = {i: (index[value], how) for i, (value, how) in links.origins.items() if value in index}
-    moving = _moving(p, leaves)
-    if not _moves_answer(p, moving): return Refusal("the answer would not change")
-    ceiling = 100 if _MARKS.search(known.text) else None
-    return Recipe(
-        p, question, variables, leaves, moving, _orders(problem, index), _divisors(p), _compared(p), ceiling,
-        _taken(problem))
+    return _plan(problem, links, variables)

@@ -103,14 +103,19 @@ def _keeps_side(old, value):
     if value <= 0 < old: return False
     return (value == 1) == (old == 1) and (value < 1) == (old < 1)
 
-# %% ../nbs/02b_fresh.ipynb #6e580942
+# %% ../nbs/02b_fresh.ipynb #b8980197
+def _is_beyond(n, old, value, p):
+    "Whether a result goes beyond what such a thing can be: 110 years, 100 %, many times the old one."
+    if value > 110 >= old and unit_behind(n, p).startswith("year"): return True
+    if n.percent and value > 100 >= old: return True
+    return value > 8*old + 12
+
+# %% ../nbs/02b_fresh.ipynb #e416ff7b
 def _is_sensible(step, value, p):
     "Whether a step's new result could stand in the problem as the old one did."
-    old, n = step.value, p.numbers[step.results[0]]
-    if not _keeps_side(old, value): return False
-    if value > 110 >= old and unit_behind(n, p).startswith("year"): return False
-    if n.percent and value > 100 >= old: return False
-    return value <= 8*old + 12 and _is_as_whole(step, value, p)
+    n = p.numbers[step.results[0]]
+    if not _keeps_side(step.value, value) or _is_beyond(n, step.value, value, p): return False
+    return _is_as_whole(step, value, p)
 
 # %% ../nbs/02b_fresh.ipynb #91b397bb
 def _compute(p, step, new, found):
@@ -242,8 +247,8 @@ def _ask(recipe, values):
     out.append(question[at:])
     return "".join(out)
 
-# %% ../nbs/02b_fresh.ipynb #efea9baf
-def _answer_in_words(recipe, values):
+# %% ../nbs/02b_fresh.ipynb #47a9a853
+def _edits_in_words(recipe, values):
     "The edits that replace number words of the solution."
     pairs = zip(recipe.variables, values)
     return [Edit(word.start, word.end, _like(word.text, value)) for var, value in pairs for word in var.said]
@@ -276,21 +281,25 @@ def _contradicts(text, p, answer):
     found = None if again.answer is None else again.numbers[again.answer].value
     return "" if found == answer else "the answer would not follow"
 
-# %% ../nbs/02b_fresh.ipynb #374ec48a
-def _retell(recipe, made, example):
-    "Question and solution with the new numbers, read again and checked; or a `Refusal`."
+# %% ../nbs/02b_fresh.ipynb #f18158f8
+def _told_changes(recipe, values):
+    "Old and new values of the variables that moved, as written."
+    pairs = [(var.value, value) for var, value in zip(recipe.variables, values)]
+    return {as_written(old): as_written(new) for old, new in pairs if new != old}
+
+# %% ../nbs/02b_fresh.ipynb #4fb39ca1
+def _retell_solution(recipe, made):
+    "The solution with the new numbers, read again and checked; or a `Refusal`."
     p = recipe.p
     changes = {i: value for i, value in enumerate(made.numbers) if value != p.numbers[i].value}
     if _breaks_article(p, changes): return Refusal("a/an would not fit a number")
     if _is_left_behind(recipe, made.values, changes): return Refusal("a number would be left behind")
-    text, _ = rewrite(p, changes, _answer_in_words(recipe, made.values))
+    text, _ = rewrite(p, changes, _edits_in_words(recipe, made.values))
     answer = None if p.answer is None else made.numbers[p.answer]
-    if wrong := _contradicts(text, p, answer): return Refusal(wrong)
-    moved = [(var.value, value) for var, value in zip(recipe.variables, made.values) if value != var.value]
-    changed = {as_written(old): as_written(value) for old, value in moved}
-    return {**example, "question": _ask(recipe, made.values), "solution": text, "changed": changed}
+    wrong = _contradicts(text, p, answer)
+    return Refusal(wrong) if wrong else text
 
-# %% ../nbs/02b_fresh.ipynb #fd655398
+# %% ../nbs/02b_fresh.ipynb #5f518568
 def reinstantiate(
     example:dict,  # question, solution (sound)
     rng:random.Random=None,  # source of all randomness
@@ -304,4 +313,7 @@ def reinstantiate(
     if not plan: return plan
     made = _walk(plan, rng) or _jump(plan, rng)
     if made is None: return Refusal("no fresh numbers keep the problem consistent")
-    return _retell(plan, made, example)
+    text = _retell_solution(plan, made)
+    if isinstance(text, Refusal): return text
+    asked, changed = _ask(plan, made.values), _told_changes(plan, made.values)
+    return {**example, "question": asked, "solution": text, "changed": changed}
