@@ -43,8 +43,8 @@ def latest_checkpoint(
 # %% ../nbs/06_checkpoints.ipynb #33eacd9a
 def code_of_training()->str:
     "Hash of the modules that training uses."
-    paths = [setup.package_folder()/f"{name}.py" for name in setup.modules_behind(["training"])]
-    return hashlib.sha256("".join(map(files.sha256, paths)).encode()).hexdigest()
+    hashes = map(files.sha256, setup.code_files(["training"]))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 # %% ../nbs/06_checkpoints.ipynb #0705c4d7
 def origin(run)->dict:

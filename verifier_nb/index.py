@@ -75,11 +75,13 @@ def _row_or_problem(folder:Path, external:str)->dict:
 # %% ../nbs/08b_index.ipynb #7c88f50a
 @dataclass(frozen=True)
 class Column:
+    "A column of the table of runs."
     name:str
     is_number:bool = False
 
 @dataclass(frozen=True)
 class Cell:
+    "What a cell of the table of runs shows, and what it is sorted by."
     text:str
     value:object = ""  # what the column is sorted by
     is_number:bool = False

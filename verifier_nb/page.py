@@ -118,12 +118,14 @@ def cards(
 # %% ../nbs/07d_page.ipynb #fdd84964
 @dataclass(frozen=True)
 class MatrixCell:
+    "One cell of a confusion matrix."
     count:int
     share:float  # of the row
     tone:str  # correct | flawed: a colour of the style
 
 @dataclass(frozen=True)
 class MatrixRow:
+    "A row of a confusion matrix: what was true, and what it was called."
     name:str
     n:int
     cells:list[MatrixCell]

@@ -63,7 +63,7 @@ def code_hash(stage:str)->str:
     h = hashlib.sha256()
     for source in code: h.update(source.encode() + b"\0")
     names = {name for source in code for name in setup.imports_of(source)}
-    for name in setup.modules_behind(names): h.update((setup.package_folder()/f"{name}.py").read_bytes())
+    for path in setup.code_files(names): h.update(path.read_bytes())
     return h.hexdigest()
 
 # %% ../nbs/10_runs.ipynb #f2c5abd8

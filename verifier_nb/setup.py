@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'progress', 'seed_everything', 'pick_device', 'pick_dtype', 'in_colab', 'mount_drive', 'package_folder',
-           'find_shared', 'cache_dir', 'package_versions', 'git_state', 'imports_of', 'modules_behind', 'hardware',
-           'fingerprint', 'run_stage']
+           'find_shared', 'cache_dir', 'package_versions', 'git_state', 'imports_of', 'modules_behind', 'code_files',
+           'hardware', 'fingerprint', 'run_stage']
 
 # %% ../nbs/00_setup.ipynb #5db55a1b
 import ast, importlib.util, json, os, platform, random, subprocess, sys, time
@@ -180,6 +180,15 @@ def modules_behind(
         found.add(name)
         waiting |= imports_of(path.read_text(encoding="utf-8"))
     return sorted(found)
+
+# %% ../nbs/00_setup.ipynb #ccc34ceb
+def code_files(
+    names,  # modules of this package
+)->list:  # paths
+    "Files that a module's results may depend on: all modules behind it, and the package's templates and word lists."
+    modules = [package_folder()/f"{name}.py" for name in modules_behind(names)]
+    folders = [package_folder()/name for name in ("templates", "words")]
+    return modules + [p for folder in folders for p in sorted(folder.glob("*")) if p.is_file()]
 
 # %% ../nbs/00_setup.ipynb #d94722b5
 def _gib(size:int)->float: return round(size/2**30, 1)
