@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements.lock requirements-nodeps.lock setup.py settings
 run: setup  ## run the main job (CONFIG=quickstart) and say where its report is
 	@$(BIN)/verifier-nb run $(CONFIG)
 
-test: setup notebooks-test pytest  ## every notebook's own tests, then tests/
+test: setup lint notebooks-test pytest  ## the code's look, every notebook's own tests, then tests/
 
 notebooks-test: setup
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing

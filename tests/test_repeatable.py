@@ -136,7 +136,7 @@ def test_strict_refuses_a_changed_checkout_and_makes_no_folder(tmp_path, monkeyp
     "A clean one is let through, and a changed one without --strict."
     class Made(Exception): "The run's folder would be made now."
     def make(*_): raise Made
-    monkeypatch.setattr(folders, "new_run", make)
+    monkeypatch.setattr(runs, "new_run", make)
     monkeypatch.setattr(setup, "git_state", lambda: {"dirty": True})
     with pytest.raises(VerifierError, match="uncommitted changes"): runs.start("smoke", root=tmp_path, strict=True)
     with pytest.raises(Made): runs.start("smoke", root=tmp_path)

@@ -8,7 +8,7 @@ __all__ = ['Pair', 'PairMaker', 'PairFile', 'build', 'count_table']
 # %% ../nbs/02e_build.ipynb #8a54c69d
 import functools, hashlib, os, random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 import pandas as pd

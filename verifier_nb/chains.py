@@ -10,10 +10,14 @@ from typing import NamedTuple
 from .reader import BINDING, Operation, leaves_of, operators_of
 
 # %% ../nbs/02a_chains.ipynb #439645fb
-def values_of(tree, p): return [p.numbers[i].value for i in leaves_of(tree)]
+def values_of(tree, p):
+    "Values of a tree's numbers, in reading order."
+    return [p.numbers[i].value for i in leaves_of(tree)]
 
 # %% ../nbs/02a_chains.ipynb #ac217213
-def signs_of(tree): return [node.sign for node in operators_of(tree)]
+def signs_of(tree):
+    "A tree's operators as signs, in reading order."
+    return [node.sign for node in operators_of(tree)]
 
 # %% ../nbs/02a_chains.ipynb #441a6f61
 def alike(step, p):

@@ -28,7 +28,7 @@ class VerifierError(Exception):
         if self.where: lines.append(f"  where: {self.where}")
         if self.fix: lines.append(f"  what to do: {self.fix}")
         return "\n".join(lines)
-    
+
     def __reduce__(self): return type(self), (self.what, self.where, self.fix)
 
 # %% ../nbs/00a_files.ipynb #a3e231a5

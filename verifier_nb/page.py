@@ -251,11 +251,13 @@ def mistake_items(
 # %% ../nbs/07d_page.ipynb #73a127a3
 @dataclass(frozen=True)
 class BestRow:
+    "A line of the best-of-N table: what each judge reaches with n candidates."
     n:int  # candidates to choose among
     cells:list[str]  # accuracy by judge
 
 @dataclass(frozen=True)
 class BestOfN:
+    "The best-of-N table of a test set."
     judges:list[str]
     problems:int
     rows:list[BestRow]
