@@ -43,8 +43,7 @@ outputs: setup  ## execute the notebooks and keep what they show (NOTEBOOKS="02_
 	$(BIN)/python docs/outputs.py $(NOTEBOOKS)
 
 lint: setup  ## how the code looks: the library, and the notebooks it comes from
-	$(BIN)/ruff check verifier_nb
-	$(BIN)/nbqa ruff nbs
+	$(BIN)/ruff check verifier_nb nbs
 
 lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to torch, which pins its own
 	touch setup.py  # uv looks at its time to see whether the requirements changed

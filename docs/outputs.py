@@ -12,7 +12,7 @@ LARGEST = 400_000  # bytes of a notebook with its outputs
 KEY = "outputs_of"  # in the notebook's metadata: the hash of the code that its outputs come from
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1", "COLUMNS": "100"}
 PER_RUN = [
-    (re.compile(r"/tmp/(?:[\w.-]*/)*?tmp\w{8}"), "/tmp/…"),  # a temporary folder
+    (re.compile(r"/tmp/(?:[\w.-]*/)*?(?:tmp|verifier_nb-)\w{8}"), "/tmp/…"),  # a temporary folder
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x…"),  # an address in memory
     (re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{7}"), "20260101T000000Z-0000000"),  # a run's name
 ]
