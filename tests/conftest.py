@@ -28,7 +28,8 @@ def shared():
 def smoke_run(tmp_path_factory):
     "One small run, from the data to the evaluation, shared by all tests that only read it."
     from verifier_nb import evaluation
-    from verifier_nb.config import load_config, new_run
+    from verifier_nb.config import load_config
+    from verifier_nb.folders import new_run
 
     run = new_run(load_config("smoke"), tmp_path_factory.mktemp("smoke"))
     evaluation.run_stage(run)

@@ -20,33 +20,33 @@ def rows(problems, seed, start=0):
 def make_run(root, name="fake", problems=60, seed=0, planted=False, baselines=True, signal=1.2):
     "A run folder with data set, predictions, metrics and log, as the stages would leave it."
     from datasets import Dataset, DatasetDict
-    from verifier_nb import config, evaluation, setup
+    from verifier_nb import setup, files, config, folders, metrics, calibration as calibration_, baselines as baselines_, evaluation
     cfg = config.load_config("smoke", {"name": name, "seed": seed, "evaluation.resamples": 200})
-    run = config.new_run(cfg, root)
+    run = folders.new_run(cfg, root)
     parts = {"train": rows(problems, 1), "validation": rows(problems, 2, 10_000), "test": rows(problems, 3, 20_000)}
     if planted:
         for column in ("question", "solution"): parts["test"][column] = PLANTED + parts["test"][column]
     DatasetDict({k: Dataset.from_pandas(v, preserve_index=False) for k, v in parts.items()}).save_to_disk(str(run.dataset))
     frames = {}
     for split in ("validation", "test"):
-        scores = evaluation.simulate(problems, signal=signal, temperature=1.8, seed=seed + (split == "test"))
+        scores = metrics.simulate(problems, signal=signal, temperature=1.8, seed=seed + (split == "test"))
         frames[split] = evaluation.as_predictions(parts[split], scores, split)
-    calibration = evaluation.fit_calibration(frames["validation"]) | evaluation.prompt_settings(run)
-    frames = {k: evaluation.decide(f, calibration) for k, f in frames.items()}
+    calibration = calibration_.fit_calibration(frames["validation"]) | evaluation.prompt_settings(run)
+    frames = {k: calibration_.decide(f, calibration) for k, f in frames.items()}
     if baselines:
         for split, frame in frames.items():
             frame["p_majority"] = 1.0
-            frame[["equations", "false_equations", "p_checker"]] = evaluation.checker_scores(parts[split]["solution"]).to_numpy()
-            other = evaluation.simulate(problems, signal=0.1, seed=seed + 5)
+            frame[["equations", "false_equations", "p_checker"]] = baselines_.checker_scores(parts[split]["solution"]).to_numpy()
+            other = metrics.simulate(problems, signal=0.1, seed=seed + 5)
             frame["p_base"], frame["surprisal"], frame["surprisal_at"] = other.p_flawed.to_numpy(), 2 + other.p_flawed.to_numpy(), 0
         calibration["baselines"] = {k: {"threshold": 0.5} for k in ("majority", "checker")}
         evaluation.fit_baselines(frames, calibration, cfg.evaluation)
-    setup.write_csv(run.report("validation_predictions.csv"), frames["validation"])
-    setup.write_csv(run.report("predictions.csv"), frames["test"])
-    setup.write_json(run.report("calibration.json"), calibration)
+    files.write_csv(run.report("validation_predictions.csv"), frames["validation"])
+    files.write_csv(run.report("predictions.csv"), frames["test"])
+    files.write_json(run.report("calibration.json"), calibration)
     step = np.arange(10, 110, 10)
-    setup.write_csv(run.report("log_history.csv"), pd.DataFrame({"step": step, "loss": 0.7*np.exp(-step/60), "eval_loss": 0.3 + 0.4*np.exp(-step/40) + (step/150)**2, "eval_accuracy": 0.5 + 0.3*(1 - np.exp(-step/50))}))
-    setup.write_json(run.report("environment.json"), setup.fingerprint())
-    setup.write_text(run.report("07_evaluation.ipynb"), "{}")
+    files.write_csv(run.report("log_history.csv"), pd.DataFrame({"step": step, "loss": 0.7*np.exp(-step/60), "eval_loss": 0.3 + 0.4*np.exp(-step/40) + (step/150)**2, "eval_accuracy": 0.5 + 0.3*(1 - np.exp(-step/50))}))
+    files.write_json(run.report("environment.json"), setup.fingerprint())
+    files.write_text(run.report("07_evaluation.ipynb"), "{}")
     evaluation.write_summary(run)
     return run

@@ -11,8 +11,8 @@ except ImportError: sys.exit("atheris is not installed; `make fuzz` installs it,
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 with atheris.instrument_imports(include=["verifier_nb", "zipfile"]):
-    from verifier_nb import data, errors
-from verifier_nb.setup import VerifierError
+    from verifier_nb import solution as solution_, errors, rows
+from verifier_nb.files import VerifierError
 
 TEXTS = ["5% of 20 is 0.05*2,=<<.05*20=1>9>1", "There are 3 * 4 = <<3*4=12>>12 apples.\n#### 12", "1,000.50 / 2 = $500.25", "5% of 20 is 0.05*20=<<.05*20=1>>1", "-3 - -2 = -1", "x = 2(3+4)/7", "¾ + ½ = 1¼", "2^10 = 1e3", "#### 0x10"]
 
@@ -20,8 +20,8 @@ TEXTS = ["5% of 20 is 0.05*2,=<<.05*20=1>9>1", "There are 3 * 4 = <<3*4=12>>12 a
 def solution(raw):
     "Parse, check, and ask for every kind of error."
     text = raw.decode("utf-8", "ignore")
-    parsed = errors.parse(text)
-    for equation in errors.check(text):
+    parsed = solution_.parse(text)
+    for equation in solution_.check(text):
         assert 0 <= equation.start < equation.end <= len(text), "an equation stands in its text"
     for kind in ("computational", "conceptual"):
         made = errors.inject({"question": "How many?", "solution": text}, kind)
@@ -38,8 +38,8 @@ def archive(raw):
         (place/"a.zip").write_bytes(content)
         (place/"inside").mkdir()
         try:
-            data.unpack(place/"a.zip", place/"inside", max_bytes=100_000)
-            data.read_folder(place/"inside")
+            rows.unpack(place/"a.zip", place/"inside", max_bytes=100_000)
+            rows.read_folder(place/"inside")
         except VerifierError: pass
         assert sorted(os.listdir(place)) == ["a.zip", "inside"] and len(os.listdir(BASE)) == 1, "nothing outside of the folder"
         assert sum(p.lstat().st_size for p in (place/"inside").rglob("*") if p.is_file()) <= 100_000 and not any(p.is_symlink() for p in (place/"inside").rglob("*"))

@@ -4,9 +4,9 @@ import json, subprocess, sys, tracemalloc
 import numpy as np, pandas as pd, pytest, torch
 from typer.testing import CliRunner
 from asking import HYBRID, PLAIN, load, make_adapter
-from verifier_nb import analysis, evaluation, model, runs, scoring, setup
+from verifier_nb import prompt, setup, files, model as model_, scoring, baselines, ask as ask_, score_file, cli as cli_
 from verifier_nb.config import ModelSettings
-from verifier_nb.setup import VerifierError
+from verifier_nb.files import VerifierError
 
 cli = CliRunner()
 PROBLEM, FALSE, TRUE = "Ann has 3 bags of 4 apples and eats 2. How many are left?", "3 * 4 = 12\n12 - 2 = 11\n#### 11", "3 * 4 = 12\n12 - 2 = 10\n#### 10"
@@ -14,7 +14,7 @@ PROBLEM, FALSE, TRUE = "Ann has 3 bags of 4 apples and eats 2. How many are left
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory): return make_adapter(tmp_path_factory.mktemp("adapter"))
 
-def ask(*words, **kwargs): return cli.invoke(runs.app, list(map(str, words)), **kwargs)
+def ask(*words, **kwargs): return cli.invoke(cli_.app, list(map(str, words)), **kwargs)
 
 def answer(*words, **kwargs):
     said = ask("check", *words, "--json", **kwargs)
@@ -38,7 +38,7 @@ def test_check_says_whether_the_probability_is_calibrated(adapter):
 
 def test_what_is_printed_is_what_the_library_says(adapter):
     verifier = load(adapter)
-    row = evaluation.judge(verifier, [PROBLEM], [FALSE], setup.read_json(adapter/"calibration.json")).iloc[0]
+    row = ask_.judge(verifier, [PROBLEM], [FALSE], files.read_json(adapter/"calibration.json")).iloc[0]
     said = answer(PROBLEM, FALSE, "--adapter", adapter)
     assert said["p_flawed"] == pytest.approx(row.p_hybrid) and said["verifier"]["p_flawed"] == pytest.approx(row.p_calibrated) and said["verdict"] == row.hybrid_verdict
     assert verifier.score([PROBLEM], [FALSE]).p_calibrated[0] == pytest.approx(row.p_calibrated)
@@ -74,24 +74,24 @@ def test_odd_texts_are_read_as_text(adapter):
 
 def test_check_needs_no_training_library(adapter):
     "What makes a command slow to start is what it imports."
-    code = f"import sys\nfrom verifier_nb import runs, analysis\nanalysis.examine(runs.open_verifier({str(adapter)!r}), 'a', ['1 + 1 = 2'])\nprint([m for m in ('trl', 'peft', 'datasets', 'bitsandbytes', 'sklearn', 'statsmodels', 'matplotlib', 'papermill', 'gradio') if m in sys.modules])"
+    code = f"import sys\nfrom verifier_nb import ask\nask.examine(ask.open_verifier({str(adapter)!r}), 'a', ['1 + 1 = 2'])\nprint([m for m in ('trl', 'peft', 'datasets', 'bitsandbytes', 'sklearn', 'statsmodels', 'matplotlib', 'papermill', 'gradio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
 
-@pytest.mark.parametrize("family", model.TINY)
+@pytest.mark.parametrize("family", model_.TINY)
 def test_a_folded_adapter_is_the_adapter_and_its_base_comes_back(family, tmp_path):
     folder, settings = make_adapter(tmp_path, family), ModelSettings(base=f"tiny:{family}", device="cpu")
-    folded, apart = load(folder), scoring.Verifier(model.load_adapter(model.load_base(settings), folder), scoring.data.load_tokenizer(settings.base), max_length=600)
+    folded, apart = load(folder), scoring.Verifier(model_.load_adapter(model_.load_base(settings), folder), prompt.load_tokenizer(settings.base), max_length=600)
     assert not any("lora" in name for name, _ in folded.model.named_parameters())
     texts = [PROBLEM]*2, [TRUE, FALSE]
     assert np.allclose(folded.score(*texts).p_flawed, apart.score(*texts).p_flawed, atol=1e-5)
-    assert np.allclose(evaluation.read_base(folded, *texts), evaluation.read_base(apart, *texts), atol=1e-5)  # the base's opinion, not the folded model's
-    assert not np.allclose(evaluation.read_base(folded, *texts).prob_1, folded.score(*texts).prob_1, rtol=1e-3)
+    assert np.allclose(baselines.read_base(folded, *texts), baselines.read_base(apart, *texts), atol=1e-5)  # the base's opinion, not the folded model's
+    assert not np.allclose(baselines.read_base(folded, *texts).prob_1, folded.score(*texts).prob_1, rtol=1e-3)
 
 def test_an_adapter_that_is_not_plain_is_left_to_peft(tmp_path):
     folder = make_adapter(tmp_path, bias="lora_only")
-    net = model.load_base(ModelSettings(base="tiny:llama", device="cpu"))
-    assert not scoring.fold(net, folder) and torch.equal(next(net.parameters()), next(model.load_base(ModelSettings(base="tiny:llama", device="cpu")).parameters()))
+    net = model_.load_base(ModelSettings(base="tiny:llama", device="cpu"))
+    assert not scoring.fold(net, folder) and torch.equal(next(net.parameters()), next(model_.load_base(ModelSettings(base="tiny:llama", device="cpu")).parameters()))
     assert load(folder).score([PROBLEM], [TRUE]).p_flawed.between(0, 1).all()
     broken = make_adapter(tmp_path/"broken")
     from safetensors.torch import load_file, save_file
@@ -111,7 +111,7 @@ def test_score_keeps_rows_order_and_columns(suffix, adapter, rows, tmp_path):
     got = ask("score", path, "-O", out, "--adapter", adapter)
     assert got.exit_code == 0 and "2 rows could not be scored" in got.stderr and "row 3, 7" in got.stderr, got.output
     table = pd.read_csv(out, dtype=str, keep_default_na=False)
-    assert list(table) == [*rows, *runs.SCORES, *runs.HYBRID_SCORES]
+    assert list(table) == [*rows, *score_file.SCORES, *score_file.HYBRID_SCORES]
     pd.testing.assert_frame_equal(table[list(rows)], rows.fillna("").astype(table.dtypes["id"]), check_dtype=False)
     scored = table[table.verdict != ""]
     assert [int(i) for i in scored.id] == [0, 1, 3, 4, 5, 7, 8]
@@ -123,7 +123,7 @@ def test_score_does_not_depend_on_the_pieces(adapter, rows, tmp_path):
     rows.to_csv(tmp_path/"in.csv", index=False)
     verifier, tables = load(adapter), []
     for n in (1, 4, 100):
-        said = runs.score_file(verifier, tmp_path/"in.csv", tmp_path/f"{n}.csv", rows=n, progress=False)
+        said = score_file.score_file(verifier, tmp_path/"in.csv", tmp_path/f"{n}.csv", rows=n, progress=False)
         assert said["rows"] == 9 and said["skipped"] == [3, 7]
         tables.append(pd.read_csv(tmp_path/f"{n}.csv"))
     for t in tables[1:]: pd.testing.assert_frame_equal(tables[0], t, atol=1e-5)
@@ -131,13 +131,13 @@ def test_score_does_not_depend_on_the_pieces(adapter, rows, tmp_path):
 def test_score_maps_columns_and_can_leave_out_the_hybrid(adapter, rows, tmp_path):
     rows.rename(columns={"question": "problem", "solution": "worked"}).to_csv(tmp_path/"in.csv", index=False)
     got = ask("score", tmp_path/"in.csv", "-O", tmp_path/"out.csv", "--adapter", adapter, "-c", "question=problem", "-c", "solution=worked", "--alone")
-    assert got.exit_code == 0 and list(pd.read_csv(tmp_path/"out.csv")) == ["id", "problem", "worked", "note", *runs.SCORES]
+    assert got.exit_code == 0 and list(pd.read_csv(tmp_path/"out.csv")) == ["id", "problem", "worked", "note", *score_file.SCORES]
 
 @pytest.mark.parametrize("content, more, said", [
     ("question,solution\n", (), "no rows"), ("", (), "no rows"), ("question,text\na,b\n", (), "these columns are missing: solution"), ("question,solution\na,b\n", ("-c", "label=x"), "label cannot be mapped"), ("question,solution\na,b\n", ("-c", "oops"), "is not our name"),
     ("question,solution,verdict\na,b,c\n", (), "already has columns that would be written: verdict"), ('question,solution\n"a,b\n', (), "cannot be read"), ("question,solution\na,b,c,d\n", (), "cannot be read"), (b"question,solution\n\xff\xfe,b\n", (), "cannot be read")])
 def test_score_refuses_before_the_model_is_loaded(content, more, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "open_verifier", lambda *a: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ask_, "open_verifier", lambda *a: pytest.fail("the model was loaded"))
     path = tmp_path/"in.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     got = ask("score", path, "-O", tmp_path/"out.csv", *more)
@@ -167,16 +167,16 @@ Instant.model.device = torch.device("cpu")
 
 def test_an_interrupted_score_leaves_nothing(tmp_path):
     (tmp_path/"in.csv").write_text("question,solution\n" + "a,1 + 1 = 2\n"*50)
-    with pytest.raises(RuntimeError): runs.score_file(Instant(30), tmp_path/"in.csv", tmp_path/"out.csv", rows=10, progress=False)
+    with pytest.raises(RuntimeError): score_file.score_file(Instant(30), tmp_path/"in.csv", tmp_path/"out.csv", rows=10, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_scores", lambda verifier, questions, *a: (pd.DataFrame(0.5, range(len(questions)), runs.SCORES), []))
+    monkeypatch.setattr(score_file, "_scores", lambda verifier, questions, *a: (pd.DataFrame(0.5, range(len(questions)), score_file.SCORES), []))
     peaks = []
     for n in (1_500, 6_000):
         (tmp_path/"in.csv").write_text("question,solution\n" + ("word "*60 + ",1 + 1 = 2\n")*n)
         tracemalloc.start()
-        runs.score_file(Instant(), tmp_path/"in.csv", tmp_path/f"{n}.csv", progress=False)
+        score_file.score_file(Instant(), tmp_path/"in.csv", tmp_path/f"{n}.csv", progress=False)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5*peaks[0]

@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from verifier_nb import data, model, runs
-from verifier_nb.config import ModelSettings, load_config, new_run, open_run, presets
+from verifier_nb import prompt, rows as rows_, data, model, lock, runs, cli
+from verifier_nb.config import ModelSettings, load_config, presets
+from verifier_nb.folders import new_run, open_run
 
 SMALL = {"data.validation_fraction": 0.25, "data.test_fraction": 0.25, "data.problems": None}
 
@@ -35,7 +36,7 @@ def place(tmp_path, monkeypatch):
 
 def invoke(action):
     "Run a function as the command line runs a command."
-    app = typer.Typer(cls=runs._Group, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=cli._Group, pretty_exceptions_enable=False)
     app.command(name="do")(action)
     app.command(name="other")(print)
     return CliRunner().invoke(app, ["do"])
@@ -144,7 +145,7 @@ def nested(folder):
 
 def many(folder):
     with zipfile.ZipFile(folder/"data.zip", "w") as z:
-        for i in range(data.MAX_ENTRIES + 1): z.writestr(f"{i}", b"")
+        for i in range(rows_.MAX_ENTRIES + 1): z.writestr(f"{i}", b"")
     return "data.zip"
 
 def two_sets(folder):
@@ -280,10 +281,10 @@ def test_strange_text_is_only_text(text, place):
     kept = summary[[c for c in summary if c in ("rows", "dropped")]].to_numpy().sum()
     assert kept == 17, summary
     if len(text) > 10_000: return
-    tokenizer = data.load_tokenizer("tiny:llama")
-    got = data.encode(tokenizer, bad["question"], bad["solution"], max_length=4096)
+    tokenizer = prompt.load_tokenizer("tiny:llama")
+    got = prompt.encode(tokenizer, bad["question"], bad["solution"], max_length=4096)
     control = {tokenizer.convert_tokens_to_ids(t) for t in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>")}
-    assert got and [i for i in got["input_ids"] if i in control] == [i for i in data.encode(tokenizer, "q", "s")["input_ids"] if i in control]
+    assert got and [i for i in got["input_ids"] if i in control] == [i for i in prompt.encode(tokenizer, "q", "s")["input_ids"] if i in control]
 
 
 # configs
@@ -360,7 +361,7 @@ def test_bad_config(name, place, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     make, *parts = BAD_CONFIG[name]
     arguments, before = make(place/"in"), files(place)
-    result = CliRunner().invoke(runs.app, ["run", *arguments, "--root", str(place/"out")])
+    result = CliRunner().invoke(cli.app, ["run", *arguments, "--root", str(place/"out")])
     refused(result, *parts)
     assert set(files(place)) - set(before) <= {f"in/{a}" for a in arguments}, "no run may have begun"
 
@@ -374,7 +375,7 @@ def tiny(tmp_path_factory):
     settings = load_config("smoke")
     base = model.load_base(settings.model)
     base.save_pretrained(folder/"good")
-    data.load_tokenizer("tiny:llama").save_pretrained(folder/"good")
+    prompt.load_tokenizer("tiny:llama").save_pretrained(folder/"good")
     model.add_lora(base, settings.lora).save_pretrained(folder/"adapter")
     return folder
 
@@ -402,7 +403,7 @@ def rewrite(name, **changes):
         (folder/name).write_text(json.dumps(settings | changes))
     return change
 
-def load(base): return lambda: (model.load_base(ModelSettings(base=base, device="cpu", dtype="float32")), data.label_ids(data.load_tokenizer(base)))
+def load(base): return lambda: (model.load_base(ModelSettings(base=base, device="cpu", dtype="float32")), prompt.label_ids(prompt.load_tokenizer(base)))
 
 NO_MODEL = {
     "folder missing": (lambda t, f: "./nowhere", r"not there|not found|no model", r"\./nowhere|model\.base"),
@@ -481,24 +482,24 @@ def test_bad_command(name, begun, place):
     make, *parts = COMMANDS[name]
     arguments = make(begun)
     before = files(place)
-    refused(CliRunner().invoke(runs.app, [*arguments, "--root", str(place/"out")] if arguments[0] != "doctor" else arguments), *parts)
+    refused(CliRunner().invoke(cli.app, [*arguments, "--root", str(place/"out")] if arguments[0] != "doctor" else arguments), *parts)
     assert files(place) == before
 
 
 @pytest.mark.parametrize("arguments", [["fly"], ["run"], ["run", "smoke", "--fast"], ["run", "smoke", "-o"], ["run", "smoke", "quickstart"], ["publish"], ["resume", "a", "b"], ["--version=3"]])
 def test_a_command_line_that_cannot_be_read(arguments, place):
-    result = CliRunner().invoke(runs.app, arguments)
+    result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 2 and ("Usage" in result.output or "requires an argument" in result.output) and not files(place/"out")
 
 
 def test_a_second_process_on_a_run_is_refused(begun, place):
     "The lock names its holder; here it is this process."
-    with runs.lock(begun): refused(CliRunner().invoke(runs.app, ["resume", str(begun.reports)]), r"another process works on this run", str(os.getpid()))
+    with lock.lock(begun): refused(CliRunner().invoke(cli.app, ["resume", str(begun.reports)]), r"another process works on this run", str(os.getpid()))
 
 
 def test_a_folder_that_cannot_be_written_to(place):
     (place/"out"/"file").write_text("in the way")
-    refused(CliRunner().invoke(runs.app, ["run", "smoke", "--root", str(place/"out"/"file")]), r"cannot make the run's folder", "--root")
+    refused(CliRunner().invoke(cli.app, ["run", "smoke", "--root", str(place/"out"/"file")]), r"cannot make the run's folder", "--root")
 
 
 def test_a_failing_stage_keeps_its_notebook_and_says_where(place, monkeypatch):
@@ -506,7 +507,7 @@ def test_a_failing_stage_keeps_its_notebook_and_says_where(place, monkeypatch):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
     parameters = new_code_cell('config = "smoke"  # preset\nrun_dir = ""  # folder\noverrides = {}  # settings', metadata={"tags": ["parameters"]})
-    work = new_code_cell("from verifier_nb import data\nfrom verifier_nb.config import open_run\ndata.run_stage(open_run(run_dir, config, overrides))")
+    work = new_code_cell("from verifier_nb import data\nfrom verifier_nb.folders import open_run\ndata.run_stage(open_run(run_dir, config, overrides))")
     nbformat.write(new_notebook(cells=[parameters, work], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), place/"03_data.ipynb")
     monkeypatch.setattr(runs, "notebook", lambda stage: place/f"{stage}.ipynb")
     csv(rows(row(9) | {"label": 2}))(place/"in")

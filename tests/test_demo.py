@@ -12,19 +12,19 @@ from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from verifier_nb import runs
-from verifier_nb.setup import VerifierError
+from verifier_nb import demo
+from verifier_nb.files import VerifierError
 
 PLANTED = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> ${document.title='hacked'} {{value}} "
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     "The page of a tiny verifier, served on a free port; its address."
-    made = runs.demo_page(load(make_adapter(tmp_path_factory.mktemp("adapter"))))
+    made = demo.demo_page(load(make_adapter(tmp_path_factory.mktemp("adapter"))))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    yield runs.demo_launch(made, port, wait=False)
+    yield demo.demo_launch(made, port, wait=False)
     made.close(verbose=False)
 
 @pytest.fixture(scope="module")
@@ -110,4 +110,4 @@ def test_a_port_that_is_taken_is_told(page, tmp_path):
     import gradio
     from urllib.parse import urlsplit
     with gradio.Blocks() as other: gradio.HTML("x")
-    with pytest.raises(VerifierError, match="another port"): runs.demo_launch(other, urlsplit(page).port, wait=False)
+    with pytest.raises(VerifierError, match="another port"): demo.demo_launch(other, urlsplit(page).port, wait=False)

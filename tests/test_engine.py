@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from verifier_nb import data, model, scoring
+from verifier_nb import prompt, model as model_, kernels, batches, attention, scoring
 from verifier_nb.config import LoraSettings, ModelSettings
-from verifier_nb.setup import VerifierError
+from verifier_nb.files import VerifierError
 
-FAMILIES = model.TINY
-TOKENIZER = data.load_tokenizer("tiny:llama")
-LABELS = data.label_ids(TOKENIZER)
+FAMILIES = model_.TINY
+TOKENIZER = prompt.load_tokenizer("tiny:llama")
+LABELS = prompt.label_ids(TOKENIZER)
 
 
 def problems(n=4, seed=0):
@@ -30,14 +30,14 @@ def problems(n=4, seed=0):
 
 
 def make_samples(rows):
-    return [{"input_ids": data.encode(TOKENIZER, q, s, max_length=2048)["input_ids"], "label_id": LABELS[y], "group": q} for q, s, y in rows]
+    return [{"input_ids": prompt.encode(TOKENIZER, q, s, max_length=2048)["input_ids"], "label_id": LABELS[y], "group": q} for q, s, y in rows]
 
 
 def load(family, lora=False, **changes):
-    net = model.load_base(ModelSettings(base=f"tiny:{family}", dtype="float32", device="cpu", **changes))
+    net = model_.load_base(ModelSettings(base=f"tiny:{family}", dtype="float32", device="cpu", **changes))
     if not lora: return net
     torch.manual_seed(3)
-    net = model.add_lora(net, LoraSettings(r=4, dropout=0.0))
+    net = model_.add_lora(net, LoraSettings(r=4, dropout=0.0))
     for name, p in net.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
     return net
@@ -101,8 +101,8 @@ def stand_in_for_flash(calls, with_lse):
 
 def use_kernel(monkeypatch, name):
     "Make the engine use a kernel on the CPU, where a stand-in computes what the kernel is documented to compute. Returns a list of the formats it is called with."
-    real, calls = scoring.prepare, []
-    monkeypatch.setattr(scoring, "prepare", lambda net: (real(net), name)[1])
+    real, calls = attention.prepare_attention, []
+    monkeypatch.setattr(scoring, "prepare_attention", lambda net: (real(net), name)[1])
     if name == "varlen": monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in_for_varlen(calls))
     for package, kernel in (("flash_attn", "flash_attention_2"), ("flash_attn_interface", "flash_attention_3")):
         if name != kernel: continue
@@ -110,33 +110,33 @@ def use_kernel(monkeypatch, name):
         monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(flash_attn_varlen_func=function))
     if name == "flex":
         from torch.nn.attention.flex_attention import flex_attention
-        monkeypatch.setattr(scoring, "_compiled_flex", lambda: flex_attention)
+        monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
     return calls
 
 
 @pytest.fixture
 def forget_kernels():
     "The engine looks a kernel's function up once; before and after a stand-in it looks again."
-    scoring._varlen_function.cache_clear()
+    attention._varlen_function.cache_clear()
     yield
-    scoring._varlen_function.cache_clear()
+    attention._varlen_function.cache_clear()
 
 
 @pytest.fixture(params=["sdpa", "varlen", "flex"])
 def kernel(request, monkeypatch, forget_kernels):
     "Each way of attention, run on the CPU in float32."
     use_kernel(monkeypatch, request.param)
-    monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)  # compared in float32
+    monkeypatch.setattr(attention, "_half", lambda dtype: dtype)  # compared in float32
     return request.param
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
 def test_logits_equal_one_by_one(family, layout, kernel):
     net, samples = load(family), make_samples(problems(3))  # the third has two identical solutions
     with torch.no_grad():
         expected = one_by_one(net, samples)
-        got = scoring.label_logits(net, scoring.collate(samples, layout, TOKENIZER.pad_token_id))
+        got = scoring.label_logits(net, batches.collate(samples, layout, TOKENIZER.pad_token_id))
     assert got.shape == (len(samples), expected.shape[1])
     assert (got - expected).abs().max() < 1e-4
 
@@ -145,10 +145,10 @@ def test_logits_equal_one_by_one(family, layout, kernel):
 @pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3"])
 def test_kernels_are_called_as_they_are_documented(family, name, monkeypatch, forget_kernels):
     calls = use_kernel(monkeypatch, name)
-    monkeypatch.setattr(scoring, "_half", lambda dtype: dtype)
+    monkeypatch.setattr(attention, "_half", lambda dtype: dtype)
     net, samples = load(family), make_samples(problems(3))
     for layer in net.model.layers: layer.self_attn.scaling = 0.4  # not the scale that a kernel has by itself
-    with torch.no_grad(): got = scoring.label_logits(net, scoring.collate(samples, "shared"))
+    with torch.no_grad(): got = scoring.label_logits(net, batches.collate(samples, "shared"))
     assert len(calls) == net.config.num_hidden_layers
     assert (got - one_by_one(net, samples)).abs().max() < 1e-4
 
@@ -159,7 +159,7 @@ def test_kernels_without_float32_are_given_16_bits(name, dtype, expected, monkey
     "And what comes back goes on in the model's own format."
     calls = use_kernel(monkeypatch, name)
     net, samples = load("qwen3").to(getattr(torch, dtype)), make_samples(problems(2))
-    with torch.no_grad(): got, exact = scoring.label_logits(net, scoring.collate(samples)), one_by_one(load("qwen3"), samples)
+    with torch.no_grad(): got, exact = scoring.label_logits(net, batches.collate(samples)), one_by_one(load("qwen3"), samples)
     assert set(calls) == {expected} and got.dtype == getattr(torch, dtype)
     assert (got.float() - exact).norm() < 0.05*exact.norm()
 
@@ -168,18 +168,18 @@ def test_kernels_without_float32_are_given_16_bits(name, dtype, expected, monkey
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_lora_gradients_equal_one_by_one(family, checkpointing):
     samples, grads = make_samples(problems()), {}
-    for way in ("alone", *scoring.LAYOUTS):
+    for way in ("alone", *batches.LAYOUTS):
         net = load(family, lora=True)
         if checkpointing and way != "alone": net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         net.train()
         if way == "alone":
             targets = torch.tensor([s["label_id"] for s in samples])
             loss = F.cross_entropy(one_by_one(net, samples), targets)
-        else: loss, _ = scoring.label_loss(net, scoring.collate(samples, way, TOKENIZER.pad_token_id))
+        else: loss, _ = scoring.label_loss(net, batches.collate(samples, way, TOKENIZER.pad_token_id))
         loss.backward()
         grads[way] = {n: p.grad for n, p in net.named_parameters() if p.requires_grad}
     assert all(g is not None and g.norm() > 0 for n, g in grads["alone"].items())
-    for way in scoring.LAYOUTS:
+    for way in batches.LAYOUTS:
         for name, expected in grads["alone"].items():
             assert (grads[way][name] - expected).norm() <= 1e-4*expected.norm() + 1e-9, (way, name)
 
@@ -190,7 +190,7 @@ def test_gradients_through_the_varlen_index_lists(kernel):
     samples, grads = make_samples(problems()), []
     for layout in ("flat", "shared"):
         net = load("qwen3", lora=True)
-        scoring.label_loss(net, scoring.collate(samples, layout))[0].backward()
+        scoring.label_loss(net, batches.collate(samples, layout))[0].backward()
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]))
     assert (grads[0] - grads[1]).norm() < 1e-4*grads[0].norm()
 
@@ -205,32 +205,32 @@ def test_fused_lora_is_pefts_lora(family):
         net = get_peft_model(load(family), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
         for name, p in net.named_parameters():
             if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
-        assert not fused or model.fuse_lora(net) == sum(hasattr(m, "lora_A") for m in net.modules()) > 0
-        loss, logits = scoring.label_loss(net.train(), scoring.collate(samples))
+        assert not fused or kernels.fuse_lora(net) == sum(hasattr(m, "lora_A") for m in net.modules()) > 0
+        loss, logits = scoring.label_loss(net.train(), batches.collate(samples))
         loss.backward()
         grads.append({"logits": logits, **{n: p.grad for n, p in net.named_parameters() if p.requires_grad}})
         if fused:  # switching off and merging are still peft's
-            with torch.no_grad(), net.disable_adapter(): off = scoring.label_logits(net, scoring.collate(samples))
-            assert torch.allclose(off, scoring.label_logits(load(family), scoring.collate(samples)), atol=1e-5)
-            with torch.no_grad(): assert torch.allclose(scoring.label_logits(net.merge_and_unload(), scoring.collate(samples)), logits, atol=1e-4)
+            with torch.no_grad(), net.disable_adapter(): off = scoring.label_logits(net, batches.collate(samples))
+            assert torch.allclose(off, scoring.label_logits(load(family), batches.collate(samples)), atol=1e-5)
+            with torch.no_grad(): assert torch.allclose(scoring.label_logits(net.merge_and_unload(), batches.collate(samples)), logits, atol=1e-4)
     for name, expected in grads[0].items(): assert (grads[1][name] - expected).norm() <= 1e-5*expected.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_biases_that_learn_get_their_gradients(bias):
     from transformers import AutoModelForCausalLM
-    net = AutoModelForCausalLM.from_config(model.tiny_config("qwen3", len(TOKENIZER), attention_bias=True)).requires_grad_(False)
-    net = model.add_lora(net, LoraSettings(r=4, dropout=0.0, bias=bias)).train()
-    scoring.label_loss(net, scoring.collate(make_samples(problems(2))))[0].backward()
+    net = AutoModelForCausalLM.from_config(model_.tiny_config("qwen3", len(TOKENIZER), attention_bias=True)).requires_grad_(False)
+    net = model_.add_lora(net, LoraSettings(r=4, dropout=0.0, bias=bias)).train()
+    scoring.label_loss(net, batches.collate(make_samples(problems(2))))[0].backward()
     biases = [p for n, p in net.named_parameters() if n.endswith("q_proj.base_layer.bias")]
     assert biases and all(p.requires_grad and p.grad is not None and p.grad.norm() > 0 for p in biases)
 
 
 def test_full_weights_have_the_same_gradients():
     samples, grads = make_samples(problems()), []
-    for layout in scoring.LAYOUTS:
+    for layout in batches.LAYOUTS:
         net = load("llama").requires_grad_(True)
-        scoring.label_loss(net, scoring.collate(samples, layout, TOKENIZER.pad_token_id))[0].backward()
+        scoring.label_loss(net, batches.collate(samples, layout, TOKENIZER.pad_token_id))[0].backward()
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert all((g - grads[0]).norm() < 1e-4*grads[0].norm() for g in grads)
 
@@ -253,9 +253,9 @@ def test_padding_and_buckets_change_nothing():
     long = make_samples([("x "*200, "1+1=2\n#### 2", 0)])
     with torch.no_grad():
         alone = scoring.probabilities(one_by_one(net, samples), *LABELS).p_flawed
-        padded = scoring.probabilities(scoring.label_logits(net, scoring.collate(samples + long, "padded", TOKENIZER.pad_token_id)), *LABELS).p_flawed[:-1]
-        filled = scoring.probabilities(scoring.label_logits(net, scoring.collate(samples, "shared", TOKENIZER.pad_token_id, bucket=256)), *LABELS).p_flawed
-    assert scoring.collate(samples, "shared", bucket=256)["input_ids"].shape[1] % 256 == 0
+        padded = scoring.probabilities(scoring.label_logits(net, batches.collate(samples + long, "padded", TOKENIZER.pad_token_id)), *LABELS).p_flawed[:-1]
+        filled = scoring.probabilities(scoring.label_logits(net, batches.collate(samples, "shared", TOKENIZER.pad_token_id, bucket=256)), *LABELS).p_flawed
+    assert batches.collate(samples, "shared", bucket=256)["input_ids"].shape[1] % 256 == 0
     assert (padded - alone).abs().max() < 1e-5 and (filled - alone).abs().max() < 1e-5
 
 
@@ -269,7 +269,7 @@ def test_rank_equals_scoring_each_alone(n):
     alone = pd_concat(verifier.score([question], [c]) for c in candidates)
     assert np.abs(ranked.p_flawed - alone.p_flawed).max() < 1e-5
     assert sorted(ranked["rank"]) == list(range(1, n + 1)) and ranked.p_flawed[ranked["rank"] == 1].item() == ranked.p_flawed.min()
-    shared = scoring.collate([verifier.sample(question, c) for c in candidates], "shared")["input_ids"].numel()
+    shared = batches.collate([verifier.sample(question, c) for c in candidates], "shared")["input_ids"].numel()
     assert shared < sum(len(verifier.sample(question, c)["input_ids"]) for c in candidates)/(1.5 if n == 3 else 5)
 
 
@@ -283,14 +283,14 @@ def test_tree_reads_back_to_the_samples():
     for _ in range(300):
         ids = [[rng.randint(0, 2) for _ in range(rng.randint(1, 12))] for _ in range(rng.randint(1, 9))]
         least = rng.randint(1, 6)
-        nodes, leaf = scoring.plan(ids, True, least)
+        nodes, leaf = batches.plan_tree(ids, True, least)
         for x, l in zip(ids, leaf):
             path, depth = [], None
             while l >= 0:
                 path, depth, l = nodes[l].ids + path, nodes[l].depth, nodes[l].parent
             assert path == x and depth == 0
         assert sum(len(n.ids) for n in nodes) <= sum(map(len, ids)) and all(n.ids for n in nodes)
-        s = scoring.Segments([len(n.ids) for n in nodes], [n.parent for n in nodes])
+        s = batches.Segments([len(n.ids) for n in nodes], [n.parent for n in nodes])
         starts = np.cumsum([0, *s.lengths])
         see = s.mask(None)
         for i, path in enumerate(s.paths):  # a token sees its ancestors and its own node's earlier tokens, nothing else
@@ -304,20 +304,20 @@ def test_common_beginning():
     rng = random.Random(2)
     for _ in range(500):
         a, b = ([rng.randint(0, 1) for _ in range(rng.randint(0, 9))] for _ in "ab")
-        assert scoring._common(a, b) == len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(a, b))))
+        assert batches._common(a, b) == len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(a, b))))
 
 
-@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
 def test_batches_hold_every_row_once_and_keep_the_budget(layout):
     samples = make_samples(problems(12))
     for budget, seed in itertools.product((300, 1000, 5000), (None, 3)):
-        cut = scoring.batches(samples, budget, layout, seed)
+        cut = batches.batches(samples, budget, layout, seed)
         assert sorted(i for b in cut for i in b) == list(range(len(samples)))
-        assert cut == scoring.batches(samples, budget, layout, seed)
+        assert cut == batches.batches(samples, budget, layout, seed)
         for rows in cut:
-            tokens = scoring.collate([samples[i] for i in rows], layout)["input_ids"].numel()
+            tokens = batches.collate([samples[i] for i in rows], layout)["input_ids"].numel()
             assert tokens <= budget or len(rows) == 1, (layout, budget, tokens, rows)
-    if layout == "shared": assert all(len({samples[i]["group"] for i in b}) <= len(b)/2 for b in scoring.batches(samples, 1000, layout))
+    if layout == "shared": assert all(len({samples[i]["group"] for i in b}) <= len(b)/2 for b in batches.batches(samples, 1000, layout))
 
 
 def planted(right: bool):
@@ -343,7 +343,7 @@ def planted(right: bool):
     return net
 
 
-@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
 def test_planted_model_that_always_knows_and_one_that_is_always_wrong(layout):
     rows = [(q, s + (" ~" if y else ""), y) for q, s, y in problems(8)]
     for right in (True, False):
@@ -358,7 +358,7 @@ def test_logits_memory_does_not_depend_on_length():
     hook = net.lm_head.register_forward_hook(lambda m, i, o: sizes.append((tuple(i[0].shape), tuple(o.shape))))
     for words in (5, 100):
         samples = make_samples([("word "*words, "1+1=2", 0), ("word "*words, "1+1=3", 1)])
-        for layout in scoring.LAYOUTS: scoring.label_logits(net, scoring.collate(samples, layout, TOKENIZER.pad_token_id))
+        for layout in batches.LAYOUTS: scoring.label_logits(net, batches.collate(samples, layout, TOKENIZER.pad_token_id))
     hook.remove()
     assert len(sizes) == 6 and all(np.prod(o) == 2*net.config.vocab_size for _, o in sizes)
 
@@ -395,7 +395,7 @@ def test_out_of_memory_halves_the_budget_and_repeats(monkeypatch):
     with pytest.raises(VerifierError, match="one sample alone"): scoring.label_log_probs(net, samples, LABELS, 4096, "shared")
 
 
-@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
 def test_out_of_memory_in_the_middle_loses_and_mixes_nothing(layout, monkeypatch):
     "The second batch does not fit: what was scored before stays, the rest is cut anew, and every row gets its own numbers."
     net, samples = load("llama"), make_samples([("Count. "*i, f"{i}+{i}={i + i}", 0) for i in range(1, 12)])  # short ones first; long ones are scored first
@@ -417,13 +417,13 @@ def test_out_of_memory_in_the_middle_loses_and_mixes_nothing(layout, monkeypatch
 
 def test_models_that_cannot_be_flat_are_named_and_padded():
     from transformers import AutoConfig, AutoModelForCausalLM
-    cfg = model.tiny_config("gemma3", 300, attn_logit_softcapping=30.0)
+    cfg = model_.tiny_config("gemma3", 300, attn_logit_softcapping=30.0)
     net = AutoModelForCausalLM.from_config(cfg)
-    assert "caps" in scoring.why_not_flat(net) and scoring.pick_layout(net) == "padded"
-    with pytest.raises(VerifierError, match="cannot take the layout shared"): scoring.pick_layout(net, "shared")
+    assert "caps" in attention.why_not_flat(net) and attention.pick_layout(net) == "padded"
+    with pytest.raises(VerifierError, match="cannot take the layout shared"): attention.pick_layout(net, "shared")
     eager = load("llama", attention="eager")
-    assert scoring.pick_layout(eager) == "padded"
-    assert scoring.pick_layout(load("llama")) == "shared"
+    assert attention.pick_layout(eager) == "padded"
+    assert attention.pick_layout(load("llama")) == "shared"
 
 
 def test_trained_adapter_is_read_back_with_its_calibration(tmp_path):
@@ -447,8 +447,8 @@ def test_attention_of_ordinary_use_is_unchanged():
         net, ids = load(family), torch.tensor([make_samples(problems(1))[0]["input_ids"]])
         with torch.no_grad(): before = net(input_ids=ids).logits
         said = net.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=True, pad_token_id=0)
-        scoring.label_logits(net, scoring.collate(make_samples(problems(1))))
-        assert net.config._attn_implementation == scoring.ATTENTION
+        scoring.label_logits(net, batches.collate(make_samples(problems(1))))
+        assert net.config._attn_implementation == attention.ATTENTION
         with torch.no_grad(): assert torch.allclose(net(input_ids=ids).logits, before, atol=1e-5)
         assert torch.equal(net.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=True, pad_token_id=0), said)
 
@@ -460,10 +460,10 @@ FAMILY = [{"input_ids": ONES + TWOS + [3]*6}, {"input_ids": ONES + [5]*16}, {"in
 
 
 def test_the_tree_of_three_samples_by_hand():
-    nodes, leaf = scoring.plan([s["input_ids"] for s in FAMILY])
+    nodes, leaf = batches.plan_tree([s["input_ids"] for s in FAMILY])
     assert [(n.ids, n.parent, n.depth) for n in nodes] == [(ONES, -1, 0), (TWOS, 0, 10), ([3]*6, 1, 20), ([4]*9, 1, 20), ([5]*16, 0, 10)]
     assert leaf == [2, 4, 3]
-    batch = scoring.collate(FAMILY, "shared")
+    batch = batches.collate(FAMILY, "shared")
     assert batch["input_ids"].tolist() == [ONES + TWOS + [3]*6 + [4]*9 + [5]*16]
     assert batch["position_ids"].tolist() == [[*range(20), *range(20, 26), *range(20, 29), *range(10, 26)]]
     assert batch["label_positions"].tolist() == [25, 50, 34]
@@ -476,19 +476,19 @@ def test_the_tree_of_three_samples_by_hand():
 @pytest.mark.parametrize("common, nodes", [(7, [10, 10]), (8, [8, 2, 2]), (9, [9, 1, 1])])
 def test_a_beginning_is_shared_from_eight_tokens_on(common, nodes):
     ids = [[1]*common + [last]*(10 - common) for last in (2, 3)]
-    assert [len(n.ids) for n in scoring.plan(ids)[0]] == nodes
-    assert [len(n.ids) for n in scoring.plan(ids, least=common)[0]] == [common, 10 - common, 10 - common]
-    assert [len(n.ids) for n in scoring.plan(ids, share=False)[0]] == [10, 10]
+    assert [len(n.ids) for n in batches.plan_tree(ids)[0]] == nodes
+    assert [len(n.ids) for n in batches.plan_tree(ids, least=common)[0]] == [common, 10 - common, 10 - common]
+    assert [len(n.ids) for n in batches.plan_tree(ids, share=False)[0]] == [10, 10]
 
 
 def test_one_sample_that_begins_another_and_one_that_repeats_it():
-    nodes, leaf = scoring.plan([ONES + TWOS, ONES, ONES + TWOS])
+    nodes, leaf = batches.plan_tree([ONES + TWOS, ONES, ONES + TWOS])
     assert [n.ids for n in nodes] == [ONES, TWOS] and leaf == [1, 0, 1]
 
 
 def test_a_window_counts_positions_and_not_places():
     "In the tree a node's parent may lie far before it; its positions go on where the parent's end."
-    batch = scoring.collate(FAMILY, "shared")
+    batch = batches.collate(FAMILY, "shared")
     segments, positions = batch["segments"], batch["position_ids"][0]
     see = segments.mask(positions, window=3)
     assert see[35].nonzero().flatten().tolist() == [8, 9, 35]  # the first 5 stands at position 10, after the tenth 1
@@ -497,7 +497,7 @@ def test_a_window_counts_positions_and_not_places():
 
 
 def test_padding_stands_on_the_left_and_is_masked():
-    batch = scoring.collate([{"input_ids": [7, 8, 9], "label_id": 4}, {"input_ids": [5], "label_id": 3}], "padded", pad_id=6)
+    batch = batches.collate([{"input_ids": [7, 8, 9], "label_id": 4}, {"input_ids": [5], "label_id": 3}], "padded", pad_id=6)
     assert batch["input_ids"].tolist() == [[7, 8, 9], [6, 6, 5]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
@@ -506,9 +506,9 @@ def test_padding_stands_on_the_left_and_is_masked():
 
 def test_a_bucket_is_filled_up_behind_everything():
     samples = [{"input_ids": [7]*30}, {"input_ids": [8]*20}]
-    batch = scoring.collate(samples, "flat", pad_id=6, bucket=16)
+    batch = batches.collate(samples, "flat", pad_id=6, bucket=16)
     assert batch["input_ids"].tolist() == [[7]*30 + [8]*20 + [6]*14] and batch["label_positions"].tolist() == [29, 49]
-    whole = scoring.collate(samples, "flat", pad_id=6, bucket=25)
+    whole = batches.collate(samples, "flat", pad_id=6, bucket=25)
     assert whole["input_ids"].shape == (1, 50) and len(whole["segments"].lengths) == 2
 
 
@@ -523,39 +523,39 @@ def of_lengths(*lengths, groups=None):
     ("shared", 8, [[1], [3, 2], [0, 4]]), ("flat", 3, [[1], [3], [2], [0, 4]]), ("padded", 100, [[1, 3, 2, 0, 4]])])
 def test_batches_by_hand(layout, budget, expected):
     "Long ones first, each batch as full as it gets; a sample longer than the budget stands alone."
-    assert scoring.batches(of_lengths(2, 5, 3, 4, 1), budget, layout) == expected
+    assert batches.batches(of_lengths(2, 5, 3, 4, 1), budget, layout) == expected
 
 
 def test_groups_stay_together_where_they_can_share():
     samples = of_lengths(4, 3, 4, 3, 2, groups="abbac")
-    assert scoring.batches(samples, 8, "shared") == [[0, 3], [1, 2], [4]]
-    assert scoring.batches(samples, 8, "flat") == [[0, 2], [1, 3, 4]]
-    shuffled = {str(scoring.batches(samples, 8, "shared", seed)) for seed in range(8)}
+    assert batches.batches(samples, 8, "shared") == [[0, 3], [1, 2], [4]]
+    assert batches.batches(samples, 8, "flat") == [[0, 2], [1, 3, 4]]
+    shuffled = {str(batches.batches(samples, 8, "shared", seed)) for seed in range(8)}
     assert len(shuffled) > 1 and all("[0, 3]" in cut and "[1, 2]" in cut for cut in shuffled)
 
 
 def test_what_a_group_costs_is_what_its_tree_holds():
     ids = [s["input_ids"] for s in FAMILY]
-    assert scoring._unit_cost(ids, "shared") == 10 + 10 + 6 + 9 + 16
+    assert batches._unit_cost(ids, "shared") == 10 + 10 + 6 + 9 + 16
     alike = [ONES + [0]*5, *ids]  # it comes first, and shares less with the others than they do with each other
-    assert scoring._unit_cost(alike, "shared") == scoring._unit_cost(alike[::-1], "shared") == 5 + 10 + 10 + 6 + 9 + 16
-    assert scoring._unit_cost(ids, "flat") == scoring._unit_cost(ids, "padded") == 26 + 26 + 29
+    assert batches._unit_cost(alike, "shared") == batches._unit_cost(alike[::-1], "shared") == 5 + 10 + 10 + 6 + 9 + 16
+    assert batches._unit_cost(ids, "flat") == batches._unit_cost(ids, "padded") == 26 + 26 + 29
     rows = [{**s, "group": "same"} for s in FAMILY]
-    assert scoring.batches(rows, 51, "shared") == [[0, 1, 2]]
-    assert scoring.batches(rows, 50, "shared") == [[0], [2, 1]]  # in the tree's order
+    assert batches.batches(rows, 51, "shared") == [[0, 1, 2]]
+    assert batches.batches(rows, 50, "shared") == [[0], [2, 1]]  # in the tree's order
 
 
 def test_a_group_larger_than_a_batch_is_cut_where_it_shares_least():
     beginnings = [ONES, TWOS, [3]*10, [4]*10]
     samples = [{"input_ids": beginnings[i % 4] + [50 + i], "group": "one"} for i in range(8)]  # rows 0 and 4, 1 and 5, … begin alike
-    cut = scoring.batches(samples, 12, "shared")
+    cut = batches.batches(samples, 12, "shared")
     assert sorted(sorted(b) for b in cut) == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
 def test_gradients_of_a_beginning_are_summed_in_float32():
     "A thousand samples that share a token each give it a gradient; in bfloat16 the sum would stop growing at 256."
     x = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    scoring._Gather.apply(x, torch.tensor([0]*1000 + [1])).sum().backward()
+    attention._Gather.apply(x, torch.tensor([0]*1000 + [1])).sum().backward()
     assert x.grad.tolist() == [[1000.0], [1.0]] and x.grad.dtype == torch.bfloat16
 
 
@@ -585,7 +585,7 @@ def test_the_loss_is_divided_by_the_samples_of_the_step():
     net, samples = load("llama"), make_samples(problems(2))
     with torch.no_grad(): logits = one_by_one(net, samples)
     by_hand = F.cross_entropy(logits, torch.tensor([s["label_id"] for s in samples]), reduction="sum").item()
-    with torch.no_grad(): alone, part = (scoring.label_loss(net, scoring.collate(samples), n)[0].item() for n in (None, 10))
+    with torch.no_grad(): alone, part = (scoring.label_loss(net, batches.collate(samples), n)[0].item() for n in (None, 10))
     assert alone == pytest.approx(by_hand/len(samples), abs=1e-5) and part == pytest.approx(by_hand/10, abs=1e-5)
 
 
@@ -632,7 +632,7 @@ def test_a_question_is_shortened_and_a_solution_never(plain):
     assert verifier.fits("How many? "*200, "1+1=2") and not verifier.fits("How many?", "1+1=2 "*100)
     with pytest.raises(VerifierError, match="does not fit into 300 tokens"): verifier.sample("How many?", "1+1=2 "*100)
     marked = scoring.Verifier(plain, TOKENIZER, marks=True).sample("q", "1+1=3")["input_ids"]
-    assert marked == data.encode(TOKENIZER, "q", "1+1=3", 1024, marks=True)["input_ids"] != scoring.Verifier(plain, TOKENIZER).sample("q", "1+1=3")["input_ids"]
+    assert marked == prompt.encode(TOKENIZER, "q", "1+1=3", 1024, marks=True)["input_ids"] != scoring.Verifier(plain, TOKENIZER).sample("q", "1+1=3")["input_ids"]
 
 
 def test_scoring_leaves_the_model_as_it_was(plain):
@@ -642,7 +642,7 @@ def test_scoring_leaves_the_model_as_it_was(plain):
         logs = scoring.label_log_probs(plain.train(mode), samples, LABELS)
         assert plain.training is mode and logs.dtype == np.float64
     net = load("llama", lora=True).train()
-    layer = scoring.decoder_layers(net)[0]
+    layer = kernels.decoder_layers(net)[0]
     modes = []
     hook = layer.register_forward_hook(lambda m, i, o: modes.append((m.training, torch.is_grad_enabled())))
     scoring.label_log_probs(net, samples, LABELS)
@@ -678,7 +678,7 @@ def test_a_budget_halves_to_a_limit_and_is_remembered(plain, monkeypatch):
 def saved_adapter(folder, **lora):
     "An adapter that says something, and its model."
     torch.manual_seed(5)
-    net = model.add_lora(load("llama"), LoraSettings(**{"r": 4, "alpha": 6.0, "dropout": 0.0, **lora}))
+    net = model_.add_lora(load("llama"), LoraSettings(**{"r": 4, "alpha": 6.0, "dropout": 0.0, **lora}))
     for name, p in net.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
     net.save_pretrained(folder)
@@ -692,7 +692,7 @@ def test_a_folded_adapter_is_the_adapter(tmp_path, rank_stabilised):
     if rank_stabilised:
         said = json.loads((tmp_path/"adapter_config.json").read_text())
         (tmp_path/"adapter_config.json").write_text(json.dumps({**said, "use_rslora": True}))
-        net = model.load_adapter(load("llama"), tmp_path).eval()
+        net = model_.load_adapter(load("llama"), tmp_path).eval()
     folded, base = load("llama"), load("llama")
     assert scoring.fold(folded, tmp_path)
     with torch.no_grad():
@@ -743,24 +743,24 @@ def test_what_is_given_beats_what_the_adapter_says(tmp_path):
 def test_models_that_do_more_than_our_attention_are_named():
     from transformers import AutoModelForCausalLM
     net = load("llama")
-    assert scoring.why_not_flat(net) == "" == scoring.why_not_flat(load("gemma3"))  # windows are no obstacle
-    chunked = AutoModelForCausalLM.from_config(model.tiny_config("qwen3", 300))
+    assert attention.why_not_flat(net) == "" == attention.why_not_flat(load("gemma3"))  # windows are no obstacle
+    chunked = AutoModelForCausalLM.from_config(model_.tiny_config("qwen3", 300))
     chunked.config.layer_types = ["full_attention", "chunked_attention"]
-    assert scoring.why_not_flat(chunked) == "it has layers of the kind chunked_attention"
+    assert attention.why_not_flat(chunked) == "it has layers of the kind chunked_attention"
     net.model.layers[0].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
-    assert "sinks" in scoring.why_not_flat(net) and scoring.pick_layout(net, "padded") == "padded"
+    assert "sinks" in attention.why_not_flat(net) and attention.pick_layout(net, "padded") == "padded"
 
 
 def test_only_compiled_models_fill_buckets():
     net = load("llama")
-    assert scoring.bucket_of(net) is None and scoring.why_not_compiled(net) == "not asked for"
+    assert batches.bucket_of(net) is None and kernels.why_not_compiled(net) == "not asked for"
     net.verifier_compile = True
-    assert scoring.why_not_compiled(net) == "there is no CUDA GPU" and scoring.bucket_of(net) is None
+    assert kernels.why_not_compiled(net) == "there is no CUDA GPU" and batches.bucket_of(net) is None
     net.verifier_compiled = True
-    assert scoring.bucket_of(net) == 128
+    assert batches.bucket_of(net) == 128
 
 
 def test_the_flat_layout_shares_nothing():
-    segments = scoring.collate(FAMILY, "flat")["segments"]
+    segments = batches.collate(FAMILY, "flat")["segments"]
     assert segments.lengths == (26, 26, 29) and not segments.shared and segments.gather is None
-    assert scoring.collate(FAMILY, "shared", least=15)["segments"].lengths == (20, 6, 9, 26)  # ten tokens are too few
+    assert batches.collate(FAMILY, "shared", least=15)["segments"].lengths == (20, 6, 9, 26)  # ten tokens are too few

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from test_engine import FAMILIES, LABELS, TOKENIZER, load, make_samples, one_by_one, problems
-from verifier_nb import data, model, scoring, setup
+from verifier_nb import setup, model, kernels, batches, scoring
 from verifier_nb.config import LoraSettings, ModelSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -19,7 +19,7 @@ def on_gpu(family, dtype, kernel, lora=False, **changes):
     if lora:
         for p in net.parameters():
             if p.requires_grad: p.data = p.data.float()
-    scoring.base_of(net).verifier_attention = {"kernel": kernel, "why": "test"}
+    kernels.base_of(net).verifier_attention = {"kernel": kernel, "why": "test"}
     return net
 
 
@@ -41,9 +41,9 @@ def test_logits_in_bfloat16_are_those_of_float32_to_rounding(family, kernel):
     samples = make_samples(problems(6))
     expected = reference(family, samples)
     with torch.no_grad():
-        rounded = close(scoring.label_logits(on_gpu(family, torch.bfloat16, "sdpa"), scoring.collate(samples, "padded", TOKENIZER.pad_token_id)), expected, 0.05)
+        rounded = close(scoring.label_logits(on_gpu(family, torch.bfloat16, "sdpa"), batches.collate(samples, "padded", TOKENIZER.pad_token_id)), expected, 0.05)
         for layout in ("flat", "shared"):
-            got = scoring.label_logits(on_gpu(family, torch.bfloat16, kernel), scoring.collate(samples, layout, TOKENIZER.pad_token_id))
+            got = scoring.label_logits(on_gpu(family, torch.bfloat16, kernel), batches.collate(samples, layout, TOKENIZER.pad_token_id))
             assert close(got, expected, 0.05) < 2*rounded + 1e-3  # no worse than bfloat16 itself
 
 
@@ -57,12 +57,12 @@ def test_logits_in_float32(family, kernel):
         for layout in ("flat", "shared"):
             net = on_gpu(family, torch.float32, kernel)
             # Triton's float32 products may be tf32 inside FlexAttention
-            close(scoring.label_logits(net, scoring.collate(samples, layout)), reference(family, samples), 1e-4 if kernel == "sdpa" else 5e-3)
+            close(scoring.label_logits(net, batches.collate(samples, layout)), reference(family, samples), 1e-4 if kernel == "sdpa" else 5e-3)
 
 
 def gradients(net, samples, layout, **kwargs):
     net.train()
-    loss, _ = scoring.label_loss(net, scoring.collate(samples, layout, TOKENIZER.pad_token_id, **kwargs))
+    loss, _ = scoring.label_loss(net, batches.collate(samples, layout, TOKENIZER.pad_token_id, **kwargs))
     loss.backward()
     return torch.cat([p.grad.flatten().float() for p in net.parameters() if p.requires_grad])
 
@@ -93,8 +93,8 @@ def test_compiled_layers(family):
     kernel = next(k for k in KERNELS if k not in ("sdpa", "flex"))
     net = on_gpu(family, torch.bfloat16, kernel, lora=True)
     plain = [gradients(on_gpu(family, torch.bfloat16, kernel, lora=True), s, "shared") for s in (samples, other)]
-    scoring.base_of(net).verifier_compiled = True
-    scoring.compile_layers(net)
+    kernels.base_of(net).verifier_compiled = True
+    kernels.compile_layers(net)
     for s, expected in zip((samples, other), plain):  # a second size does not break it
         net.zero_grad()
         close(gradients(net, s, "shared", bucket=128), expected, 0.05)
@@ -136,7 +136,7 @@ def test_nf4_trains_and_scores():
         net = get_peft_model(copy.deepcopy(four), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
         for name, p in net.named_parameters():
             if "lora_B" in name: torch.nn.init.normal_(p, std=0.02)
-        if fused: assert model.fuse_lora(net) == 14
+        if fused: assert kernels.fuse_lora(net) == 14
         grads[fused] = gradients(net, samples, "shared")
     close(grads[True], grads[False], 0.05)
 
@@ -166,7 +166,7 @@ def test_memory_of_logits_does_not_grow_with_length():
     wide = torch.nn.Linear(64, 200_000, bias=False, dtype=torch.bfloat16, device="cuda")
     net.lm_head, net.config.vocab_size = wide, 200_000
     for words in (10, 200):
-        batch = scoring.collate(make_samples([("word "*words, "1+1=2", 0)]), "flat")
+        batch = batches.collate(make_samples([("word "*words, "1+1=2", 0)]), "flat")
         torch.cuda.reset_peak_memory_stats()
         base = torch.cuda.memory_allocated()
         with torch.no_grad(): scoring.label_logits(net, batch)

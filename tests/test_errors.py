@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import small_data
-from verifier_nb import errors as E
+from verifier_nb import numbers as numbers_, question as question_, solution as solution_, errors, amounts, fresh as fresh_
 
 GSM8K = Path(__file__).resolve().parents[1].parent/"shared"/"data"/"gsm8k"
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at ../shared/data/gsm8k")
-SUBTYPES = [("computational", name) for name in E.COMPUTATIONAL] + [("conceptual", name) for name in E.CONCEPTUAL]
+SUBTYPES = [("computational", name) for name in errors.COMPUTATIONAL] + [("conceptual", name) for name in errors.CONCEPTUAL]
 SOURCES = ["own", pytest.param("gsm8k", marks=needs_gsm8k)]
 MOVES_LINES = {"step left out", "step repeated", "wrong quantity given as the answer", "unit conversion omitted", "term left out", "rate inverted"}
 
@@ -40,8 +40,8 @@ def sample(source, n, seed=0, annotated=False):
 
 @lru_cache(1)
 def symbolic(n=150):
-    from verifier_nb import data
-    data.symbolic(2, "once")  # imports the package as the library does, without the compiled solver that other puzzles need
+    from verifier_nb import sources as sources_
+    sources_.symbolic(2, "once")  # imports the package as the library does, without the compiled solver that other puzzles need
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
     rows = []
     for row in GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=3, size=n)):
@@ -93,7 +93,7 @@ def examine(example, made):
     "Assert rules 1 to 5 for one flawed solution; of rule 1 what annotations show."
     old, new = example["solution"], made.solution
     assert answer_of(old) != answer_of(new), "rule 2: the answer is the same"
-    wrong = [e for e in E.check(new) if not e.ok]
+    wrong = [e for e in solution_.check(new) if not e.ok]
     assert len(wrong) == (made.kind == "computational"), f"rule 3: false equations {wrong}"
     if made.kind == "computational": assert false_annotations(new) <= 1
     else: assert false_annotations(new) == false_annotations(old), "rule 3: an annotation became false"
@@ -129,12 +129,12 @@ def nothing_stale(example, made):
     "Rule 1: a number that repeats a result, and can repeat nothing else, repeats the new one."
     old, new = list(annotations(example["solution"])), list(annotations(made.solution))
     if len(old) != len(new) or any(len(numbers(a)) != len(numbers(b)) for (a, *_), (b, *_) in zip(old, new)): return
-    known, seen, results = set(numbers(example["question"])) | set(E.facts(example["question"]).values), set(), [value(r) for _, r, _ in old]
+    known, seen, results = set(numbers(example["question"])) | set(question_.facts(example["question"]).values), set(), [value(r) for _, r, _ in old]
     sites = [k for k in range(len(old)) if any(x != y for x, y in zip(numbers(old[k][0]), numbers(new[k][0])))]
     for k, (left, right, _) in enumerate(old):
         for i, n in enumerate(numbers(left)):
             sources = [m for m in range(k) if results[m] == n]
-            if len(sources) == 1 and n not in known and n not in seen and results.count(n) == 1 and "unread" not in [x.role for x in E.parse(example["solution"]).numbers]:
+            if len(sources) == 1 and n not in known and n not in seen and results.count(n) == 1 and "unread" not in [x.role for x in solution_.parse(example["solution"]).numbers]:
                 said, follows = numbers(new[k][0])[i], value(new[sources[0]][1])
                 assert said == follows or k == sites[0] and made.subtype in ("wrong operand", "rate inverted", "percentage misapplied", "input misread"), f"rule 1: {n} became {said}, its step says {follows}"
         seen |= set(numbers(left)) - set(results[:k])
@@ -149,7 +149,7 @@ def examined(source):
     made, broken = Counter(), {}
     for i, example in enumerate(sample(source, 220, seed=1)):
         for kind, subtype in SUBTYPES:
-            flawed = E.inject(example, kind, subtype, random.Random(i))
+            flawed = errors.inject(example, kind, subtype, random.Random(i))
             if not flawed: continue
             made[subtype] += 1
             try: examine(example, flawed)
@@ -180,7 +180,7 @@ def injected(subtype, examples, seeds=1):
     kind = dict((name, kind) for kind, name in SUBTYPES)[subtype]
     for i, example in enumerate(examples):
         for seed in range(seeds):
-            made = E.inject(example, kind, subtype, random.Random(1000*seed + i))
+            made = errors.inject(example, kind, subtype, random.Random(1000*seed + i))
             if made: yield example, made
 
 
@@ -285,7 +285,7 @@ def test_a_misread_number_is_misread_everywhere():
     for example, made in injected("input misread", sample("own", 400)):
         asked = numbers(example["question"])
         assert asked.count(Fraction(made.old)) == 1 and Fraction(made.old) in asked
-        used = [n.value for n in E.parse(made.solution).numbers if n.role == "operand" and n.source is None]
+        used = [n.value for n in solution_.parse(made.solution).numbers if n.role == "operand" and n.source is None]
         assert Fraction(made.old) not in used
     twice = {"question": "Ann has 45 beads and Ben has 45 beads. Each gives away 17 beads. How many are left?",
              "solution": "They have 45 + 45 = <<45+45=90>>90 beads.\n"
@@ -320,10 +320,10 @@ def test_a_factor_that_is_stated_is_no_conversion():
     question = "A pump moves 9 liters in a minute{}. It runs for 4 hours. How many liters does it move?"
     solution = "It runs for 4 * 60 = <<4*60=240>>240 minutes.\nIt moves 240 * 9 = <<240*9=2160>>2160 liters.\n#### 2160"
     example, subtype = {"question": question.format(""), "solution": solution}, "unit conversion omitted"
-    made = E.inject(example, "conceptual", subtype)
+    made = errors.inject(example, "conceptual", subtype)
     assert made and made.solution == "It moves 4 * 9 = <<4*9=36>>36 liters.\n#### 36"
     stated = {"question": question.format(", and an hour has 60 of them"), "solution": solution}
-    assert not E.inject(stated, "conceptual", subtype)
+    assert not errors.inject(stated, "conceptual", subtype)
 
 
 def test_no_error_is_made_whose_consequences_are_unclear():
@@ -331,7 +331,7 @@ def test_no_error_is_made_whose_consequences_are_unclear():
     example = {"question": "Ann has 8 figs and 7 plums and eats 3. She buys 6 bags of 2 figs. A lot costs $5 a fig.",
                "solution": "8 + 7 = <<8+7=15>>15\n15 - 3 = <<15-3=12>>12\n6 * 2 = <<6*2=12>>12\n"
                            "12 * 5 = <<12*5=60>>60\n60 + 15 = <<60+15=75>>75\n#### 75"}
-    made = [E.inject(example, "computational", None, random.Random(seed)) for seed in range(60)]
+    made = [errors.inject(example, "computational", None, random.Random(seed)) for seed in range(60)]
     assert {flawed.step for flawed in made if flawed} == {3, 4}
 
 
@@ -350,9 +350,9 @@ def test_marks_stand_where_the_text_differs():
 
 def test_what_is_not_wanted_is_not_made():
     example, seen = sample("own", 1)[0], []
-    made = E.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: seen.append(text))
+    made = errors.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: seen.append(text))
     assert not made and made.reason == "not wanted" and len(seen) == 1
-    assert E.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: True).solution == seen[0]
+    assert errors.inject(example, "computational", "off by n", random.Random(1), keep=lambda text: True).solution == seen[0]
 
 
 # --- other sources ---------------------------------------------------------------------------------------------------
@@ -361,14 +361,14 @@ def test_what_is_not_wanted_is_not_made():
 def test_rules_hold_on_gsm_symbolic(kind):
     made, sound = Counter(), 0
     for i, example in enumerate(symbolic()):
-        if E.sound(example): continue
+        if solution_.sound(example): continue
         sound += 1
         for seed in range(3):
-            flawed = E.inject(example, kind, None, random.Random(100*i + seed))
+            flawed = errors.inject(example, kind, None, random.Random(100*i + seed))
             if not flawed: continue
             made[flawed.subtype] += 1
             assert answer_of(flawed.solution) != Fraction(example["answer"])
-            assert sum(not e.ok for e in E.check(flawed.solution)) == (kind == "computational")
+            assert sum(not e.ok for e in solution_.check(flawed.solution)) == (kind == "computational")
             form_unchanged(example, flawed)
     assert sound >= 0.85*len(symbolic()) and len(made) >= 6 and sum(made.values()) >= 2.5*sound
 
@@ -378,8 +378,8 @@ def digest(examples):
     for i, example in enumerate(examples):
         for kind in ("computational", "conceptual"):
             rng = random.Random(f"{i}-{kind}")
-            fresh = E.reinstantiate(example, rng)
-            made = E.inject(fresh or example, kind, None, rng)
+            fresh = fresh_.reinstantiate(example, rng)
+            made = errors.inject(fresh or example, kind, None, rng)
             h.update(repr((fresh and fresh["solution"], made and (made.solution, made.subtype, made.old, made.new, made.marks))).encode())
     return h.hexdigest()
 
@@ -401,7 +401,7 @@ def test_most_problems_accept_at_least_three_subtypes(source):
     for i, example in enumerate(examples):
         fits = 0
         for kind, subtype in SUBTYPES:
-            fits += bool(E.inject(example, kind, subtype, random.Random(i)))
+            fits += bool(errors.inject(example, kind, subtype, random.Random(i)))
             if fits == 3: break
         few += fits < 3
     print(f"{1 - few/len(examples):.4f} of {len(examples)} problems accept at least three subtypes")
@@ -437,16 +437,16 @@ def chain(draw):
 @given(chain(), st.integers(0, 10**6), st.sampled_from(["computational", "conceptual"]))
 def test_chains_are_read_and_errors_carried(drawn, seed, kind):
     example, results = drawn
-    p = E.parse(example["solution"])
+    p = solution_.parse(example["solution"])
     assert not p.problem and [s.value for s in p.steps] == results and all(e.ok for e in p.equations)
-    made = E.inject(example, kind, None, random.Random(seed))
+    made = errors.inject(example, kind, None, random.Random(seed))
     if not made: return
     examine(example, made)
     lines = [re.fullmatch(r"Now she has (\d+) . (\d+) = (?:<<.*>>)?(\d+) beads\.", line) for line in made.solution.split("\n")[:-1]]
     torn = sum(a[3] != b[1] for a, b in zip(lines, lines[1:])) if all(lines) else 0
     assert torn <= (made.subtype in ("wrong operand", "step left out")), "rule 1: a step does not go on from the one before"
     assert lines[-1] is None or Fraction(lines[-1][3]) == answer_of(made.solution)
-    assert made.solution == E.inject(example, kind, None, random.Random(seed)).solution
+    assert made.solution == errors.inject(example, kind, None, random.Random(seed)).solution
 
 
 @settings(max_examples=200 if not FULL else 2000, deadline=None)
@@ -457,19 +457,19 @@ def test_a_wrong_result_is_found(drawn, data):
     k = data.draw(st.integers(0, len(results)-1))
     wrong = results[k] + data.draw(st.integers(1, 10**4))
     lines[k] = re.sub(rf"\b{results[k]}\b(?=>>| beads)", str(wrong), lines[k])
-    found = [e for e in E.check("\n".join(lines)) if not e.ok]
+    found = [e for e in solution_.check("\n".join(lines)) if not e.ok]
     assert found and found[0].expected == str(results[k]) and found[0].stated == str(wrong)
 
 
 @settings(max_examples=300 if not FULL else 5000, deadline=None)
 @given(st.one_of(st.text(max_size=300), st.text(alphabet="0123456789+-*/=().,<>$% \nx×÷ab#", max_size=300)))
 def test_no_text_raises(text):
-    p = E.parse(text)
+    p = solution_.parse(text)
     assert isinstance(p.problem, str)
-    for kind in ("computational", "conceptual"): E.inject({"question": text, "solution": text}, kind, None, random.Random(0))
-    E.reinstantiate({"question": text, "solution": text}, random.Random(0))
-    E.sound({"question": text, "solution": text})
-    assert isinstance(E.reform(text, "hash"), str)
+    for kind in ("computational", "conceptual"): errors.inject({"question": text, "solution": text}, kind, None, random.Random(0))
+    fresh_.reinstantiate({"question": text, "solution": text}, random.Random(0))
+    solution_.sound({"question": text, "solution": text})
+    assert isinstance(solution_.reform(text, "hash"), str)
 
 
 # --- the equation checker --------------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def test_check_finds_every_equation_of_our_own_problems(form):
     "One for each step, whole, with the value that the step was made with."
     for problem in small_data.problems():
         results = small_data.solved(small_data.KINDS[problem["kind"]], problem["numbers"], problem["who"])[1]
-        found = E.check(E.reform(problem["solution"], form))
+        found = solution_.check(solution_.reform(problem["solution"], form))
         assert [e.value for e in found] == results and all(e.ok for e in found), problem["solution"]
         assert [Fraction(e.stated) for e in found] == results
         if form == "original": assert [value(e.expression) for e in found] == results
@@ -491,7 +491,7 @@ def test_check_hardly_ever_blames_gsm8k():
     examples = gsm8k() if FULL else sample("gsm8k", 2500, seed=4)
     for example in examples:
         assert false_annotations(example["solution"]) == 0 if "<<" in example["solution"] and "*+" not in example["solution"] and "++" not in example["solution"] else True
-        found = E.check(example["solution"])
+        found = solution_.check(example["solution"])
         equations, wrong = equations + len(found), wrong + sum(not e.ok for e in found)
         blamed += any(not e.ok for e in found)
     print(f"{wrong} of {equations} equations, {blamed} of {len(examples)} solutions blamed (most of them rightly: see the notebook)")
@@ -509,9 +509,9 @@ def test_check_finds_visible_errors(source, annotated):
         m = rng.choice(hits)
         wrong = str(int(m[3]) + rng.choice([1, 2, 3, 10, 100]))
         flawed = example["solution"][:m.start(3)] + wrong + ">>" + wrong + example["solution"][m.end():]
-        if not annotated: flawed = E.strip_annotations(flawed)
+        if not annotated: flawed = solution_.strip_annotations(flawed)
         shown += 1
-        found += any(not e.ok and e.stated.replace(",", "") == wrong for e in E.check(flawed))
+        found += any(not e.ok and e.stated.replace(",", "") == wrong for e in solution_.check(flawed))
     print(f"recall {found/shown:.4f} of {shown}, {'annotated' if annotated else 'prose only'}")
     assert shown > 300 and found >= 0.99*shown
 
@@ -525,7 +525,7 @@ def test_check_finds_visible_errors(source, annotated):
     ("2 * 3 = 7 + 1 = 8", False), ("She has <<3*2=6>>7 apples", False), ("She has <<3*2=6>>6 apples", True),
     ("2 + 2 = 5 apples", False), ("9 plus 1 more and 5 * 3 = 15 - 2 = 13", True), ("1/4 of 48 = 12", True), ("3 x 2 = <<3*2=7>>7", False), ("3 x 2 = <<3*2=6>>7", False)])
 def test_check_case_by_case(text, ok):
-    found = E.check(text)
+    found = solution_.check(text)
     assert found and all(e.ok for e in found) == ok
     for e in found: assert text[e.start:e.end] and str(e)
 
@@ -534,19 +534,19 @@ def test_check_case_by_case(text, ok):
     "at 5:30 there were 3 = three", "She is 5 feet 6 inches + 2 inches = 68 inches",
     "2 1/2 * 4 = 10", "weeks 1-2 = 30 days", "no numbers here",
     "$1 / 2 = 50 cents", "4 pounds - 6 ounces = 58 ounces", "2 hours + 30 minutes = 150 minutes", "2x + 4 = 14", "3n - 6 = 9"])
-def test_check_stays_silent_where_it_cannot_know(text): assert not [e for e in E.check(text) if not e.ok]
+def test_check_stays_silent_where_it_cannot_know(text): assert not [e for e in solution_.check(text) if not e.ok]
 
 
 def test_names_times_and_ordinals_are_no_numbers_to_compute_with():
-    p = E.parse("At 5:30 the 3rd bus, B12, takes 40 + 2 = 42 people.\n#### 42")
+    p = solution_.parse("At 5:30 the 3rd bus, B12, takes 40 + 2 = 42 people.\n#### 42")
     assert {n.text for n in p.numbers if n.role == "fixed"} == {"5", "30", "3", "12"}
     assert [s.value for s in p.steps] == [42]
 
 
 def test_the_last_answer_line_counts():
-    p = E.parse("#### 3\nNo: 3 + 4 = 7\n#### 7")
+    p = solution_.parse("#### 3\nNo: 3 + 4 = 7\n#### 7")
     assert p.numbers[p.answer].start == len(p.text) - 1
-    p = E.parse("The answer is 3. No: 3 + 4 = 7\nThe answer is 7.")
+    p = solution_.parse("The answer is 3. No: 3 + 4 = 7\nThe answer is 7.")
     assert p.numbers[p.answer].value == 7
 
 
@@ -556,17 +556,17 @@ def test_the_last_answer_line_counts():
 def test_fresh_numbers_keep_every_equation_true(source):
     examples, made, changed = sample(source, 500, seed=6, annotated=True), 0, 0
     for i, example in enumerate(examples):
-        fresh = E.reinstantiate(example, random.Random(i))
+        fresh = fresh_.reinstantiate(example, random.Random(i))
         if not fresh: continue
         made += 1
         old, new = list(annotations(example["solution"])), list(annotations(fresh["solution"]))
         assert len(old) == len(new) and false_annotations(fresh["solution"]) == 0
-        assert skeleton(example["solution"]) == skeleton(fresh["solution"]) or any(w in example["solution"].lower() for w in E.CARDINALS)
-        assert skeleton(example["question"]) == skeleton(fresh["question"]) or any(w in example["question"].lower() for w in E.CARDINALS)
+        assert skeleton(example["solution"]) == skeleton(fresh["solution"]) or any(w in example["solution"].lower() for w in numbers_.CARDINALS)
+        assert skeleton(example["question"]) == skeleton(fresh["question"]) or any(w in example["question"].lower() for w in numbers_.CARDINALS)
         for (_, r0, s0), (_, r1, s1) in zip(old, new):
             assert (value(r0).denominator == 1) <= (value(r1).denominator == 1) and (value(r0) > 0) <= (value(r1) > 0)
             if s0 and value(s0) == value(r0): assert value(s1) == value(r1)
-        assert E.sound(fresh) is None and fresh["changed"]
+        assert solution_.sound(fresh) is None and fresh["changed"]
         changed += answer_of(fresh["solution"]) != answer_of(example["solution"])
         percents = [Fraction(x) for x in re.findall(r"(\d+(?:\.\d+)?)%", fresh["question"])]
         assert all(p <= 100 for p in percents) or any(Fraction(x) > 100 for x in re.findall(r"(\d+(?:\.\d+)?)%", example["question"]))
@@ -579,17 +579,17 @@ def test_fresh_numbers_follow_what_the_text_says():
                "solution": "The discount is 80 * 0.2 = $<<80*0.2=16>>16.\nA coat costs 80 - 16 = $<<80-16=64>>64.\nOne friend pays 64 * 3 = $<<64*3=192>>192.\nThey pay 192 * 2 = $<<192*2=384>>384.\n#### 384"}
     seen = set()
     for seed in range(60):
-        fresh = E.reinstantiate(example, random.Random(seed))
+        fresh = fresh_.reinstantiate(example, random.Random(seed))
         percent, share = re.search(r"(\d+)% off", fresh["question"])[1], re.search(r"\* (0?\.\d+) =", fresh["solution"])[1]
         assert Fraction(percent)/100 == Fraction(share) and "Two friends" in fresh["question"] and "* 2 =" in fresh["solution"]
-        assert E.sound(fresh) is None
+        assert solution_.sound(fresh) is None
         seen.add(fresh["solution"])
     assert len(seen) >= 40
 
 
 def test_every_kind_of_our_own_problems_gets_fresh_numbers():
     "The kinds with a share, a rest and a growth in percent are among them."
-    kinds = {row["kind"] for i, row in enumerate(small_data.problems()) if E.reinstantiate(row, random.Random(i))}
+    kinds = {row["kind"] for i, row in enumerate(small_data.problems()) if fresh_.reinstantiate(row, random.Random(i))}
     assert kinds == set(range(len(small_data.KINDS)))
 
 
@@ -597,7 +597,7 @@ def test_a_factor_follows_its_percentage():
     changed = 0
     for i, row in enumerate(small_data.problems()):
         if small_data.KINDS[row["kind"]] is not small_data.FARE: continue
-        fresh = E.reinstantiate(row, random.Random(i))
+        fresh = fresh_.reinstantiate(row, random.Random(i))
         percent = Fraction(re.search(r"(\d+)%", fresh["question"])[1])
         assert Fraction(re.search(r"\* ([\d.]+) =", fresh["solution"])[1]) == 1 + percent/100
         changed += percent != row["numbers"]["percent"]
@@ -607,7 +607,7 @@ def test_a_factor_follows_its_percentage():
 def test_what_is_larger_stays_larger():
     for kind, names in ((small_data.STUDY, ("minutes", "evening")), (small_data.CINEMA, ("ticket", "popcorn"))):
         for i, row in enumerate(row for row in small_data.problems() if row["kind"] == small_data.KINDS.index(kind)):
-            fresh = E.reinstantiate(row, random.Random(i))
+            fresh = fresh_.reinstantiate(row, random.Random(i))
             if not fresh: continue
             places = [list(kind.numbers).index(name) for name in names] if kind is not small_data.CINEMA else [0, 1]
             old, new = ([numbers(text)[place] for place in places] for text in (row["question"], fresh["question"]))
@@ -620,7 +620,7 @@ def test_fresh_numbers_fit_into_a_day_and_a_week():
                "solution": "In a day she packs 16 * 30 = <<16*30=480>>480 boxes.\n"
                            "In a week she packs 480 * 5 = <<480*5=2400>>2400 boxes.\n"
                            "In all she packs 2400 * 9 = <<2400*9=21600>>21600 boxes.\n#### 21600"}
-    drawn = [E.reinstantiate(example, random.Random(seed)) for seed in range(200)]
+    drawn = [fresh_.reinstantiate(example, random.Random(seed)) for seed in range(200)]
     asked = [fresh["question"] for fresh in drawn if fresh]
     hours = {int(re.search(r"(\d+) hours", question)[1]) for question in asked}
     days = {int(re.search(r"(\d+) days", question)[1]) for question in asked}
@@ -632,7 +632,7 @@ def test_fresh_numbers_fit_into_a_day_and_a_week():
     ("Ann ate 3/4 of 12 pies.", {3, 4}, {12}), ("On the 3rd floor, in room 12, Ann has 14 pens.", {3, 12}, {14}),
     ("Ann has 100% of 14 pens in bag B7.", {100, 7}, {14})])
 def test_years_times_and_fractions_stay(question, stay, free):
-    found = E._question_numbers(question)
+    found = amounts.question_numbers(question)
     assert {x.value for x in found if not x.frozen and not x.part} == free
     assert {x.value for x in found if x.frozen or x.part} == stay
 
@@ -645,7 +645,7 @@ def test_years_times_and_fractions_stay_in_fresh_problems():
                            "She had 48 - 43 = <<48-43=5>>5 pies left.\n#### 5"}
     seen = set()
     for seed in range(30):
-        fresh = E.reinstantiate(example, random.Random(seed))
+        fresh = fresh_.reinstantiate(example, random.Random(seed))
         assert all(said in fresh["question"] for said in ("In 1999", "At 3:30 pm", "3/4 of them"))
         assert "sold 3/4 * " in fresh["solution"]
         seen.add(fresh["solution"])
@@ -660,46 +660,46 @@ def test_years_times_and_fractions_stay_in_fresh_problems():
 def test_bad_solutions_are_refused_with_a_reason(solution, reason):
     start = time.perf_counter()
     for kind in ("computational", "conceptual"):
-        made = E.inject({"question": "How many are 3 and 4?", "solution": solution}, kind, None, random.Random(0))
+        made = errors.inject({"question": "How many are 3 and 4?", "solution": solution}, kind, None, random.Random(0))
         assert not made and reason in made.reason
-    assert E.sound({"question": "", "solution": solution})
-    assert not E.reinstantiate({"question": "How many are 3 and 4?", "solution": solution}, random.Random(0))
+    assert solution_.sound({"question": "", "solution": solution})
+    assert not fresh_.reinstantiate({"question": "How many are 3 and 4?", "solution": solution}, random.Random(0))
     assert time.perf_counter() - start < 1
 
 
 def test_wrong_arguments_are_refused():
     example = {"question": "3 and 4?", "solution": "3 + 4 = 7\n#### 7"}
-    assert "there is no kind" in E.inject(example, "typo").reason and "there is no computational subtype" in E.inject(example, "computational", "operator swapped").reason
-    assert not E.inject({"solution": "3 + 4 = 7"}, "computational") and not E.inject({}, "conceptual")
-    with pytest.raises(ValueError, match="form"): E.reform("#### 7", "fancy")
-    for text in ("(" * 3000, "1" + "+1"*900 + "=901", "-" * 5000, "<<" * 2000, "=" * 3000): assert isinstance(E.parse(text).problem, str)
+    assert "there is no kind" in errors.inject(example, "typo").reason and "there is no computational subtype" in errors.inject(example, "computational", "operator swapped").reason
+    assert not errors.inject({"solution": "3 + 4 = 7"}, "computational") and not errors.inject({}, "conceptual")
+    with pytest.raises(ValueError, match="form"): solution_.reform("#### 7", "fancy")
+    for text in ("(" * 3000, "1" + "+1"*900 + "=901", "-" * 5000, "<<" * 2000, "=" * 3000): assert isinstance(solution_.parse(text).problem, str)
 
 
 def test_a_sound_solution_ends_with_what_a_step_has_found():
-    assert E.sound({"solution": "3 + 4 = 7\n#### 7"}) is None
-    assert E.sound({"solution": "3 + 4 = 7"}) == "no final answer"
-    assert E.sound({"solution": "3 + 4 = 7\n#### 9"}) == "the answer is not the result of a step"
-    assert E.sound({"solution": "3 + 4 = 8\n#### 8"}) == "false equation: 3 + 4 = 8 is false; it is 7"
+    assert solution_.sound({"solution": "3 + 4 = 7\n#### 7"}) is None
+    assert solution_.sound({"solution": "3 + 4 = 7"}) == "no final answer"
+    assert solution_.sound({"solution": "3 + 4 = 7\n#### 9"}) == "the answer is not the result of a step"
+    assert solution_.sound({"solution": "3 + 4 = 8\n#### 8"}) == "false equation: 3 + 4 = 8 is false; it is 7"
 
 
 def test_other_forms_keep_what_stands_around_the_answer():
     text = "It is 4 - 11 = <<4-11=-7>>-7 below.\n#### -7\nThat is all."
-    assert E.reform(text, "final_answer") == "It is 4 - 11 = -7 below.\nFINAL ANSWER: -7\nThat is all."
-    assert E.reform(text, "plain") == E.reform(text, "hash") == "It is 4 - 11 = -7 below.\n#### -7\nThat is all."
+    assert solution_.reform(text, "final_answer") == "It is 4 - 11 = -7 below.\nFINAL ANSWER: -7\nThat is all."
+    assert solution_.reform(text, "plain") == solution_.reform(text, "hash") == "It is 4 - 11 = -7 below.\n#### -7\nThat is all."
 
 
 def test_forms():
     text = "4 + 3 = <<4+3=7>>7\n#### 7"
-    assert E.strip_annotations(text) == "4 + 3 = 7\n#### 7" == E.reform(text, "plain") == E.reform(text, "hash")
-    assert E.reform(text, "original") == text
+    assert solution_.strip_annotations(text) == "4 + 3 = 7\n#### 7" == solution_.reform(text, "plain") == solution_.reform(text, "hash")
+    assert solution_.reform(text, "original") == text
     for form, line in (("final_answer", "FINAL ANSWER: 7"), ("the_answer_is", "The answer is 7.")):
-        assert E.reform(text, form).splitlines()[-1] == line and E.sound({"solution": E.reform(text, form)}) is None
-        assert E.reform(E.reform(text, form), "hash") == E.reform(text, "hash")
+        assert solution_.reform(text, form).splitlines()[-1] == line and solution_.sound({"solution": solution_.reform(text, form)}) is None
+        assert solution_.reform(solution_.reform(text, form), "hash") == solution_.reform(text, "hash")
 
 
 def test_fast_and_light():
     code = "import sys, time; t = time.perf_counter(); import verifier_nb.errors; print(time.perf_counter() - t); assert not {'numpy', 'torch', 'pandas', 'nbdev'} & set(sys.modules)"
     assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) < 0.6
     rows, start = symbolic()[:60], time.process_time()
-    for i, example in enumerate(rows): E.inject(example, ("computational", "conceptual")[i % 2], None, random.Random(i))
+    for i, example in enumerate(rows): errors.inject(example, ("computational", "conceptual")[i % 2], None, random.Random(i))
     assert (time.process_time() - start)/len(rows) < 0.012

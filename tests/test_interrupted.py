@@ -8,7 +8,7 @@ import pytest
 from zygote import SMALL
 
 from verifier_nb import runs
-from verifier_nb.config import _artifacts_of
+from verifier_nb.folders import _artifacts_of
 
 SEED = int(os.environ.get("VERIFIER_NB_KILL_SEED", 7))
 HOW = ("SIGKILL", "SIGTERM", "SIGINT", "raise")

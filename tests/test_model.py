@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from verifier_nb import data, model, scoring
-from verifier_nb.config import LoraSettings, ModelSettings, load_config, new_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import prompt, data, memory, model, preflight, batches, scoring
+from verifier_nb.config import LoraSettings, ModelSettings, load_config
+from verifier_nb.folders import new_run
+from verifier_nb.files import VerifierError
 
-TOKENIZER = data.load_tokenizer("tiny:llama")
+TOKENIZER = prompt.load_tokenizer("tiny:llama")
 ROWS = [("What is 2+3?", "2+3=5\n#### 5"), ("What is 4+4?", "4+4=9\n#### 9")]
 
 
@@ -58,7 +59,7 @@ def test_nothing_of_the_base_learns_and_the_adapter_starts_at_the_base():
     adapted = model.add_lora(net, LoraSettings())
     assert torch.equal(adapted.eval()(ids).logits, before)
     assert all(("lora_" in n) == p.requires_grad for n, p in adapted.named_parameters())
-    table = model.parameter_table(adapted)
+    table = memory.parameter_table(adapted)
     assert table.trainable.iloc[-1] == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert table.numbers.iloc[-1] == sum(p.numel() for p in adapted.parameters())
 
@@ -88,12 +89,12 @@ def test_nf4_trains_and_its_adapter_is_merged_into_the_dense_base(folder, tmp_pa
     assert getattr(net.model.layers[0].mlp.up_proj.weight, "quant_state", None) is not None
     dense = model.load_base(settings.model_copy(update={"quantization": "none"}))
     net = model.add_lora(net, LoraSettings(r=4, dropout=0.0)).train()
-    samples = [{"input_ids": data.encode(TOKENIZER, q, s, max_length=1024)["input_ids"], "label_id": data.label_ids(TOKENIZER)[i]} for i, (q, s) in enumerate(ROWS)]
+    samples = [{"input_ids": prompt.encode(TOKENIZER, q, s, max_length=1024)["input_ids"], "label_id": prompt.label_ids(TOKENIZER)[i]} for i, (q, s) in enumerate(ROWS)]
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(4):
         optimizer.zero_grad()
-        loss, _ = scoring.label_loss(net, scoring.collate(samples, "shared"))
+        loss, _ = scoring.label_loss(net, batches.collate(samples, "shared"))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -102,26 +103,26 @@ def test_nf4_trains_and_its_adapter_is_merged_into_the_dense_base(folder, tmp_pa
     merged = model.merge_adapter(settings, tmp_path/"adapter")
     assert not any(getattr(p, "quant_state", None) is not None for p in merged.parameters()) and merged.dtype == torch.float32
     with torch.no_grad():
-        whole = scoring.label_logits(merged, scoring.collate(samples))
-        adapted = scoring.label_logits(model.load_adapter(dense, tmp_path/"adapter"), scoring.collate(samples))
+        whole = scoring.label_logits(merged, batches.collate(samples))
+        adapted = scoring.label_logits(model.load_adapter(dense, tmp_path/"adapter"), batches.collate(samples))
     assert torch.allclose(whole, adapted, atol=1e-4)  # the 16-bit base with the adapter, not the 4-bit one
 
 
 def test_estimate_grows_with_tokens_and_shrinks_with_bits_and_checkpointing():
     cfg = model.tiny_config("llama", 50_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
-    total = lambda **k: model.estimate_memory(cfg, **{"tokens": 4096, **k}).GiB.iloc[-1]
+    total = lambda **k: memory.estimate_memory(cfg, **{"tokens": 4096, **k}).GiB.iloc[-1]
     assert total() < total(tokens=8192) and total(checkpointing=True) < total() and total(quantization="nf4") < total() and total(training=False) < total() < total(r=0)
-    part = lambda tokens: model.estimate_memory(cfg, tokens).set_index("part").GiB["logits at labels"]
+    part = lambda tokens: memory.estimate_memory(cfg, tokens).set_index("part").GiB["logits at labels"]
     assert part(1000) == part(100_000)
 
 
 def test_parameter_counts_of_the_shape_are_exact(folder):
     net = model.load_base(ModelSettings(base=str(folder), device="cpu"))
-    shape = model.model_shape(net.config)
+    shape = memory.model_shape(net.config)
     matrices = sum(p.numel() for n, p in net.named_parameters() if p.ndim == 2)
-    assert shape["layer_parameters"] + shape["embedding_parameters"] == matrices
+    assert shape.layer_parameters + shape.embedding_parameters == matrices
     adapted = model.add_lora(net, LoraSettings(r=3))
-    assert model.lora_parameters(shape, 3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert memory.lora_parameters(shape, 3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +133,13 @@ def smoke(tmp_path_factory):
 
 
 def changed(run, **blocks):
-    from verifier_nb.config import Run
+    from verifier_nb.folders import Run
     cfg = run.config.model_copy(update={k: getattr(run.config, k).model_copy(update=v) for k, v in blocks.items()})
     return Run(cfg, run.reports, run.artifacts)
 
 
 def test_preflight_is_all_right_on_smoke(smoke):
-    checks = model.preflight(smoke)
+    checks = preflight.preflight(smoke)
     assert {c.status for c in checks} <= {"ok", "warning"}, [c for c in checks if c.status == "failure"]
     assert {"packages", "device", "attention", "memory", "disk", "label tokens", "prompt boundary", "length", "training step", "write permission"} <= {c.name for c in checks}
 
@@ -149,13 +150,13 @@ def test_preflight_is_all_right_on_smoke(smoke):
     ({"lora": {"adapter": "/not/there"}}, "model and data", "holds no adapter")])
 def test_preflight_names_what_would_stop_the_run(smoke, blocks, name, words):
     if blocks.get("model", {}).get("device") == "cuda" and torch.cuda.is_available(): pytest.skip("there is a GPU here")
-    checks = {c.name: c for c in model.preflight(changed(smoke, **blocks))}
+    checks = {c.name: c for c in preflight.preflight(changed(smoke, **blocks))}
     assert checks[name].status == "failure" and words in checks[name].detail and checks[name].fix
-    with pytest.raises(VerifierError, match="preflight"): model.run_stage(changed(smoke, **blocks))
+    with pytest.raises(VerifierError, match="preflight"): preflight.run_stage(changed(smoke, **blocks))
 
 
 def test_preflight_warns_about_long_samples(smoke):
-    checks = {c.name: c for c in model.preflight(changed(smoke, data={"max_length": 256}))}
+    checks = {c.name: c for c in preflight.preflight(changed(smoke, data={"max_length": 256}))}
     assert checks["length"].status == "warning" and "max_length" in checks["length"].fix
 
 
@@ -167,8 +168,8 @@ def test_not_finite_is_found(smoke, monkeypatch):
         next(net.parameters()).data[:] = float("nan")
         return net
 
-    monkeypatch.setattr(model, "load_base", broken)
-    assert {c.name: c for c in model.preflight(smoke)}["training step"].status == "failure"
+    monkeypatch.setattr(preflight, "load_base", broken)
+    assert {c.name: c for c in preflight.preflight(smoke)}["training step"].status == "failure"
 
 
 def test_loading_is_repeatable_and_leaves_the_random_state_alone():
@@ -185,11 +186,11 @@ def test_memory_mode_takes_the_fastest_that_fits():
     cfg = model.tiny_config("phi3", 200_064, hidden_size=3072, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, head_dim=128, intermediate_size=8192)
     order, last = [("none", False), ("none", True), ("nf4", False), ("nf4", True)], 0
     for gib in (200, 80, 40, 24, 16, 12, 8, 6, 1):  # less memory never gives a hungrier mode
-        mode = model.memory_mode(cfg, gib)
-        need = model.estimate_memory(cfg, 4096, 32, mode[0], checkpointing=mode[1]).GiB.iloc[-1]
+        mode = memory.memory_mode(cfg, gib)
+        need = memory.estimate_memory(cfg, 4096, 32, mode[0], checkpointing=mode[1]).GiB.iloc[-1]
         assert order.index(mode) >= last and (need < 0.85*gib or mode == order[-1])
         last = order.index(mode)
-    assert model.memory_mode(cfg, 80, quantization="nf4") == ("nf4", False) and model.memory_mode(cfg, 80, checkpointing=True) == ("none", True)
+    assert memory.memory_mode(cfg, 80, quantization="nf4") == ("nf4", False) and memory.memory_mode(cfg, 80, checkpointing=True) == ("none", True)
     settings = ModelSettings(base="tiny:llama", quantization="auto", gradient_checkpointing="auto", device="cpu")
     assert model.resolve(settings).quantization == "none" and model.resolve(settings).gradient_checkpointing is False and model.load_base(settings) is not None
 

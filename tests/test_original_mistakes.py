@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from verifier_nb import analysis, data, model, publish, scoring, training
-from verifier_nb.config import ModelSettings, PublishSettings, load_config, new_run
+from verifier_nb import files, prompt, rows as rows_, model, batches, scoring, training, figures, publish
+from verifier_nb.config import ModelSettings, PublishSettings, load_config
+from verifier_nb.folders import new_run
 
-NBS = sorted((Path(__file__).resolve().parent.parent/"nbs").glob("[0-9][0-9]_*.ipynb"))
+NBS = sorted((Path(__file__).resolve().parent.parent/"nbs").glob("[0-9][0-9]*_*.ipynb"))
 LONG = "Sam has 3 apples. " * 60
 SOLUTION = "3 + 4 = 7\n#### 7"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(): return data.load_tokenizer("tiny:llama")
+def tokenizer(): return prompt.load_tokenizer("tiny:llama")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def code(path):
 
 
 def samples(tokenizer, n=4):
-    ids = data.label_ids(tokenizer)
-    return [{"input_ids": data.encode(tokenizer, f"What is {i} + 4?", f"{i} + 4 = {i+4}\n#### {i+4}")["input_ids"], "label_id": ids[i % 2], "group": str(i)} for i in range(n)]
+    ids = prompt.label_ids(tokenizer)
+    return [{"input_ids": prompt.encode(tokenizer, f"What is {i} + 4?", f"{i} + 4 = {i+4}\n#### {i+4}")["input_ids"], "label_id": ids[i % 2], "group": str(i)} for i in range(n)]
 
 
 def test_flash_attention_is_never_required():
@@ -77,13 +78,13 @@ def test_every_import_exists(path):
 
 def test_truncation_never_cuts_the_label(tokenizer):
     "There: a long sample loses its end, and the label with it."
-    short, long = (data.encode(tokenizer, q, SOLUTION, max_length=400) for q in ("Sam?", LONG))
+    short, long = (prompt.encode(tokenizer, q, SOLUTION, max_length=400) for q in ("Sam?", LONG))
     assert long["shortened"] and len(long["input_ids"]) < 400
     tail = len(tokenizer.encode(SOLUTION + "<|end|><|assistant|>", add_special_tokens=False))
     assert long["input_ids"][-tail:] == short["input_ids"][-tail:]
 
 
-@pytest.mark.parametrize("layout", scoring.LAYOUTS)
+@pytest.mark.parametrize("layout", batches.LAYOUTS)
 def test_only_the_label_carries_loss(tokenizer, learner, layout):
     "There: loss on the label and on two end tokens, which are always the same. Here: one target a sample."
     rows = samples(tokenizer)
@@ -110,14 +111,14 @@ def test_only_the_label_carries_loss(tokenizer, learner, layout):
 def test_the_logit_before_the_label_predicts_it(tokenizer, tiny):
     "There: accuracy compared the logits of a position with the token at that same position."
     one = samples(tokenizer, 1)[0]
-    ours = scoring.label_logits(tiny, scoring.collate([one], "flat"))[0]
+    ours = scoring.label_logits(tiny, batches.collate([one], "flat"))[0]
     whole = tiny(input_ids=torch.tensor([one["input_ids"] + [one["label_id"]]])).logits[0]  # the label stands at the end
     assert torch.allclose(ours, whole[-2], atol=1e-5) and not torch.allclose(ours, whole[-1], atol=1e-2)
 
 
 def test_evaluation_keeps_two_numbers_a_row(tokenizer, tiny):
     "There: [rows, length, vocabulary], about 92 GiB for 412 rows."
-    kept = scoring.label_log_probs(tiny, samples(tokenizer), data.label_ids(tokenizer))
+    kept = scoring.label_log_probs(tiny, samples(tokenizer), prompt.label_ids(tokenizer))
     assert kept.shape == (4, 2) and kept.nbytes == 4*2*8
 
 
@@ -158,14 +159,14 @@ def test_joining_the_catalog_doubles_nothing():
     "There: a merge on `index` alone gives each of a problem's two solutions both error types."
     rows = pd.DataFrame({"index": [1, 1], "question": "q", "solution": ["a", "b"], "label": [0, 1]})
     catalog = pd.DataFrame({"index": [1, 1], "label": [0, 1], "error_type": ["correct", "conceptual"]})
-    joined = data.join_catalog(rows, catalog)
+    joined = rows_.join_catalog(rows, catalog)
     assert len(joined) == 2 and joined.error_type.tolist() == ["correct", "conceptual"] and "error_type_x" not in joined
 
 
 def test_unknown_error_types_stay_in_the_matrix():
     "There: rows of other types silently left the matrix."
     df = pd.DataFrame({"index": range(4), "true_label": [0, 1, 1, 1], "predicted_label": [0, 1, 0, 1], "error_type": ["correct", "conceptual", "something new", "unknown"]})
-    matrix = analysis.error_matrix(df).set_index("error_type")
+    matrix = figures.error_matrix(df).set_index("error_type")
     assert matrix.loc["unknown", ["judged_correct", "judged_flawed"]].sum() == 2 and matrix.n.sum() == 4
 
 
@@ -179,7 +180,7 @@ def test_the_adapter_is_merged_into_unquantised_weights(tokenizer, tmp_path):
     net.save_pretrained(tmp_path)
     merged = model.merge_adapter(settings, tmp_path)
     assert {p.dtype for p in merged.parameters()} <= {torch.float32, torch.bfloat16, torch.float16} and not getattr(merged, "is_quantized", False)
-    a, b = (scoring.label_log_probs(m, samples(tokenizer), data.label_ids(tokenizer)) for m in (net, merged))
+    a, b = (scoring.label_log_probs(m, samples(tokenizer), prompt.label_ids(tokenizer)) for m in (net, merged))
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -193,8 +194,8 @@ def test_publishing_names_its_repository_and_is_private():
 def test_remote_code_is_off_and_pickles_are_refused(tmp_path):
     "There: trust_remote_code=True."
     assert ModelSettings().trust_remote_code is False
-    with pytest.raises(model.VerifierError, match="trust_remote_code"): load_config("smoke", {"model.trust_remote_code": True})
+    with pytest.raises(files.VerifierError, match="trust_remote_code"): load_config("smoke", {"model.trust_remote_code": True})
     (tmp_path/"config.json").write_text('{"model_type": "llama"}')
     (tmp_path/"tokenizer.json").write_text("{}")
     (tmp_path/"pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(model.VerifierError, match="(?i)pickle|safetensors"): model.load_base(ModelSettings(base=str(tmp_path), device="cpu"))
+    with pytest.raises(files.VerifierError, match="(?i)pickle|safetensors"): model.load_base(ModelSettings(base=str(tmp_path), device="cpu"))

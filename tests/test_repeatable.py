@@ -6,9 +6,10 @@ import pytest
 from test_interrupted import hashes
 from zygote import SMALL, Zygote
 
-from verifier_nb import runs, setup
-from verifier_nb.config import Run, load_config, new_run, open_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import setup, files, folders, runs, reproduce
+from verifier_nb.folders import Run, new_run, open_run
+from verifier_nb.config import load_config
+from verifier_nb.files import VerifierError
 
 BEFORE_THE_REPORT = {"stage": "08_analysis", "how": "SIGKILL", "at": 1}  # what comes after does not matter here, and takes time
 ELSEWHERE = {"TZ": "<+14>-14", "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "99"}
@@ -60,14 +61,14 @@ def copy_of(report, root):
 def test_suspects_are_named(reference, tmp_path):
     "Other package versions and hardware, changed code, edited files."
     run = copy_of(reference[0], tmp_path)
-    environment = setup.read_json(run.report("environment.json"))
+    environment = files.read_json(run.report("environment.json"))
     environment["packages"]["torch"], environment["hardware"]["gpus"] = "2.0.0", [{"name": "T4"}]
-    setup.write_json(run.report("environment.json"), environment)
+    files.write_json(run.report("environment.json"), environment)
     with open(run.report("predictions.csv"), "a") as f: f.write("\n")
     manifest = runs.read_manifest(run)
     for stage in runs.STAGES: manifest["stages"][stage]["code"] = "other" if stage == "03_data" else runs.code_hash(stage)
-    setup.write_json(run.report("manifest.json"), manifest)
-    found = runs.suspects(run)
+    files.write_json(run.report("manifest.json"), manifest)
+    found = reproduce.suspects(run)
     assert ("packages.torch", "2.0.0", setup.package_versions()["torch"]) in found["environment"] and "hardware.gpus" in [e[0] for e in found["environment"]]
     assert found["code"] == ["03_data"] and set(found["edited"]) == {"environment.json", "predictions.csv"}
 
@@ -78,7 +79,7 @@ def test_differences_are_named(reference, tmp_path):
     run.report("metrics.json").unlink()
     run.report("extra.csv").write_text("a\n1\n")
     shutil.rmtree(run.dataset/"test")
-    found = runs.differences(open_run(reference[0]), run)
+    found = reproduce.differences(open_run(reference[0]), run)
     assert (found["predictions.csv"], found["metrics.json"], found["extra.csv"], found["artifacts/dataset"], found["catalog.csv"]) == ("differs", "missing", "new", "differs", "identical")
     assert found["training.json"] == found["environment.json"] == "not compared"
 

@@ -13,7 +13,7 @@ from fake_run import make_run, rows
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from verifier_nb import analysis, evaluation
+from verifier_nb import compare, external, analysis, comparisons, index as index_
 
 class Coin:
     "A verifier that guesses."
@@ -26,12 +26,12 @@ def reports(tmp_path_factory):
     "Two runs with scripts planted in the data, their reports, an index and a comparison."
     root = tmp_path_factory.mktemp("reports")
     runs = [make_run(root, "one", 40, 0, planted=True, baselines=False), make_run(root, "two", 40, 4, signal=0.02)]
-    evaluation.evaluate(runs[0], {"other-set": rows(10, 77, 500_000)}, verifier=Coin())
+    external.evaluate(runs[0], {"other-set": rows(10, 77, 500_000)}, verifier=Coin())
     analysis.run_stage(runs[0])
     analysis.run_stage(runs[1])
-    index = analysis.index(root)
+    index = index_.index(root)
     assert list(index["set"]) == ["test", "other-set", "test"] and (root/"reports"/"results.csv").exists()
-    page = analysis.write_comparison(evaluation.compare(runs, resamples=200), root/"comparison")
+    page = comparisons.write_comparison(compare.compare(runs, resamples=200), root/"comparison")
     return {"report": runs[0].report("report.html"), "weak": runs[1].report("report.html"), "index": root/"reports"/"index.html", "comparison": page}
 
 @pytest.fixture(scope="module")

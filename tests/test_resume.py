@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from verifier_nb import runs, setup
-from verifier_nb.config import dump_config, load_config, new_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import setup, files, runs, reproduce, cli as cli_
+from verifier_nb.config import dump_config, load_config
+from verifier_nb.folders import new_run
+from verifier_nb.files import VerifierError
 
 cli = CliRunner()
 
@@ -19,16 +20,16 @@ PLAYED = ("00_setup", "03_data", "06_training", "07_evaluation")
 
 def play(run, stage):
     "Writes what such a stage writes, without a model: always the same bytes."
-    if stage == "00_setup": setup.write_text(run.report("environment.json"), "{}")
+    if stage == "00_setup": files.write_text(run.report("environment.json"), "{}")
     if stage == "03_data":
-        for split in ("train", "test"): setup.write_text(run.dataset/split/"rows.txt", f"rows to {split}")
-        setup.write_text(run.report("catalog.csv"), "index\n1\n")
+        for split in ("train", "test"): files.write_text(run.dataset/split/"rows.txt", f"rows to {split}")
+        files.write_text(run.report("catalog.csv"), "index\n1\n")
     if stage == "06_training":
-        setup.write_text(run.adapter/"adapter_model.safetensors", "weights")
-        setup.write_text(run.report("log_history.csv"), "step\n1\n")
+        files.write_text(run.adapter/"adapter_model.safetensors", "weights")
+        files.write_text(run.report("log_history.csv"), "step\n1\n")
     if stage == "07_evaluation":
-        setup.write_text(run.report("predictions.csv"), "index\n1\n")
-        setup.write_text(run.adapter/"calibration.json", "{}")
+        files.write_text(run.report("predictions.csv"), "index\n1\n")
+        files.write_text(run.adapter/"calibration.json", "{}")
 
 
 @pytest.fixture
@@ -143,32 +144,32 @@ def test_differences_between_two_runs(played, tmp_path):
     for stage in PLAYED: play(again, stage)
     append(again.adapter/"adapter_model.safetensors")
     again.report("catalog.csv").unlink()
-    setup.write_text(again.report("extra.csv"), "a")
-    setup.write_text(again.report("loss.png"), "a picture")
+    files.write_text(again.report("extra.csv"), "a")
+    files.write_text(again.report("loss.png"), "a picture")
     append(again.report("environment.json"))
-    assert runs.differences(run, again) == {
+    assert reproduce.differences(run, again) == {
         "artifacts/adapter": "differs", "artifacts/dataset": "identical", "catalog.csv": "missing", "config.yaml": "not compared", "environment.json": "not compared",
         "extra.csv": "new", "log_history.csv": "identical", "loss.png": "not compared", "predictions.csv": "identical"}
 
 
 def test_suspects_name_what_was_edited_or_deleted_since(played):
     run, _ = played
-    setup.write_json(run.report("environment.json"), setup.fingerprint())
+    files.write_json(run.report("environment.json"), setup.fingerprint())
     append(run.report("predictions.csv"))
     run.report("catalog.csv").unlink()
-    found = runs.suspects(run)
+    found = reproduce.suspects(run)
     assert set(found["edited"]) == {"environment.json", "predictions.csv", "catalog.csv"} and found["code"] == [] and found["environment"] == []
 
 
 def test_what_differs_between_two_environments():
     then = {"python": "3.11", "packages": {"torch": "2.0", "numpy": "2"}, "git": {"commit": "a", "diff": ""}}
     now = {"python": "3.11", "packages": {"torch": "2.1", "numpy": "2"}, "git": {"commit": "a", "diff": "+secret line\n"}, "colab": True}
-    found = {what: (one, two) for what, one, two in runs.environment_differences(then, now)}
+    found = {what: (one, two) for what, one, two in reproduce.environment_differences(then, now)}
     assert set(found) == {"packages.torch", "git.diff", "colab"}
     assert found["packages.torch"] == ("2.0", "2.1") and found["colab"] == (None, True)
     assert found["git.diff"][0] == "none" and found["git.diff"][1].startswith("1 lines, ") and "secret" not in found["git.diff"][1]
     other = {**now, "git": {"commit": "a", "diff": "+another line\n"}}
-    assert [what for what, _, _ in runs.environment_differences(now, other)] == ["git.diff"], "of two changed checkouts, by their contents"
+    assert [what for what, _, _ in reproduce.environment_differences(now, other)] == ["git.diff"], "of two changed checkouts, by their contents"
 
 
 # finding runs, and going on with them
@@ -177,7 +178,7 @@ def test_what_differs_between_two_environments():
 def three_runs(tmp_path):
     "Runs of two presets, oldest first."
     names = ["demo/20260101T000000Z-aaaaaaa", "demo/20260102T000000Z-bbbbbbb", "other/20260101T120000Z-ccccccc"]
-    for name in names: setup.write_text(tmp_path/"reports"/name/"config.yaml", dump_config(load_config("smoke")))
+    for name in names: files.write_text(tmp_path/"reports"/name/"config.yaml", dump_config(load_config("smoke")))
     return names
 
 
@@ -192,8 +193,8 @@ def test_resume_goes_on_with_the_stages_that_were_wanted(played, tmp_path, monke
     "The publish stage among them, when the run was to be published."
     run, _ = played
     finished = []
-    monkeypatch.setattr(runs, "finish", lambda run, stages: finished.append(tuple(stages)))
-    assert cli.invoke(runs.app, ["resume", "--root", str(tmp_path)]).exit_code == 0
+    monkeypatch.setattr(cli_, "finish", lambda run, stages: finished.append(tuple(stages)))
+    assert cli.invoke(cli_.app, ["resume", "--root", str(tmp_path)]).exit_code == 0
     assert finished == [PLAYED]
 
 

@@ -8,9 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from verifier_nb import runs, setup
-from verifier_nb.config import load_config, new_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import setup, lock, runs, cli as cli_
+from verifier_nb.config import load_config
+from verifier_nb.folders import new_run
+from verifier_nb.files import VerifierError
 
 cli = CliRunner()
 
@@ -52,7 +53,7 @@ def test_a_finished_run_would_be_skipped_whole(full_run):
 
 
 def test_no_path_of_the_machine_in_what_is_kept(full_run):
-    home, place = str(Path.home()), str(Path(setup.__file__).parent.parent)
+    home, place = str(Path.home()), str(setup.package_folder().parent)
     texts = {p.name: p.read_text() for p in full_run.reports.rglob("*") if p.suffix in (".ipynb", ".json", ".csv", ".yaml", ".html")}
     assert {"manifest.json", "environment.json", "report.html", *(f"{s}.ipynb" for s in runs.STAGES)} <= set(texts)
     assert [name for name, text in texts.items() if place + "/" in text or home + "/" in text] == []
@@ -80,27 +81,28 @@ def test_what_a_stage_shows_is_kept_without_paths_and_secrets(stage_folder, tmp_
     kept = run.report("00_setup.ipynb").read_text()
     shown = nbformat.reads(kept, as_version=4).cells[-2].outputs[0].text
     assert shown.split()[:3] == ["shown", "[secret]", "~/a"] and shown.split()[3:] == ["b", "c"]
-    for place in (os.environ["HF_TOKEN"], str(Path.home()) + "/", str(Path(setup.__file__).parent.parent) + "/", str(Path.cwd()) + "/"): assert place not in kept
+    for place in (os.environ["HF_TOKEN"], str(Path.home()) + "/", str(setup.package_folder().parent) + "/", str(Path.cwd()) + "/"): assert place not in kept
 
 
-def test_a_stage_knows_its_cells_and_the_modules_below_it(stage_folder, tmp_path, monkeypatch):
-    "Its code cells and the modules that it may import, and nothing else."
+def test_a_stage_knows_its_cells_and_the_modules_behind_it(stage_folder, tmp_path, monkeypatch):
+    "Its code cells and the modules that it imports, directly or through others, and nothing else."
     package = tmp_path/"package"
     package.mkdir()
-    for name in runs.MODULES: (package/f"{name}.py").write_text(name)
-    monkeypatch.setattr(setup, "__file__", str(package/"setup.py"))
-    stage_folder("03_data", "first = 1")
+    modules = {"files": "", "config": "from .files import a", "data": "def f():\n    from verifier_nb import config", "model": "from . import data"}
+    for name, code in modules.items(): (package/f"{name}.py").write_text(code)
+    monkeypatch.setattr(setup, "package_folder", lambda: package)
+    stage_folder("03_data", "first = 1", "from verifier_nb import data")
     before = runs.code_hash("03_data")
     changes = {}
-    for name in runs.MODULES:
-        (package/f"{name}.py").write_text(f"{name} changed")
+    for name, code in modules.items():
+        (package/f"{name}.py").write_text(code + "\n# changed")
         changes[name] = runs.code_hash("03_data") != before
-        (package/f"{name}.py").write_text(name)
-    assert [name for name, changed in changes.items() if changed] == ["setup", "config", "errors", "data"]
+        (package/f"{name}.py").write_text(code)
+    assert [name for name, changed in changes.items() if changed] == ["files", "config", "data"], "also what an import inside of a function needs"
     assert runs.code_hash("03_data") == before
-    stage_folder("03_data", "first = 2")
+    stage_folder("03_data", "first = 2", "from verifier_nb import data")
     assert runs.code_hash("03_data") != before
-    stage_folder("03_data", "first = 1")
+    stage_folder("03_data", "first = 1", "from verifier_nb import data")
     nb = nbformat.read(tmp_path/"03_data.ipynb", as_version=4)
     nb.cells.append(new_markdown_cell("prose"))
     nbformat.write(nb, tmp_path/"03_data.ipynb")
@@ -142,15 +144,15 @@ def test_plain_papermill_works(tmp_path):
 
 def test_a_run_that_another_process_holds_is_refused(tmp_path):
     run = new_run(load_config("smoke"), tmp_path)
-    other = subprocess.Popen([sys.executable, "-c", f"import time\nfrom verifier_nb import runs\nwith runs.lock(runs.open_run({str(run.reports)!r})):\n  print('held', flush=True)\n  time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", f"import time\nfrom verifier_nb import folders, lock\nwith lock.lock(folders.open_run({str(run.reports)!r})):\n  print('held', flush=True)\n  time.sleep(60)"], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == "held"
         with pytest.raises(VerifierError, match=f"pid {other.pid}"):
-            with runs.lock(run): pass
+            with lock.lock(run): pass
     finally:
         other.kill()
         other.wait()
-    with runs.lock(run): pass  # its holder is gone: stale
+    with lock.lock(run): pass  # its holder is gone: stale
 
 
 @pytest.mark.parametrize("words, status, said", [
@@ -165,6 +167,6 @@ def test_wrong_commands_say_what_to_do_and_make_no_folder(words, status, said, t
     import torch
     if "model.device=cuda" in words and torch.cuda.is_available(): pytest.skip("this machine has a GPU, so the preset is fine")
     monkeypatch.chdir(tmp_path)
-    result = cli.invoke(runs.app, words)
+    result = cli.invoke(cli_.app, words)
     assert result.exit_code == status and said in result.output
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,10 @@ from test_interrupted import hashes, litter, unfinish
 from test_repeatable import copy_of
 from zygote import SMALL
 
-from verifier_nb import runs, setup, training
-from verifier_nb.config import load_config, new_run, open_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import files, folders, checkpoints, training, lock, runs, cli
+from verifier_nb.config import load_config
+from verifier_nb.folders import new_run, open_run
+from verifier_nb.files import VerifierError
 
 
 # a full disk
@@ -32,10 +33,10 @@ def test_a_full_disk_is_said_and_costs_nothing(zygote, reference, tmp_path, stag
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENOTCONN, errno.EIO, errno.EDQUOT])
 def test_whatever_the_disk_says_the_old_file_stays(tmp_path, monkeypatch, number):
-    setup.write_text(tmp_path/"a.txt", "old")
+    files.write_text(tmp_path/"a.txt", "old")
     def refuse(_): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(VerifierError, match=os.strerror(number)) as said: setup.write_text(tmp_path/"a.txt", "new")
+    with pytest.raises(VerifierError, match=os.strerror(number)) as said: files.write_text(tmp_path/"a.txt", "new")
     assert "free some space" in str(said.value) and (tmp_path/"a.txt").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -46,11 +47,11 @@ def test_a_real_full_disk(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True).returncode: pytest.skip("this account may not mount a file system")
     try:
         run = new_run(load_config("smoke"), place)
-        setup.write_text(run.report("a.txt"), "old")
-        with pytest.raises(VerifierError, match="No space left") as said: setup.write_text(run.report("a.txt"), "x" * 100_000)
+        files.write_text(run.report("a.txt"), "old")
+        with pytest.raises(VerifierError, match="No space left") as said: files.write_text(run.report("a.txt"), "x" * 100_000)
         assert run.report("a.txt").read_text() == "old" and "free some space" in str(said.value)
         with pytest.raises(VerifierError, match="could not write checkpoints: the disk took only a part"):
-            with setup.disk_errors(run.checkpoints):
+            with files.disk_errors(run.checkpoints):
                 import torch
                 torch.save(torch.zeros(100_000), run.report("weights.pt"))
     finally: subprocess.run(["umount", "-l", place], check=True)
@@ -61,7 +62,7 @@ def test_a_real_full_disk(tmp_path):
 def test_a_folder_that_cannot_be_written_to():
     from typer.testing import CliRunner
     if not Path("/proc/self").exists(): pytest.skip("needs /proc, where nobody may write")
-    result = CliRunner().invoke(runs.app, ["run", "smoke", "--root", "/proc/here"])
+    result = CliRunner().invoke(cli.app, ["run", "smoke", "--root", "/proc/here"])
     assert result.exit_code == 2 and "cannot make the run's folder" in result.output and "--root" in result.output
 
 
@@ -93,7 +94,7 @@ def test_a_folder_that_vanishes(zygote, reference, tmp_path, stage):
 
 def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
     run = new_run(load_config("smoke"), tmp_path)
-    run.report(".lock").write_text(json.dumps({**runs._me(), "pid": 2**22 + 1, "mark": "gone"}))
+    run.report(".lock").write_text(json.dumps({**lock._me(), "pid": 2**22 + 1, "mark": "gone"}))
     code = f"""
 import sys, time
 from verifier_nb import runs
@@ -112,21 +113,21 @@ except runs.VerifierError as e: print(e.what)
 def test_a_lock_that_was_not_written_to_its_end_is_stale(tmp_path, text):
     run = new_run(load_config("smoke"), tmp_path)
     run.report(".lock").write_text(text)
-    with runs.lock(run): assert json.loads(run.report(".lock").read_text())["pid"] == os.getpid()
+    with lock.lock(run): assert json.loads(run.report(".lock").read_text())["pid"] == os.getpid()
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path):
     run = new_run(load_config("smoke"), tmp_path)
-    run.report(".lock").write_text(json.dumps({**runs._me(), "host": "elsewhere"}))
+    run.report(".lock").write_text(json.dumps({**lock._me(), "host": "elsewhere"}))
     with pytest.raises(VerifierError, match="on elsewhere") as said:
-        with runs.lock(run): pass
+        with lock.lock(run): pass
     assert "delete the lock file" in str(said.value)
 
 
 def test_a_reused_process_number_is_not_the_holder(tmp_path):
     run = new_run(load_config("smoke"), tmp_path)
-    run.report(".lock").write_text(json.dumps({**runs._me(), "started": 1}))
-    with runs.lock(run): pass
+    run.report(".lock").write_text(json.dumps({**lock._me(), "started": 1}))
+    with lock.lock(run): pass
 
 
 def test_two_runs_in_the_same_second(tmp_path):
@@ -157,7 +158,7 @@ def test_a_finished_run_is_whole_in_its_mirror(zygote, reference, tmp_path):
     found = zygote.attempt(["resume", "latest", "--root", tmp_path/"here", "--mirror", tmp_path/"drive"])
     copy = next((tmp_path/"drive"/"reports"/"smoke").iterdir())
     assert found["code"] == 0 and hashes(copy) == hashes(reference[0]) and (copy/"report.html").exists()
-    assert all(training.is_whole(p) for p in open_run(copy).checkpoints.glob("checkpoint-*"))
+    assert all(checkpoints.is_whole(p) for p in open_run(copy).checkpoints.glob("checkpoint-*"))
 
 
 def test_a_mirror_that_cannot_be_written_is_a_warning(zygote, reference, tmp_path):
@@ -167,4 +168,4 @@ def test_a_mirror_that_cannot_be_written_is_a_warning(zygote, reference, tmp_pat
     found = zygote.attempt(["resume", "latest", "--root", tmp_path/"here", "--mirror", tmp_path/"drive"])
     assert found["code"] == 0 and hashes(run.reports) == hashes(reference[0]) and "report:" in found["said"]
     with pytest.warns(UserWarning, match="could not be copied to its mirror"):
-        with runs.mirrored(tmp_path/"drive", tmp_path/"here"): assert not runs.mirror(run)
+        with runs.mirrored(tmp_path/"drive", tmp_path/"here"): assert not folders.mirror(run)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verifier_nb import data, model, scoring, training
-from verifier_nb.config import load_config, new_run
-from verifier_nb.setup import VerifierError
+from verifier_nb import prompt, data, model as model_, kernels, scoring, checkpoints, training
+from verifier_nb.config import load_config
+from verifier_nb.folders import new_run
+from verifier_nb.files import VerifierError
 
 BASE = {"training.max_steps": 6, "training.evals_per_epoch": 3, "training.best_metric": "loss", "lora.dropout": 0.1}
 PINNED = [5.782, 5.7245, 5.4989, 5.3564, 4.9099, 4.9408]
@@ -31,7 +32,7 @@ def trained(small): return training.run_stage(small)
 @pytest.fixture(scope="module")
 def rows(small):
     "The training rows, as samples."
-    return list(training.to_samples(data.load_split(small, "train"), data.load_tokenizer("tiny:llama"), 1024))
+    return list(training.to_samples(data.load_split(small, "train"), prompt.load_tokenizer("tiny:llama"), 1024))
 
 
 def again(small, folder, changes=()):
@@ -137,19 +138,19 @@ def test_a_pass_that_does_not_fit_is_done_in_halves(small, rows, tmp_path, monke
 # what it reads
 
 def test_samples_carry_label_group_and_length(small):
-    tokenizer, table = data.load_tokenizer("tiny:llama"), data.load_split(small, "train").select(range(6))
-    zero, one = data.label_ids(tokenizer)
+    tokenizer, table = prompt.load_tokenizer("tiny:llama"), data.load_split(small, "train").select(range(6))
+    zero, one = prompt.label_ids(tokenizer)
     plain = training.to_samples(table, tokenizer, 2048)
     assert plain["label_id"] == [(zero, one)[label] for label in table["label"]]
     assert plain["group"] == [str(i) for i in table["index"]]
     assert plain["length"] == [len(ids) + 1 for ids in plain["input_ids"]]
     marked = training.to_samples(table, tokenizer, 2048, marks=True)
-    expected = [data.encode(tokenizer, q, s, 2048, marks=True)["input_ids"] for q, s in zip(table["question"], table["solution"])]
+    expected = [prompt.encode(tokenizer, q, s, 2048, marks=True)["input_ids"] for q, s in zip(table["question"], table["solution"])]
     assert marked["input_ids"] == expected != plain["input_ids"]
 
 
 def test_samples_that_do_not_fit_are_shortened_or_left_out(small):
-    tokenizer, table = data.load_tokenizer("tiny:llama"), data.load_split(small, "train").select(range(6))
+    tokenizer, table = prompt.load_tokenizer("tiny:llama"), data.load_split(small, "train").select(range(6))
     lengths = training.to_samples(table, tokenizer, 1024)["length"]
     limit = int(np.median(lengths))
     short = [n for n in lengths if n <= limit]
@@ -284,10 +285,10 @@ def test_the_checkpoint_that_is_best_by_its_own_metric_becomes_the_adapter(small
 
 def test_the_adapter_is_as_good_as_its_checkpoints_say(small, trained):
     "Every checkpoint is loaded and judged by its own scores; the adapter has the lowest loss of them."
-    held_out = list(training.to_samples(data.load_split(small, "validation"), data.load_tokenizer("tiny:llama"), 1024))
+    held_out = list(training.to_samples(data.load_split(small, "validation"), prompt.load_tokenizer("tiny:llama"), 1024))
 
     def loss(folder):
-        net = model.load_adapter(model.load_base(small.config.model), folder)
+        net = model_.load_adapter(model_.load_base(small.config.model), folder)
         return losses_by_hand(net, held_out).mean()
 
     steps = sorted(int(p.name.split("-")[1]) for p in small.checkpoints.glob("checkpoint-*"))
@@ -353,7 +354,7 @@ def test_the_last_step_is_validated_and_saved(small, tmp_path):
 def test_what_is_trained_is_what_was_asked_for(trainable):
     net = training.prepare_model(load_config("smoke", {"training.trainable": trainable}))
     trains = {n for n, p in net.named_parameters() if p.requires_grad}
-    base = scoring.base_of(net)
+    base = kernels.base_of(net)
     linear = {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     if trainable == "linear": assert trains == linear
     elif trainable == "all": assert trains == {n for n, _ in net.named_parameters()}
@@ -367,11 +368,11 @@ def test_a_whole_model_is_saved_with_its_tokenizer(small, tmp_path):
     (run.merged/"of-before.txt").write_text("old")
     training.save_model(run, trainer)
     assert not (run.merged/"of-before.txt").exists() and not run.adapter.exists()
-    net = model.load_base(run.config.model.model_copy(update={"base": str(run.merged)}))
+    net = model_.load_base(run.config.model.model_copy(update={"base": str(run.merged)}))
     ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
     with torch.no_grad(): assert torch.allclose(net(input_ids=ids).logits, trainer.model.eval()(input_ids=ids).logits, atol=1e-5)
     text = "12 * 3 = 36"
-    assert data.load_tokenizer(str(run.merged))(text)["input_ids"] == trainer.processing_class(text)["input_ids"]
+    assert prompt.load_tokenizer(str(run.merged))(text)["input_ids"] == trainer.processing_class(text)["input_ids"]
 
 
 # breaking off and going on
@@ -440,7 +441,7 @@ def test_checkpoints_of_another_training_are_set_aside(small, tmp_path, monkeypa
         content[-1] ^= 1  # one bit; name and size stay
         file.write_bytes(content)
     def change_code():
-        monkeypatch.setattr(training.setup, "__file__", str(package/"setup.py"))
+        monkeypatch.setattr(training.setup, "package_folder", lambda: package)
         (package/"scoring.py").write_text((package/"scoring.py").read_text() + "# another loss\n")
 
     for number, (what, change) in enumerate({"settings": change_settings, "data": change_data, "code": change_code}.items(), 1):
@@ -458,6 +459,6 @@ def test_no_room_for_checkpoints_is_said_before_training(small, monkeypatch):
     need = 12*numbers*(small.config.training.keep_checkpoints + 2)  # the best, and the one that is being written
     usage = type("Usage", (), {"free": need})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    training._check_disk(small, trainer.model)
+    checkpoints.check_room(small, trainer.model)
     usage.free = need - 1
     with pytest.raises(VerifierError, match="are free"): training.train(small)

@@ -93,8 +93,8 @@ def serve():
     import matplotlib
     matplotlib.use("agg")
     import nbclient, nbformat, papermill, psutil, sklearn.metrics, statsmodels.api, torch, transformers  # noqa: F401
-    from verifier_nb import analysis, data, evaluation, model, runs, training  # noqa: F401
-    data._templates()
+    from verifier_nb import sources, data, model, training, evaluation, analysis, runs, cli  # noqa: F401
+    sources._templates()
     print("ready", flush=True)
     for line in sys.stdin:
         if (pid := os.fork()) == 0: child(json.loads(line))
@@ -104,7 +104,7 @@ def serve():
 
 def child(request):
     import traceback
-    from verifier_nb import runs
+    from verifier_nb import runs, cli
     os.setsid()
     log = os.open(request["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
@@ -114,7 +114,7 @@ def child(request):
     if request.get("cwd"): os.chdir(request["cwd"])
     prepare(request)
     sys.argv, code = ["verifier-nb", *request["argv"]], 0
-    try: runs.main()
+    try: cli.main()
     except SystemExit as e: code = e.code or 0
     except BaseException:
         traceback.print_exc()
@@ -125,7 +125,7 @@ def child(request):
 
 def prepare(request):
     "Slim notebooks, stages in this process, the trigger, and limits on what may be written."
-    from verifier_nb import runs, setup
+    from verifier_nb import setup, files, runs, cli
     argv = request["argv"]
     root = argv[argv.index("--root") + 1] if "--root" in argv else os.getcwd()
     events = os.open(request["events"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -149,7 +149,7 @@ def prepare(request):
         except Exception as e:
             raise runs.StageError(f"{type(e).__name__}: {e}", f"notebook {stage}.ipynb", "mend it") from e
         finally: run.still_there()
-        setup.write_text(run.report(f"{stage}.ipynb"), "{}")
+        files.write_text(run.report(f"{stage}.ipynb"), "{}")
         trigger.end()
     runs.execute = execute
 
@@ -163,23 +163,23 @@ def limit(size):
 
 def work(run, stage):
     "What the last cells of a stage's notebook do."
-    from verifier_nb import analysis, data, evaluation, model, setup, training
-    from verifier_nb.config import open_run
+    from verifier_nb import analysis, data, evaluation, files, preflight, setup, training
+    from verifier_nb.folders import open_run
     run = open_run(run.reports)
     if stage == "00_setup": setup.run_stage(run.reports)
-    elif stage != "01_config": {"03_data": data, "04_model": model, "06_training": training, "07_evaluation": evaluation, "08_analysis": analysis}[stage].run_stage(run)
+    elif stage != "01_config": {"03_data": data, "04_model": preflight, "06_training": training, "07_evaluation": evaluation, "08_analysis": analysis}[stage].run_stage(run)
 
 
 def slim_notebooks(folder):
     "The stages' notebooks without their lessons."
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
-    from verifier_nb import runs
+    from verifier_nb import runs, cli
     for stage in runs.STAGES:
         if (folder/f"{stage}.ipynb").exists(): continue
         folder.mkdir(exist_ok=True)
         parameters = new_code_cell("config = 'smoke'\nrun_dir = ''\noverrides = {}", id="parameters", metadata={"tags": ["parameters"]})
-        code = new_code_cell(f"import zygote\nfrom verifier_nb.config import open_run\nrun = open_run(run_dir, config, overrides)\nzygote.in_kernel()\nzygote.work(run, {stage!r})", id="work")
+        code = new_code_cell(f"import zygote\nfrom verifier_nb.folders import open_run\nrun = open_run(run_dir, config, overrides)\nzygote.in_kernel()\nzygote.work(run, {stage!r})", id="work")
         nbformat.write(new_notebook(cells=[parameters, code], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), folder/f"{stage}.ipynb")
     return folder
 
