@@ -703,3 +703,23 @@ def test_fast_and_light():
     rows, start = symbolic()[:60], time.process_time()
     for i, example in enumerate(rows): errors.inject(example, ("computational", "conceptual")[i % 2], None, random.Random(i))
     assert (time.process_time() - start)/len(rows) < 0.012
+
+
+# crashes that were found by comparing old and new code on damaged solutions
+
+UNREADABLE_NOTE = {
+    "question": "There are 15 girls and 10 boys. They share 375 books. How many books do the girls get?",
+    "solution": "There are 15+10 = <<15+10=25>>25 children.\nEach gets 375/25 = <<375/25=15>>15 books.\n"
+                "15 girls get 15*15 = <<15*15=225=>>225 books.\n#### 225"}
+NOTHING_OFF = {
+    "question": "A coat costs $80. It is sold 0% cheaper. What does it cost?",
+    "solution": "The discount is 80 * 0 / 100 = $<<80*0/100=0>>0.\nSo it costs 80 - 0 = $<<80-0=80>>80.\n#### 80"}
+
+
+def test_a_number_in_doubt_may_stand_in_an_annotation_that_is_no_equation():
+    assert errors.inject(UNREADABLE_NOTE, "conceptual", rng=random.Random(0))
+
+
+def test_nothing_is_misapplied_of_a_percentage_of_zero():
+    made = errors.inject(NOTHING_OFF, "conceptual", "percentage misapplied", random.Random(0))
+    assert not made and made.reason
