@@ -256,6 +256,15 @@ def test_parts_of_a_whole():
     assert ways["rest"] > 10
 
 
+@pytest.mark.parametrize("unit, factor", [("seconds", 60), ("minutes", 60), ("hours", 60), ("days", 24), ("weeks", 7), ("months", 12),
+                                          ("years", 12), ("inches", 12), ("yards", 3), ("ounces", 16), ("dozens", 12), ("cents", 100)])
+def test_a_unit_slips_to_its_neighbour(unit, factor):
+    problem = {"question": f"One job takes 240 {unit}. How many {unit} do 7 jobs take?",
+               "solution": f"They take 7 * 240 = <<7*240=1680>>1680 {unit}.\n#### 1680"}
+    slipped = {Fraction(made.new) for _, made in injected("unit slip in the result", [problem], 30)}
+    assert slipped <= {Fraction(1680) * factor, Fraction(1680) / factor} and slipped
+
+
 def test_units_slip_by_their_own_factor():
     factors = {"minutes": 60, "inches": 12}
     seen = set()
