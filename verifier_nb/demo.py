@@ -10,7 +10,7 @@ import os, re
 from typing import NamedTuple
 import typer
 from .files import VerifierError
-from .ask import answer_html, examine, ranking_html, template
+from .ask import answer_html, examine, ranking_html
 
 # %% ../nbs/11b_demo.ipynb #2fe02901
 class Example(NamedTuple):
@@ -37,8 +37,8 @@ def _sentence(text): return text[:1].upper() + text[1:]
 
 def _alert(e)->str:
     "What was wrong and what to do, as a piece of the page."
-    from verifier_nb.page import render
-    return render(template("alert.html.j2"), what=_sentence(e.what), fix=_sentence(e.fix))
+    from verifier_nb.page import render, template_text
+    return render(template_text("alert.html.j2"), what=_sentence(e.what), fix=_sentence(e.fix))
 
 def demo_answers(verifier):  # -> (answer to one solution, answer to several candidates), as functions that return HTML
     "What the page's buttons do; a problem that the user can mend is shown in place of the answer."
@@ -56,12 +56,12 @@ _MARKS = (".eq", ".fix", ".sr", ".track", ".soft")  # rules of the report's styl
 
 def demo_style()->str:
     "The report's colours and marks for the pieces of the page; Gradio says with a class whether it is dark."
-    from verifier_nb.page import STYLE
+    from verifier_nb.page import STYLE, template_text
     light, dark = [line for line in STYLE.splitlines() if ":root{" in line]
     for_light = ".answer{" + light.partition(":root{")[2]
     for_dark = ".dark .answer{" + dark.partition(":root{")[2].removesuffix("}")  # its media query ends here, too
     marks = [line for line in STYLE.splitlines() if line.startswith(_MARKS)]
-    return "\n".join([for_light, for_dark, *marks, template("demo.css")])
+    return "\n".join([for_light, for_dark, *marks, template_text("demo.css")])
 
 # %% ../nbs/11b_demo.ipynb #29ce3397
 def _one_tab(gr, question, one):
@@ -82,7 +82,7 @@ def _candidates_tab(gr, question, several):
 # %% ../nbs/11b_demo.ipynb #372a10f8
 def demo_page(verifier):  # -> gradio.Blocks
     "The page of `verifier-nb demo`. Raises `VerifierError` when Gradio is not installed."
-    from verifier_nb.page import render
+    from verifier_nb.page import render, template_text
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try: import gradio as gr
     except ImportError:
@@ -90,7 +90,7 @@ def demo_page(verifier):  # -> gradio.Blocks
         raise VerifierError("the demo needs the package gradio", "verifier-nb demo", fix) from None
     one, several = demo_answers(verifier)
     with gr.Blocks(title="Is this solution right?", analytics_enabled=False) as page:
-        gr.HTML(render(template("demo.html.j2")))
+        gr.HTML(render(template_text("demo.html.j2")))
         question = gr.Textbox(label="Problem", lines=3, value=EXAMPLE.question, elem_id="question")
         _one_tab(gr, question, one)
         _candidates_tab(gr, question, several)
