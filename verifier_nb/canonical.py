@@ -84,7 +84,7 @@ def _names(section): return frozenset(name for line in _latex()[section] for nam
 # %% ../nbs/02_canonical.ipynb #48ee77b8
 _MARKUP = re.compile(r"""
     (?P<command> \\ (?: [A-Za-z]+\*? | . | $ ) )
-  | (?P<line>    (?m:^) [ \t]* (?: >\ ?(?!>) | \#{1,6}[ \t] | [*•‣◦][ \t]+ | \+[ \t]+(?=[A-Za-z*]) | \| | ```[\w+-]*[ \t]*(?m:$) ) )
+  | (?P<line>    (?m:^) [ \t]* (?: >\ ?(?!>) | \#{1,6}[ \t] | [*•‣◦][ \t]+ | \+[ \t]+(?=[A-Za-z*]) | \| | ```(?:[A-Za-z][\w+-]*)?[ \t]*(?m:$) ) )
   | (?P<dollar>  \$\$? )
   | (?P<group>   [{}] )
   | (?P<cell>    & )
@@ -108,7 +108,7 @@ def _looks_marked(text):
     "Whether a text may hold markup. One with GSM8K's annotations has its style, but for what is LaTeX or bold without doubt."
     if "\\" in text or "**" in text: return True
     if "<<" in text and ">>" in text: return False
-    if "`" in text or "$$" in text or not text.isascii() and _OTHER_SIGNS.search(text): return True
+    if "`" in text or "$$" in text or "{,}" in text or not text.isascii() and _OTHER_SIGNS.search(text): return True
     if _LINE_MARKS.search("\n" + text): return True
     return any(sign in text and mark.search(text) for sign, mark in _SOME_MARKS.items())
 
@@ -178,6 +178,9 @@ def _rewrites(*names):
         for name in names: _HANDLERS[name] = function
         return function
     return enter
+
+# %% ../nbs/02_canonical.ipynb #63f4db74
+_RULE = re.compile(r"(?m:^)[ \t]*\|[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*(?:\n|\Z)")  # the line of dashes below the head of a table
 
 # %% ../nbs/02_canonical.ipynb #d10399b1
 class Place(NamedTuple):
@@ -251,50 +254,109 @@ def optional(r, at, place):
 
 _TAKES = {"frac": 2, "dfrac": 2, "tfrac": 2, "cfrac": 2, "sqrt": 1, "text": 1, "mathrm": 1, "boxed": 1}
 
-# %% ../nbs/02_canonical.ipynb #433da73c
-@_rewrites(r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
-def _fraction(r, found, place):
-    r"\frac{18}{3} -> 18/3, \frac{a+b}{c} -> (a+b)/c; in brackets where it divides."
-    above = argument(r, found.end(), place)
-    below = argument(r, above.behind, place) if above else None
-    if below is None: return _unknown(r, found, place)
-    parts = [r.inner(part.start, part.end, place, math=True) for part in (above, below)]
-    start, end = found.start(), below.behind
-    before = " " * r.out.last.isdigit() + "(" * (r.out.before() in ("/", "^", ":"))  # 2\frac{1}{2}, 6 \div \frac{1}{2}
-    behind = ")" * ("(" in before) + " " * r.original[end:end+1].isalpha()
-    if all(_SINGLE.fullmatch(part.text.strip()) for part in parts):
-        r.out.put(before + "/".join(part.text.strip() for part in parts) + behind, start, end)
-        return end
-    r.out.put(before, start, start)
-    _operand(r, parts[0], start, above.start, above.end)
-    r.out.put("/", above.end, below.start)
-    _operand(r, parts[1], below.start, below.start, below.end)
-    r.out.put(behind, end, end)
-    return end
+# %% ../nbs/02_canonical.ipynb #93fa3f68
+_COMMA = re.compile(r"(?<![\d.,(\[])(\d+),(\d{1,2})(?![\d,]|\.\d)")
+_OPERATES = re.compile(r"[-+*/=·×÷]")
 
-# %% ../nbs/02_canonical.ipynb #02670087
-def _operand(r, part, begin, start, end):
-    "A part of a fraction or root that stands from `start` to `end`, in brackets unless it is a single value."
-    brackets = not _SINGLE.fullmatch(part.text.strip())
-    if brackets: r.out.put("(", begin, start)
-    r.out.take(part)
-    if brackets: r.out.put(")", end, end)
+# %% ../nbs/02_canonical.ipynb #e12f31c0
+def _decimal_commas(text):
+    "Offsets of the commas that stand for decimal points: 2,5 · 3 = 7,5. None in a text that writes points, or lists."
+    if re.search(r"\d\.\d|\d,\d{3}(?!\d)|\d,\d{1,2},", text): return []
+    found = list(_COMMA.finditer(text))
+    computed = [m for m in found if _OPERATES.search(text[max(m.start()-4, 0):m.start()] + text[m.end():m.end()+4])]
+    return [m.end(1) for m in found] if computed else []
 
-# %% ../nbs/02_canonical.ipynb #9d3c78d8
-@_rewrites(r"\sqrt")
-def _root(r, found, place):
-    r"\sqrt{16} -> √16, \sqrt[3]{27} -> ∛27."
-    at = optional(r, found.end(), place)
-    under = argument(r, at, place)
-    if under is None: return _unknown(r, found, place)
-    index = r.original[found.end():at].strip("[] ")
-    sign = {"": "√", "2": "√", "3": "∛", "4": "∜"}.get(index, f"root {index} of ")
-    r.out.put(sign, found.start(), at)
-    _operand(r, r.inner(under.start, under.end, place, math=True), under.start, under.start, under.end)
-    return under.behind
+# %% ../nbs/02_canonical.ipynb #cc12d1d4
+def _rewritten(text):
+    "A text after one pass."
+    if not _looks_marked(text): return Canonical(text, text)
+    written = _Reader(text).rewrite(0, Place(len(text), False, 0))
+    out = _with_points(_merged(written.pieces))
+    made = "".join(piece.text for piece in out)
+    return Canonical(text, text) if made == text else Canonical(text, made, tuple(out))
 
-# %% ../nbs/02_canonical.ipynb #6afb4e35
-_SINGLE = re.compile(r"[-]?[$€£]?[\w.,°%$ ]*(?:\([^()]*\))?|\([^()]*\)")
+_MOST_PASSES = 8
+
+def canonical(
+    text:str,  # a problem or a solution, in whatever style
+)->Canonical:
+    "A text in the plain style of GSM8K. What is plain already comes back unchanged. Linear in the text's length."
+    done = _rewritten(text)
+    for _ in range(_MOST_PASSES):  # what was inside of a mark may be one: nearly always the first of these finds nothing
+        again = _rewritten(done.text)
+        if again.text == done.text: break
+        done = _composed(done, again)
+    return done
+
+# %% ../nbs/02_canonical.ipynb #76904372
+def _composed(first, second):
+    "One rewriting after the other, as one."
+    pieces = []
+    for piece in second.pieces:
+        if piece.copied: pieces += _cut_out(first, piece.start, piece.end)
+        else: pieces.append(Piece(piece.text, *first.to_original(piece.start, piece.end), False))
+    return Canonical(first.original, second.text, tuple(_merged(pieces)))
+
+def _cut_out(c, start, end):
+    "The pieces of a part of a canonical text."
+    if not c.pieces: return [Piece(c.text[start:end], start, end, True)]
+    out, i = [], bisect_right(c._starts, start) - 1
+    while i < len(c.pieces) and c._starts[i] < end:
+        piece, at = c.pieces[i], c._starts[i]
+        head, tail = max(start - at, 0), min(end - at, len(piece.text))
+        where = (piece.start + head, piece.start + tail) if piece.copied else (piece.start, piece.end)
+        out.append(Piece(piece.text[head:tail], *where, piece.copied))
+        i += 1
+    return out
+
+# %% ../nbs/02_canonical.ipynb #9bf8cacb
+def _merged(pieces):
+    "Neighbouring copied pieces as one; where a mark between two is gone, one blank at most stays."
+    out = []
+    for piece in pieces:
+        before = out[-1] if out else None
+        touching = before and before.copied and piece.copied and before.end == piece.start
+        if touching: out[-1] = Piece(before.text + piece.text, before.start, piece.end, True)
+        else: _add_at_a_gap(out, piece)
+    return out
+
+def _add_at_a_gap(out, piece):
+    "Add a piece without the second of two blanks, and none at a line's begin or end."
+    last = out[-1].text[-1] if out else ""
+    if last in (" ", "\n") and piece.text[0] == " ":
+        piece = piece._replace(text=piece.text[1:], start=piece.start + piece.copied)
+    elif last == " " and piece.text[0] == "\n": _cut_last(out)
+    if piece.text: out.append(piece)
+
+def _cut_last(out):
+    "Take the last character away."
+    piece = out.pop()
+    if len(piece.text) > 1: out.append(piece._replace(text=piece.text[:-1], end=piece.end - piece.copied))
+
+# %% ../nbs/02_canonical.ipynb #e1d96f58
+def _with_points(pieces):
+    "Decimal points in place of decimal commas."
+    commas = _decimal_commas("".join(piece.text for piece in pieces))
+    if not commas: return pieces
+    out, at = [], 0
+    for piece in pieces:
+        inside = [c - at for c in commas if at <= c < at + len(piece.text)]
+        at += len(piece.text)
+        out += _split_at(piece, inside)
+    return out
+
+# %% ../nbs/02_canonical.ipynb #1e0ff859
+def _split_at(piece, commas):
+    if not piece.copied:
+        text = "".join("." if i in commas else c for i, c in enumerate(piece.text))
+        return [piece._replace(text=text)]
+    out, last = [], 0
+    for c in commas:
+        out.append(Piece(piece.text[last:c], piece.start + last, piece.start + c, True))
+        out.append(Piece(".", piece.start + c, piece.start + c + 1, False))
+        last = c + 1
+    out.append(Piece(piece.text[last:], piece.start + last, piece.end, True))
+    return [p for p in out if p.text]
 
 # %% ../nbs/02_canonical.ipynb #57f26a24
 _NEWLINE = re.compile(r"[ \t]*(?:\[[\d.]+ ?(?:pt|em|ex|mm|cm)\])?[ \t]*\n?")
@@ -389,6 +451,51 @@ def _thin_space(r, found, sign, place):
 
 # %% ../nbs/02_canonical.ipynb #ddf489f9
 _THREE_DIGITS = re.compile(r"\d{3}(?!\d)")
+
+# %% ../nbs/02_canonical.ipynb #433da73c
+@_rewrites(r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
+def _fraction(r, found, place):
+    r"\frac{18}{3} -> 18/3, \frac{a+b}{c} -> (a+b)/c; in brackets where it divides."
+    above = argument(r, found.end(), place)
+    below = argument(r, above.behind, place) if above else None
+    if below is None: return _unknown(r, found, place)
+    parts = [r.inner(part.start, part.end, place, math=True) for part in (above, below)]
+    start, end = found.start(), below.behind
+    before = " " * r.out.last.isdigit() + "(" * (r.out.before() in ("/", "^", ":"))  # 2\frac{1}{2}, 6 \div \frac{1}{2}
+    behind = ")" * ("(" in before) + " " * r.original[end:end+1].isalpha()
+    if all(_SINGLE.fullmatch(part.text.strip()) for part in parts):
+        r.out.put(before + "/".join(part.text.strip() for part in parts) + behind, start, end)
+        return end
+    r.out.put(before, start, start)
+    _operand(r, parts[0], start, above.start, above.end)
+    r.out.put("/", above.end, below.start)
+    _operand(r, parts[1], below.start, below.start, below.end)
+    r.out.put(behind, end, end)
+    return end
+
+# %% ../nbs/02_canonical.ipynb #02670087
+def _operand(r, part, begin, start, end):
+    "A part of a fraction or root that stands from `start` to `end`, in brackets unless it is a single value."
+    brackets = not _SINGLE.fullmatch(part.text.strip())
+    if brackets: r.out.put("(", begin, start)
+    r.out.take(part)
+    if brackets: r.out.put(")", end, end)
+
+# %% ../nbs/02_canonical.ipynb #9d3c78d8
+@_rewrites(r"\sqrt")
+def _root(r, found, place):
+    r"\sqrt{16} -> √16, \sqrt[3]{27} -> ∛27."
+    at = optional(r, found.end(), place)
+    under = argument(r, at, place)
+    if under is None: return _unknown(r, found, place)
+    index = r.original[found.end():at].strip("[] ")
+    sign = {"": "√", "2": "√", "3": "∛", "4": "∜"}.get(index, f"root {index} of ")
+    r.out.put(sign, found.start(), at)
+    _operand(r, r.inner(under.start, under.end, place, math=True), under.start, under.start, under.end)
+    return under.behind
+
+# %% ../nbs/02_canonical.ipynb #6afb4e35
+_SINGLE = re.compile(r"[-]?[$€£]?[\w.,°%$ ]*(?:\([^()]*\))?|\([^()]*\)")
 
 # %% ../nbs/02_canonical.ipynb #1d228e98
 def _wrapper(r, found, name, place):
@@ -519,7 +626,8 @@ def _is_mathematics(body, sign):
     if sign == "$$": return True
     if body[-1] in "=+*/(-<×÷" or body[0] in ")/*": return False
     if re.search(r"\\[A-Za-z(]|[\^{}]|\w_\w", body): return True
-    return bool(_MATHS_ONLY.fullmatch(body))
+    named = body[0].isalpha() and len(body) < 60  # no price begins with a letter
+    return named or bool(_MATHS_ONLY.fullmatch(body))
 
 # %% ../nbs/02_canonical.ipynb #da969e86
 _MATHS_ONLY = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[\d.,\s+\-*/=()<>%:×÷−·!|≈≤≥])+")
@@ -630,7 +738,6 @@ def _pipe(r, found, place):
 # %% ../nbs/02_canonical.ipynb #45b6dbb9
 _STARRED = re.compile(r"(\*{1,3})(?=[^\s*])((?:[^*\n]|(?<=\d)\*(?=\d)|(?<= )\*(?= ))+?)(?<=\S)\1(?!\w)")
 _FINAL = re.compile(r"[ \t]*[-+]?[$€£]?[-+]?(?:\d|\.\d|\\boxed|\$)")
-_RULE = re.compile(r"(?m:^)[ \t]*\|[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*(?:\n|\Z)")
 
 # %% ../nbs/02_canonical.ipynb #ffd440a2
 @_rewrites("sign")
@@ -676,97 +783,6 @@ def _between_operands(text, start, end):
     before, after = text[max(start-2, 0):start].rstrip()[-1:], text[end:end+2].lstrip()[:1]
     ends = bool(before) and (before.isalnum() or before in ")%}")
     return ends and bool(after) and (after.isalnum() or after in "($€£\\.-")
-
-# %% ../nbs/02_canonical.ipynb #93fa3f68
-_COMMA = re.compile(r"(?<![\d.,(\[])(\d+),(\d{1,2})(?![\d,]|\.\d)")
-_OPERATES = re.compile(r"[-+*/=·×÷]")
-
-# %% ../nbs/02_canonical.ipynb #e12f31c0
-def _decimal_commas(text):
-    "Offsets of the commas that stand for decimal points: 2,5 · 3 = 7,5. None in a text that writes points, or lists."
-    if re.search(r"\d\.\d|\d,\d{3}(?!\d)|\d,\d{1,2},", text): return []
-    found = list(_COMMA.finditer(text))
-    computed = [m for m in found if _OPERATES.search(text[max(m.start()-4, 0):m.start()] + text[m.end():m.end()+4])]
-    return [m.end(1) for m in found] if computed else []
-
-# %% ../nbs/02_canonical.ipynb #cc12d1d4
-def _rewritten(text):
-    "A text after one pass."
-    if not _looks_marked(text): return Canonical(text, text)
-    written = _Reader(text).rewrite(0, Place(len(text), False, 0))
-    out = _with_points(_merged(written.pieces))
-    made = "".join(piece.text for piece in out)
-    return Canonical(text, text) if made == text else Canonical(text, made, tuple(out))
-
-_MOST_PASSES = 8
-
-def canonical(
-    text:str,  # a problem or a solution, in whatever style
-)->Canonical:
-    "A text in the plain style of GSM8K. What is plain already comes back unchanged. Linear in the text's length."
-    done = _rewritten(text)
-    for _ in range(_MOST_PASSES):  # what was inside of a mark may be one: nearly always the first of these finds nothing
-        again = _rewritten(done.text)
-        if again.text == done.text: break
-        done = _composed(done, again)
-    return done
-
-# %% ../nbs/02_canonical.ipynb #76904372
-def _composed(first, second):
-    "One rewriting after the other, as one."
-    pieces = []
-    for piece in second.pieces:
-        if piece.copied: pieces += _cut_out(first, piece.start, piece.end)
-        else: pieces.append(Piece(piece.text, *first.to_original(piece.start, piece.end), False))
-    return Canonical(first.original, second.text, tuple(_merged(pieces)))
-
-def _cut_out(c, start, end):
-    "The pieces of a part of a canonical text."
-    if not c.pieces: return [Piece(c.text[start:end], start, end, True)]
-    out, i = [], bisect_right(c._starts, start) - 1
-    while i < len(c.pieces) and c._starts[i] < end:
-        piece, at = c.pieces[i], c._starts[i]
-        head, tail = max(start - at, 0), min(end - at, len(piece.text))
-        where = (piece.start + head, piece.start + tail) if piece.copied else (piece.start, piece.end)
-        out.append(Piece(piece.text[head:tail], *where, piece.copied))
-        i += 1
-    return out
-
-# %% ../nbs/02_canonical.ipynb #9bf8cacb
-def _merged(pieces):
-    "Neighbouring copied pieces as one."
-    out = []
-    for piece in pieces:
-        before = out[-1] if out else None
-        if before and before.copied and piece.copied and before.end == piece.start:
-            out[-1] = Piece(before.text + piece.text, before.start, piece.end, True)
-        else: out.append(piece)
-    return out
-
-# %% ../nbs/02_canonical.ipynb #e1d96f58
-def _with_points(pieces):
-    "Decimal points in place of decimal commas."
-    commas = _decimal_commas("".join(piece.text for piece in pieces))
-    if not commas: return pieces
-    out, at = [], 0
-    for piece in pieces:
-        inside = [c - at for c in commas if at <= c < at + len(piece.text)]
-        at += len(piece.text)
-        out += _split_at(piece, inside)
-    return out
-
-# %% ../nbs/02_canonical.ipynb #1e0ff859
-def _split_at(piece, commas):
-    if not piece.copied:
-        text = "".join("." if i in commas else c for i, c in enumerate(piece.text))
-        return [piece._replace(text=text)]
-    out, last = [], 0
-    for c in commas:
-        out.append(Piece(piece.text[last:c], piece.start + last, piece.start + c, True))
-        out.append(Piece(".", piece.start + c, piece.start + c + 1, False))
-        last = c + 1
-    out.append(Piece(piece.text[last:], piece.start + last, piece.end, True))
-    return [p for p in out if p.text]
 
 # %% ../nbs/02_canonical.ipynb #e10b74b9
 _OPENS_OR_CLOSES = re.compile(r"\\[()\[\]]|\\.|[{}]|\*\*", re.DOTALL)
