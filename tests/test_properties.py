@@ -129,7 +129,7 @@ def holds(tokenizer, question, s):
     zero, one = prompt.label_ids(tokenizer)
     assert zero != one and tokenizer.pad_token_id not in (zero, one)
     for label, expected in ((0, zero), (1, one)):
-        whole = prompt._ids(tokenizer, prompt.messages(question, s, label), False)
+        whole = prompt._read(tokenizer, prompt.messages(question, s, label), False).ids
         assert whole[:len(ids)] == ids and whole[len(ids)] == expected, "prompt and label are how the conversation begins"
 
 

@@ -8,10 +8,13 @@ __all__ = ['SYSTEM', 'CUT', 'messages', 'tiny_tokenizer', 'load_tokenizer', 'pro
 
 # %% ../nbs/02c_prompt.ipynb #29026920
 import functools, html, importlib.util, os, re, tempfile
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 from .setup import cache_dir
 from .files import VerifierError
+from .canonical import canonical
+from .steps import steps as steps_of
 
 # %% ../nbs/02c_prompt.ipynb #aa742585
 SYSTEM = ("Analyze the following mathematical problem and solution "
@@ -170,30 +173,45 @@ class _Hidden:
         return re.sub(f"{self.mark}(\\d+){self.mark}", lambda found: self.tokens[int(found[1])], text)
 
 # %% ../nbs/02c_prompt.ipynb #b7bc6479
-def _ids(
+class _Tokens:
+    "Token ids of a text that is read piece by piece, and where in the text each token begins."
+    def __init__(self, tokenizer):
+        self.tokenizer, self.ids, self.starts, self.text = tokenizer, [], [], ""
+
+    def read(self, piece, **options):
+        "Go on with a piece of ordinary text."
+        if not piece: return
+        made = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, **options)
+        self.ids += made["input_ids"]
+        self.starts += [len(self.text) + start for start, _ in made["offset_mapping"]]
+        self.text += piece
+
+    def control(self, token):
+        "Go on with a control token."
+        self.ids.append(self.tokenizer.convert_tokens_to_ids(token))
+        self.starts.append(len(self.text))
+        self.text += token
+
+# %% ../nbs/02c_prompt.ipynb #c5f2300e
+def _read(
     tokenizer,
     talk:list,  # see `messages`
     prompt:bool,  # end where the assistant's answer begins
-)->list:  # token ids
-    "Token ids of a conversation; special tokens in its messages are text."
-    special, said = _controls(tokenizer), [message["content"] for message in talk]
+)->_Tokens:
+    "Tokens of a conversation; special tokens in its messages are text."
+    special, said, tokens = _controls(tokenizer), [message["content"] for message in talk], _Tokens(tokenizer)
     if not any(map(special.search, said)):
-        return tokenizer(_render(tokenizer, talk, prompt), add_special_tokens=False)["input_ids"]
+        tokens.read(_render(tokenizer, talk, prompt))
+        return tokens
     hidden = _Hidden(special, said)
     covered = [{**message, "content": hidden.hide(message["content"])} for message in talk]
-    text = _render(tokenizer, covered, prompt)
-
-    def text_ids(start, end):
-        piece = hidden.show(text[start:end])
-        if not piece: return []
-        return tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    ids, start = [], 0
+    text, start = _render(tokenizer, covered, prompt), 0
     for control in special.finditer(text):
-        ids += text_ids(start, control.start())
-        ids.append(tokenizer.convert_tokens_to_ids(control[0]))
+        tokens.read(hidden.show(text[start:control.start()]), split_special_tokens=True)
+        tokens.control(control[0])
         start = control.end()
-    return ids + text_ids(start, len(text))
+    tokens.read(hidden.show(text[start:]), split_special_tokens=True)
+    return tokens
 
 # %% ../nbs/02c_prompt.ipynb #9a360d2f
 def prompt_ids(
@@ -202,7 +220,7 @@ def prompt_ids(
     solution:str,  # the worked solution to judge
 )->list:  # token ids; the label is the next token
     "Token ids of the prompt: the conversation up to where the answer begins."
-    return _ids(tokenizer, messages(question, solution), True)
+    return _read(tokenizer, messages(question, solution), True).ids
 
 # %% ../nbs/02c_prompt.ipynb #53513f60
 _PROBES = [("2 + 3?", "2 + 3 = 5\n#### 5"), ("What is 1?", "1 "), ("x", "It is 0.\n\n"), ("<|end|>", "<|assistant|>1")]
@@ -213,8 +231,8 @@ def _label_pair(
     solution:str,
 )->tuple:  # (id of "0", id of "1")
     "The two labels' ids after one prompt. Raises `VerifierError` when they are not single tokens right behind it."
-    prompt = _ids(tokenizer, messages(question, solution), True)
-    zero, one = (_ids(tokenizer, messages(question, solution, label), False) for label in (0, 1))
+    prompt = _read(tokenizer, messages(question, solution), True).ids
+    zero, one = (_read(tokenizer, messages(question, solution, label), False).ids for label in (0, 1))
     n = len(prompt)
     for whole in (zero, one):
         if whole[:n] == prompt and len(whole) > n: continue
@@ -250,31 +268,78 @@ def label_ids(
 CUT = " […] "  # stands where words were taken out of a question
 
 def _shortened(tokenizer, question, solution, max_length):
-    "Prompt ids with the question's middle cut out so that prompt and label fit; None: the question would have to go."
+    "The question without its middle, so that prompt and label fit; None: the question would have to go."
     read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     spans = read["offset_mapping"]  # (start, end) of each token in the question
-    keep = len(spans)
-    ids = prompt_ids(tokenizer, question, solution)
-    while len(ids) + 1 > max_length:
-        keep -= max(len(ids) + 1 - max_length, 1)
+    keep, short = len(spans), question
+    length = len(prompt_ids(tokenizer, short, solution)) + 1
+    while length > max_length:
+        keep -= max(length - max_length, 1)
         if keep < 8: return None
         head = spans[(keep+1)//2 - 1][1]  # end of the first half that is kept
         tail = spans[len(spans) - keep//2][0]  # start of the second
-        ids = prompt_ids(tokenizer, question[:head] + CUT + question[tail:], solution)
-    return ids
+        short = question[:head] + CUT + question[tail:]
+        length = len(prompt_ids(tokenizer, short, solution)) + 1
+    return short
 
 # %% ../nbs/02c_prompt.ipynb #5d3686c2
+class _Mark(NamedTuple):
+    "A finding of the equation checker, to be written behind an equation."
+    at: int  # offset behind the equation
+    text: str
+
+def _marks(solution:str)->list:  # of _Mark, in reading order
+    "The equation checker's findings: [ok], or [false: what it is]."
+    from verifier_nb import solution as solution_
+    found = sorted(solution_.check(solution), key=lambda equation: equation.end)
+    return [_Mark(e.end, " [ok]" if e.ok else f" [false: {e.expected}]") for e in found]
+
+def _written(solution, marks):
+    "A solution with marks in it."
+    out, at = [], 0
+    for mark in marks:
+        out += [solution[at:mark.at], mark.text]
+        at = mark.at
+    return "".join(out) + solution[at:]
+
 def with_marks(
     solution:str,
 )->str:  # with [ok] or [false: what it is] after each equation
     "A solution in which the equation checker's findings are written."
-    from verifier_nb import solution as solution_
-    out, at = [], 0
-    for equation in sorted(solution_.check(solution), key=lambda equation: equation.end):
-        finding = "ok" if equation.ok else f"false: {equation.expected}"
-        out += [solution[at:equation.end], f" [{finding}]"]
-        at = equation.end
-    return "".join(out) + solution[at:]
+    return _written(solution, _marks(solution))
+
+# %% ../nbs/02c_prompt.ipynb #f0ab8773
+def _begin_of_solution(
+    text:str,  # the rendered conversation
+    question:str, solution:str,
+)->int:
+    "Where the solution begins in a conversation. Raises `VerifierError` when the template rewrites what is said."
+    asked = messages(question, solution)[1]["content"].rstrip()
+    at = text.find(asked)
+    if at >= 0: return at + len(messages(question, "")[1]["content"])
+    raise VerifierError("the chat template rewrites messages, so no step can be found in them",
+                        "the tokenizer's chat template", "set training.steps: off, or use another base model")
+
+# %% ../nbs/02c_prompt.ipynb #58155641
+def _ends_of_steps(
+    spans,  # (start, end) of each step in the solution as it was written
+    plain,  # Canonical: the solution in plain style
+    marks,  # of _Mark: what was then written into it
+)->list:
+    "For each step the offset behind its last character, in the text that the model reads."
+    ends = []
+    for _, end in spans:
+        seen = plain.text[:plain.to_canonical(end)].rstrip()
+        added = sum(len(mark.text) for mark in marks if mark.at <= len(seen))
+        ends.append(len(seen) + added)
+    return ends
+
+def _last_tokens(
+    starts:list,  # where each token begins
+    ends:list,  # where each step ends, in the same text
+)->list:
+    "For each step the position of the token that holds its last character."
+    return [bisect_left(starts, end) - 1 for end in ends]
 
 # %% ../nbs/02c_prompt.ipynb #66a765de
 def encode(
@@ -284,16 +349,28 @@ def encode(
     max_length:int=512,  # tokens of prompt and label together
     too_long:str="shorten",  # shorten: cut the middle of the question; drop
     marks:bool=False,  # write the equation checker's findings into the solution
-):  # dict with `input_ids`, `length` (tokens of prompt and label before any cut) and `shortened`; None: dropped
-    "Prompt ids of one row, or None when it is too long and cannot or must not be shortened."
-    if marks: solution = with_marks(solution)
-    ids = prompt_ids(tokenizer, question, solution)
-    length = len(ids) + 1  # the label has its place too
-    if length <= max_length: return dict(input_ids=ids, length=length, shortened=False)
-    if too_long != "shorten": return None
-    ids = _shortened(tokenizer, question, solution, max_length)
-    if ids is None: return None
-    return dict(input_ids=ids, length=length, shortened=True)
+    steps=False,  # True, or the steps' (start, end) in the solution: say where each step ends, too
+):  # dict with `input_ids`, `length` (tokens of prompt and label before any cut), `shortened`; None: dropped
+    "Prompt ids of one row, or None when it is too long and cannot or must not be shortened; see also `_with_steps`."
+    plain = canonical(solution)
+    found = _marks(plain.text) if marks else []
+    question, written = canonical(question).text, _written(plain.text, found)
+    tokens = _read(tokenizer, messages(question, written), True)
+    length = len(tokens.ids) + 1  # the label has its place too
+    if shortened := length > max_length:
+        if too_long != "shorten": return None
+        question = _shortened(tokenizer, question, written, max_length)
+        if question is None: return None
+        tokens = _read(tokenizer, messages(question, written), True)
+    made = dict(input_ids=tokens.ids, length=length, shortened=shortened)
+    if steps is False: return made
+    ends = _ends_of_steps(steps_of(solution) if steps is True else steps, plain, found)
+    return made | _positions(tokens, _begin_of_solution(tokens.text, question, written), ends)
+
+def _positions(tokens, begin, ends):
+    "`step_positions`: the last token of each step; `solution_position`: the first token of the solution."
+    positions = _last_tokens(tokens.starts, [begin + end for end in ends])
+    return dict(step_positions=positions, solution_position=bisect_left(tokens.starts, begin))
 
 # %% ../nbs/02c_prompt.ipynb #27df9d6c
 class _Piece(NamedTuple):
