@@ -452,6 +452,9 @@ def sound(
     if p.numbers[p.answer].source is None: return "the answer is not the result of a step"
     return None
 
+# %% ../nbs/02_solution.ipynb #6b265169
+from .steps import steps  # noqa: F401 (`solution.steps` is its public name)
+
 # %% ../nbs/02_solution.ipynb #b62782ae
 def strip_annotations(solution:str)->str:
     "A solution without its <<…>> annotations."
