@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
-from .canonical import canonical
+from .canonical import canonical, whole
 from .numbers import (Equation, LIMITS, Parsed, Role, Step, about, agrees, as_written, exact_quotient, singular, unit_behind,
                                  values_said, without_annotations, word_list)
 from .prose import said
@@ -573,7 +573,7 @@ def findings(
 
 def _placed(equation, plain):
     "An equation with its place in the original."
-    start, end = plain.to_original(equation.start, equation.end)
+    start, end = whole(plain.original, *plain.to_original(equation.start, equation.end))
     return equation if (start, end) == (equation.start, equation.end) else replace(equation, start=start, end=end)
 
 # %% ../nbs/02_solution.ipynb #fa842655
