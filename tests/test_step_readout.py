@@ -118,7 +118,7 @@ def twins(n=3):
     "Pairs with shared steps; of the last pair the flawed row does not know its step."
     out = []
     for i in range(n):
-        question, a, b = f"Problem {i}: Ann has {i + 3} bags of 12 and eats 2.", f"{i + 3}*12={12*i + 36}\n", f"{12*i + 36}-2="
+        question, a, b = f"Problem {i}: Ann has {i + 3} bags of 12 and eats 2." + " How many?"*i, f"{i + 3}*12={12*i + 36}\n", f"{12*i + 36}-2="
         for wrong in (0, 1):
             made = prompt.encode(TOKENIZER, question, f"{a}{b}{12*i + 34 + wrong}\n#### {12*i + 34 + wrong}", 2048, steps=True)
             steps = len(made["step_positions"])
@@ -361,3 +361,73 @@ def test_off_and_on_in_yaml(said, meant):
 
 def test_a_step_that_is_not_there_is_refused():
     with pytest.raises(VerifierError, match="has 2 steps"): samples_.step_targets(2, 1, 5)
+
+
+# what people ask a verifier
+
+class Planted:
+    "A verifier whose log odds at the ends of steps are given, so that what is made of them can be counted by hand."
+    def __new__(cls, monkeypatch, odds, **rule):
+        from verifier_nb.probability import StepRule
+        verifier = scoring.Verifier(load("llama"), TOKENIZER, steps=StepRule(**rule).to_json())
+
+        def scores(model, samples, *_):
+            return scoring.Scores(np.log(np.full((len(samples), 2), 0.4)), [np.array(odds(s)) for s in samples])
+        monkeypatch.setattr(scoring, "score_samples", scores)
+        return verifier
+
+
+def test_the_first_wrong_step_and_its_probability(monkeypatch):
+    rows = iter([[-3.0, 1.0, -2.0, 4.0], [-3.0, -2.0, -9.0, -1.0], [2.0, -1.0, -1.0, -1.0]])
+    verifier = Planted(monkeypatch, lambda sample: next(rows))
+    text = "a 1+1=2\nb 2+2=4\nc 1+2=3\nd"
+    found = verifier.score(["q"]*3, [text]*3, steps=True)
+    assert found.first_error.tolist() == [1, -1, 0]
+    sigmoid = lambda z: 1/(1 + np.exp(-z))
+    np.testing.assert_allclose(found.p_first_error, [sigmoid(1), sigmoid(-1), sigmoid(2)])
+
+
+def test_the_table_of_steps_speaks_of_the_original_text(monkeypatch):
+    text = "**Step 1:** We get \\(3 \\times 4 = 13\\).\n\n**Step 2:** So \\(13 + 1 = 14\\).\n\nThe answer is \\(\\boxed{14}\\)."
+    verifier = Planted(monkeypatch, lambda sample: np.linspace(-1, 1, len(sample["step_positions"])), equation=5.0)
+    table = verifier.steps("q", text)
+    assert list(table) == ["step", "text", "start", "end", "p_flawed", "p_calibrated", "equations", "verdict"]
+    assert "".join(text[a:b] for a, b in zip(table.start, table.end)) == text and table.step.tolist() == list(range(len(table)))
+    assert [len(e) for e in table.equations][:2] == [1, 1] and not table.equations[0][0].ok and table.equations[1][0].ok
+    assert table.verdict.tolist() == ["flawed"] + ["behind"]*(len(table) - 1)  # the false equation decides
+    np.testing.assert_allclose(table.p_flawed, 1/(1 + np.exp(-np.linspace(-1, 1, len(table)))))
+
+
+def test_steps_that_are_given_are_the_steps(monkeypatch):
+    verifier = Planted(monkeypatch, lambda sample: [0.0]*len(sample["step_positions"]))
+    text = "One line with 1+1=2 and 2+2=4."
+    table = verifier.steps("q", text, spans=[(0, 19), (19, len(text))])
+    assert len(table) == 2 and table.text[0] == text[:19].strip()
+    assert len(verifier.score(["q"], [text], steps=[[(0, 19), (19, len(text))]]).p_steps[0]) == 2
+
+
+def test_ranking_by_steps(monkeypatch):
+    candidates = {"a\nb\nc": [0.1, 0.5, 0.1], "d\ne\nf": [0.3, 0.3, 0.3], "g\nh\ni": [0.05, 0.1, 0.4]}
+    of = {text: np.log(np.array(p)/(1 - np.array(p))) for text, p in candidates.items()}
+    by_ids = {tuple(prompt.encode(TOKENIZER, "q", text)["input_ids"]): odds for text, odds in of.items()}
+    verifier = Planted(monkeypatch, lambda sample: by_ids[tuple(sample["input_ids"])])
+    rank = {by: verifier.rank("q", list(candidates), by=by)["rank"].tolist() for by in ("min", "last", "product")}
+    assert rank == {"min": [3, 1, 2], "last": [1, 2, 3], "product": [2, 3, 1]}
+    with pytest.raises(VerifierError, match="no ranking by 'mean'"): verifier.rank("q", list(candidates), by="mean")
+    assert len(verifier.rank("q", [], by="min")) == 0
+
+
+def test_a_verifier_without_steps_says_so():
+    verifier = scoring.Verifier(load("llama"), TOKENIZER)
+    for ask in (lambda: verifier.steps("q", "1+1=2"), lambda: verifier.score(["q"], ["1+1=2"], steps=True), lambda: verifier.rank("q", ["1+1=2"], by="last")):
+        with pytest.raises(VerifierError, match="was not trained on steps"): ask()
+    assert verifier.rank("q", ["1+1=2"])["rank"].tolist() == [1]
+
+
+def test_scores_with_steps_are_the_scores_without():
+    from verifier_nb.probability import StepRule
+    verifier = scoring.Verifier(load("llama", lora=True), TOKENIZER, steps=StepRule().to_json())
+    texts = ["3*4=12\n#### 12", "", "He has 5.\n\nThen 5+1=7."]
+    without, found = verifier.score(["q"]*3, texts), verifier.score(["q"]*3, texts, steps=True)
+    np.testing.assert_allclose(without.p_flawed, found.p_flawed, atol=1e-6)
+    assert found.first_error[1] == -1 and len(found.p_steps[1]) == 0 and found.p_first_error[1] == 0.0

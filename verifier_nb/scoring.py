@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'Reading', 'read', 'label_loss', 'Probabilities', 'label_log_softmax',
            'probabilities', 'Budget', 'Scores', 'score_samples', 'label_log_probs', 'PlainLora', 'read_plain_lora',
-           'switchable', 'fold', 'read_calibration', 'Verifier']
+           'switchable', 'fold', 'false_in_steps', 'read_calibration', 'Verifier']
 
 # %% ../nbs/05b_scoring.ipynb #43bdce95
 import itertools, math, sys
@@ -24,7 +24,8 @@ from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 from .readout import last_hidden, step_log_odds, step_loss
-from .probability import Calibration
+from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
+from .steps import steps as steps_of
 
 # %% ../nbs/05b_scoring.ipynb #01d8b47e
 def _padded_logits(model, batch, ids, positions):
@@ -322,6 +323,16 @@ def _add(lora, weights)->dict:  # {parameter's name: the base's tensor}
         w.data = torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=lora.scale)
     return base
 
+# %% ../nbs/05b_scoring.ipynb #c7df62f8
+def false_in_steps(
+    solution:str,
+    steps,  # (start, end) of each step
+)->np.ndarray:  # [steps] of booleans
+    "Which steps hold an equation that the checker finds false."
+    from verifier_nb import solution as solution_
+    false = [equation.start for equation in solution_.check(str(solution)) if not equation.ok]
+    return np.array([any(start <= at < end for at in false) for start, end in steps], bool)
+
 # %% ../nbs/05b_scoring.ipynb #efd022e3
 class _Judge:
     "A model and its tokenizer, with what was fitted on validation."
@@ -335,11 +346,13 @@ class _Judge:
         marks:bool=False,  # write the equation checker's findings into the solution, as in training
         layout:str="auto",  # auto | padded | flat | shared
         bias:float=0.0,  # is added to the divided log odds; fitted on validation by Platt scaling
+        steps:dict=None,  # the rule for steps, as `StepRule.to_json` writes it; none: not trained on steps
     ):
         self.model, self.tokenizer, self.label_tokens = model.eval(), tokenizer, prompt.label_ids(tokenizer)
         self.temperature, self.bias, self.isotonic = float(temperature), float(bias), isotonic
         self.threshold, self.max_length, self.marks = threshold, max_length, marks
         self.layout, self.budget = pick_layout(model, layout), None
+        self.step_rule = None if steps is None else StepRule.from_json(steps)
         fitted = ("temperature", "bias", "threshold", "isotonic")
         self.calibration = {name: getattr(self, name) for name in fitted}  # `_with` adds the rest of calibration.json
 
@@ -353,45 +366,67 @@ class _Judge:
         fitted = {"temperature": self.temperature, "bias": self.bias, "isotonic": self.isotonic}
         return Calibration.from_json(fitted).apply(log_odds)
 
-    def _encode(self, question, solution):
+    def _encode(self, question, solution, steps=False):
         "The prompt's parts, or None when the solution alone is too long."
-        return prompt.encode(self.tokenizer, str(question), str(solution), max_length=self.max_length, marks=self.marks)
+        return prompt.encode(self.tokenizer, str(question), str(solution), max_length=self.max_length, marks=self.marks,
+                             steps=steps)
 
     def fits(self, question:str, solution:str)->bool:
         "Whether a solution is short enough to be read whole."
         return self._encode(question, solution) is not None
 
-    def sample(self, question:str, solution:str)->dict:
+    def sample(self,
+        question:str, solution:str,
+        steps=None,  # (start, end) of each step in the solution, where they are to be read
+    )->dict:
         "One prompt as the engine wants it. Raises `VerifierError` when the solution alone is too long."
-        made = self._encode(question, solution)
+        made = self._encode(question, solution, False if steps is None else steps)
         if made is None:
             what = f"this solution does not fit into {self.max_length} tokens"
             raise VerifierError(what, "Verifier.score", "give a larger max_length")
-        return {"input_ids": made["input_ids"], "group": question}
+        sample = {"input_ids": made["input_ids"], "group": question}
+        if steps is None: return sample
+        asked = self.step_rule and self.step_rule.equation
+        false = false_in_steps(solution, steps) if asked else np.zeros(len(steps), bool)
+        return sample | {"step_positions": made["step_positions"], "false_equations": false}
 
-    def _frame(self, logs):
-        "The result's columns from log probabilities."
+    def _step_columns(self, scores, samples):
+        "The columns that steps add; lists are of one solution's steps."
+        rule = self.step_rule or StepRule()
+        p = [rule.apply(odds, sample["false_equations"]) for odds, sample in zip(scores.steps, samples)]
+        first = [rule.first(some) for some in p]
+        at_first = [some[k] if k >= 0 else max(some, default=0.0) for some, k in zip(p, first)]
+        return {"first_error": first, "p_first_error": at_first, "p_steps": p, "step_log_odds": scores.steps}
+
+    def _frame(self, scores, samples=()):
+        "The result's columns from what was scored."
+        logs = scores.logs
         p = _from_logs(torch.from_numpy(logs))
         calibrated = self.calibrate(logs[:, 1] - logs[:, 0])
         columns = {name: getattr(p, name).numpy() for name in ("prob_0", "prob_1", "label_mass", "p_flawed")}
         verdict = np.where(calibrated >= self.threshold, "flawed", "correct")
-        return pd.DataFrame({**columns, "p_calibrated": calibrated, "verdict": verdict})
+        steps = self._step_columns(scores, samples) if samples and "false_equations" in samples[0] else {}
+        return pd.DataFrame({**columns, "p_calibrated": calibrated, "verdict": verdict, **steps})
 
 # %% ../nbs/05b_scoring.ipynb #bf144f64
-def _zip(problems, solutions):
-    "Pairs, with an error of our kind when one side is longer."
+def _zip(problems, solutions, steps=False):
+    "Problems, solutions and, where they are wanted, their steps; with an error of our kind when one is longer."
     end = object()
-    for question, solution in itertools.zip_longest(problems, solutions, fillvalue=end):
+    texts = itertools.zip_longest(problems, solutions, fillvalue=end)
+    given = None if isinstance(steps, bool) else iter(steps)
+    for question, solution in texts:
         if question is end or solution is end:
             what = "there are not as many solutions as problems"
             raise VerifierError(what, "Verifier.score", "give one problem for each solution")
-        yield question, solution
+        if not steps: yield question, solution
+        elif given is None: yield question, solution, steps_of(str(solution))
+        else: yield question, solution, next(given)
 
 # %% ../nbs/05b_scoring.ipynb #0846ed2d
 class _Scorer(_Judge):
     "Judges many solutions."
     def stream(self,
-        pairs,  # iterable of (question, solution)
+        pairs,  # iterable of (question, solution), or (question, solution, its steps) where these are to be read
         batch_tokens:int=4096,  # tokens in one forward pass
         window:int=512,  # rows that are read ahead to fill batches well
     ):  # -> data frames, in order
@@ -399,13 +434,13 @@ class _Scorer(_Judge):
         if self.budget is None or not self.budget.halved: self.budget = Budget(batch_tokens)
         self.budget.tokens = min(self.budget.tokens, batch_tokens)
         pairs, pad_id = iter(pairs), self.tokenizer.pad_token_id
-        def read(): return [self.sample(q, s) for q, s in itertools.islice(pairs, window)]
+        def read(): return [self.sample(*pair) for pair in itertools.islice(pairs, window)]
         with ThreadPoolExecutor(1) as reader:  # tokenises the next window while this one is scored
             samples = read()
             while samples:
                 coming = reader.submit(read)
-                logs = label_log_probs(self.model, samples, self.label_tokens, self.budget, self.layout, pad_id)
-                yield self._frame(logs)
+                scores = score_samples(self.model, samples, self.label_tokens, self.budget, self.layout, pad_id)
+                yield self._frame(scores, samples)
                 samples = coming.result()
 
     def score(self,
@@ -413,28 +448,64 @@ class _Scorer(_Judge):
         solutions,  # iterable of as many solution texts
         batch_tokens:int=4096,  # tokens in one forward pass
         progress=None,  # show a progress bar; none: on a terminal only
+        steps=False,  # True, or the steps' (start, end) of each solution: name the first wrong step, too
     )->pd.DataFrame:  # prob_0, prob_1, label_mass, p_flawed, p_calibrated, verdict; one row a solution, in order
-        "P(flawed) of each solution. Raises `VerifierError`, also when there are more of one than of the other."
+        """P(flawed) of each solution. Raises `VerifierError`, also when there are more of one than of the other.
+
+        With `steps` four columns more: first_error (from 0; -1: none), p_first_error (P at that step; of none: the
+        largest), and of each solution the arrays p_steps and step_log_odds."""
         from tqdm.auto import tqdm
+        if steps is not False: self._needs_steps()
         total = len(problems) if hasattr(problems, "__len__") else None
         show = sys.stderr.isatty() if progress is None else progress
         frames = []
         with tqdm(total=total, unit=" rows", disable=not show, desc="scoring") as bar:
-            for frame in self.stream(_zip(problems, solutions), batch_tokens):
+            for frame in self.stream(_zip(problems, solutions, steps), batch_tokens):
                 frames.append(frame)
                 bar.update(len(frame))
-        return pd.concat(frames, ignore_index=True) if frames else self._frame(np.empty((0, 2)))
+        return pd.concat(frames, ignore_index=True) if frames else self._frame(Scores(np.empty((0, 2)), []))
+
+    def _needs_steps(self):
+        "Raises `VerifierError` when the verifier has not learned to judge steps."
+        if self.step_rule: return
+        raise VerifierError("this verifier was not trained on steps", "Verifier",
+                            "ask it without steps, or train one with training.steps: ends")
 
     def rank(self,
         question:str,
         solutions,  # candidate solutions
         batch_tokens:int=16384,
+        by:str="label",  # label: P(flawed); or by steps: min (the weakest), last, product
     )->pd.DataFrame:  # as `score`, with `rank`: 1 for the solution that is most likely correct
-        "Which of several solutions to trust; the question is computed once."
+        "Which of several solutions to trust; the question is computed once. Raises `VerifierError`."
+        if by not in ("label", *BY_STEPS):
+            raise VerifierError(f"there is no ranking by {by!r}", "Verifier.rank", f"choose label, {', '.join(BY_STEPS)}")
         questions = itertools.repeat(question, len(solutions))
-        out = self.score(questions, solutions, batch_tokens, progress=False)
+        out = self.score(questions, solutions, batch_tokens, progress=False, steps=by != "label")
         if out.empty: return out.assign(rank=[])
-        return out.assign(rank=out.p_flawed.rank(method="first").astype(int))
+        if by == "label": return out.assign(rank=out.p_flawed.rank(method="first").astype(int))
+        p = pd.Series([flawed_by_steps(some, by) for some in out.p_steps])
+        return out.assign(**{f"p_{by}": p, "rank": p.rank(method="first").astype(int)})
+
+    def steps(self,
+        question:str, solution:str,
+        spans=None,  # (start, end) of each step in the solution; none: as `verifier_nb.steps.steps` finds them
+    )->pd.DataFrame:  # step (from 0), text, start, end, p_flawed, p_calibrated, equations, verdict
+        """A verdict for every step: P(an error has occurred up to its end). Raises `VerifierError`.
+
+        `equations` are the checker's findings in the step; `verdict`: correct, flawed (the first wrong step) or behind
+        (a step after it); a verifier says nothing about whether that one is wrong by itself."""
+        from verifier_nb import solution as solution_
+        spans = steps_of(solution) if spans is None else list(spans)
+        found = self.score([question], [solution], progress=False, steps=[spans]).iloc[0]
+        equations = solution_.check(solution)
+        inside = [[e for e in equations if start <= e.start < end] for start, end in spans]
+        number, first = np.arange(len(spans)), found.first_error
+        verdict = np.select([(first < 0) | (number < first), number == first], ["correct", "flawed"], "behind")
+        return pd.DataFrame({"step": number, "text": [solution[start:end].strip() for start, end in spans],
+                             "start": [start for start, _ in spans], "end": [end for _, end in spans],
+                             "p_flawed": 1/(1 + np.exp(-found.step_log_odds)), "p_calibrated": found.p_steps,
+                             "equations": inside, "verdict": verdict})
 
 # %% ../nbs/05b_scoring.ipynb #856b93ae
 def read_calibration(*folders)->dict:
@@ -444,7 +515,7 @@ def read_calibration(*folders)->dict:
         if path and path.exists(): return files.read_json(path)
     return {}
 
-_FITTED = ("temperature", "bias", "threshold", "isotonic")  # what a Verifier takes from calibration.json
+_FITTED = ("temperature", "bias", "threshold", "isotonic", "steps")  # what a Verifier takes from calibration.json
 
 def _only(known, names):
     "The entries of a dictionary that have one of these names."
@@ -491,6 +562,7 @@ class Verifier(_Scorer):
         net, m = _load_trained(run, merged), run.config.model
         trained_with = {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
         known = read_calibration(run.adapter, run.merged, run.reports)
+        if run.config.training.steps != "off": known = {"steps": StepRule().to_json(), **known}
         settings = {**trained_with, **_only(known, _FITTED), **kwargs}
         return cls(net, prompt.load_tokenizer(m.base, m.revision), **settings)._with(known)
 
