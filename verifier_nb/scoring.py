@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
-from . import setup, files, prompt, model as model_
+from . import setup, files, parallel, prompt, model as model_
 from .files import VerifierError
 from .config import ModelSettings
 from .folders import Run
@@ -159,7 +159,7 @@ def _try_rows(model, samples, rows, label_tokens, layout, pad_id):
 
 def _score_batches(model, samples, label_tokens, budget, layout, pad_id):
     "Yields each batch as it is scored; what does not fit is cut anew, with all the rest."
-    todo = deque(batches(samples, budget.tokens, layout))
+    todo = deque(parallel.share(batches(samples, budget.tokens, layout)))
     while todo:
         rows = todo.popleft()
         scored = _try_rows(model, samples, rows, label_tokens, layout, pad_id)
@@ -190,7 +190,7 @@ def score_samples(
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens)
     layout, samples = pick_layout(model, layout), list(samples)
     counts = [len(s.get("step_positions") or ()) for s in samples]
-    out = Scores(np.empty((len(samples), 2)), [np.empty(n) for n in counts])
+    out = Scores(np.full((len(samples), 2), np.nan), [np.empty(n) for n in counts])
     was_training = model.training
     model.eval()
     on_device = None  # the batch before
@@ -199,6 +199,15 @@ def score_samples(
         on_device = scored
     if on_device: _fetch(on_device, out)
     model.train(was_training)
+    return _joined(out)
+
+def _joined(out):
+    "What all processes have scored; each has scored its share of the batches, and nothing (NaN) of the others'."
+    if parallel.world().size == 1: return out
+    for other in parallel.from_all(out):
+        done = ~np.isnan(other.logs[:, 0])
+        out.logs[done] = other.logs[done]
+        for i in np.flatnonzero(done): out.steps[i] = other.steps[i]
     return out
 
 def _fetch(scored, out):

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['validation_metrics', 'step_metrics', 'LabelTrainer', 'Progress', 'pick', 'training_arguments', 'prepare_model',
            'make_trainer', 'history_frame', 'finding', 'plot_history', 'train', 'save_model', 'training_facts',
-           'run_stage']
+           'train_and_save', 'run_stage']
 
 # %% ../nbs/06_training.ipynb #ac081f90
-import io, math, shutil, time
+import io, itertools, math, shutil, time
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from . import setup, files, prompt, data, model as model_, batches as batches_, attention, scoring
+from . import setup, files, parallel, prompt, data, model as model_, batches as batches_, attention, scoring
 from .files import VerifierError
 from .folders import mirror
-from .samples import EpochBatches, make_collator, quiet, to_samples
+from .samples import EpochBatches, blank, make_collator, quiet, to_samples
 from .checkpoints import check_room, claim_checkpoints, latest_checkpoint, seal
 
 # %% ../nbs/06_training.ipynb #c52d10d9
@@ -63,6 +63,15 @@ def step_metrics(
     odds, told = (np.concatenate(parts) for parts in zip(*rows))
     return {"step_loss": float(np.mean(losses)), "step_auroc": _auroc(told, odds), "step_first": float(np.mean(named))}
 
+# %% ../nbs/06_training.ipynb #0f62e6e7
+class _Shared(DataLoader):
+    "A loader of one process's share."
+    def __init__(self, loader):
+        super().__init__(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn,
+                         num_workers=loader.num_workers, pin_memory=loader.pin_memory)
+
+    def set_epoch(self, epoch:int): self.batch_sampler.set_epoch(epoch)
+
 # %% ../nbs/06_training.ipynb #268c4fe4
 class _OnePosition(SFTTrainer):
     "SFTTrainer whose batches and loss look at the label position, and at the ends of steps, only."
@@ -78,13 +87,21 @@ class _OnePosition(SFTTrainer):
         loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
                             num_workers=self.args.dataloader_num_workers,
                             pin_memory=self.args.dataloader_pin_memory)
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(loader) if parallel.world().size == 1 else _Shared(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "The passes of one step. A process that has one less than the others gets an empty one."
+        found = list(itertools.islice(epoch_iterator, num_batches))
+        if len(found) < num_batches and self.batches.missing:
+            found.append(self.data_collator([blank(self.train_dataset[0])]))
+        return found, self._get_num_items_in_batch(found, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Cross entropy of labels and steps, summed and divided by the samples of the whole optimiser step."
         samples = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
         loss, logits = scoring.label_loss(model, inputs, samples, self.label_tokens, self.step_weight)
-        self.samples_seen += len(inputs["labels"])
+        loss = loss*parallel.world().size  # gradients are averaged over the processes, and should be summed
+        self.samples_seen += int((inputs["labels"] >= 0).sum())
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def log(self, logs, start_time=None):
@@ -119,7 +136,7 @@ class _InHalves(_OnePosition):
         saved = _copy_gradients(model) if torch.cuda.is_available() else None
         try: return super().training_step(model, inputs, num_items_in_batch)
         except torch.cuda.OutOfMemoryError:
-            if len(rows) == 1: raise _too_small() from None
+            if len(rows) == 1 or parallel.world().size > 1: raise _too_small() from None  # the others wait for whole passes
         del inputs
         self._put_back(model, saved)
         self.splits += 1
@@ -161,7 +178,13 @@ class LabelTrainer(_InHalves):
         folder = Path(self.args.output_dir)/f"checkpoint-{self.state.global_step}"
         with files.disk_errors(folder):
             super(SFTTrainer, self)._save_checkpoint(model, trial)
-            seal(folder)
+            parallel.wait_for_all()
+            if parallel.is_first(): self._keep(folder)
+        parallel.wait_for_all()
+
+    def _keep(self, folder):
+        "Seal a checkpoint that every process has written its part of, then delete older ones."
+        seal(folder)
         rotate_checkpoints(
             output_dir=self.args.output_dir, save_total_limit=self.keep_checkpoints,
             best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=False)
@@ -178,7 +201,7 @@ class LabelTrainer(_InHalves):
 class Progress(TrainerCallback):
     "Report each step, and validate and save at the very last one."
     def on_step_end(self, args, state, control, **kwargs):
-        setup.progress(state.global_step, state.max_steps)
+        if parallel.is_first(): setup.progress(state.global_step, state.max_steps)
         if state.global_step >= state.max_steps: control.should_evaluate = control.should_save = True
         return control
 
@@ -210,7 +233,7 @@ def training_arguments(
         num_train_epochs=t.epochs, max_steps=t.max_steps or -1, learning_rate=t.learning_rate,
         lr_scheduler_type=t.schedule, warmup_steps=t.warmup, weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm, per_device_train_batch_size=t.batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation, optim=t.optimizer,
+        gradient_accumulation_steps=t.gradient_accumulation//parallel.world().size, optim=t.optimizer,
         # what it computes with
         bf16=dtype == "bfloat16", fp16=dtype == "float16", use_cpu=pick(cfg) == "cpu",
         gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -258,12 +281,13 @@ def _batches_of(cfg, samples, layout)->EpochBatches:
     "The training split's batches; with shared beginnings the rows of a problem stay together."
     t = cfg.training
     groups = samples["group"] if layout == "shared" else None
-    return EpochBatches(samples["length"], t.batch_size, t.batch_tokens, groups=groups, seed=cfg.seed)
+    return EpochBatches(samples["length"], t.batch_size, t.batch_tokens, groups=groups, seed=cfg.seed,
+                        share=parallel.world())
 
 def _arguments_of(run, batches):
     "The trainer's arguments for a run with these batches."
     cfg = run.config
-    steps = math.ceil(len(batches)/cfg.training.gradient_accumulation)
+    steps = math.ceil(batches.n/cfg.training.gradient_accumulation)
     dtype = setup.pick_dtype(pick(cfg), cfg.model.dtype)
     return training_arguments(cfg, run.checkpoints, steps, dtype)
 
@@ -339,22 +363,29 @@ def train(
     net=None,  # a model to train; default: the one of the config
 )->LabelTrainer:
     "Train, resuming from the newest whole checkpoint, if any. Raises `VerifierError` when the disk is too small."
-    claim_checkpoints(run)
+    if parallel.is_first(): claim_checkpoints(run)
     trainer = make_trainer(run, net)
-    check_room(run, trainer.model)
+    if parallel.is_first(): check_room(run, trainer.model)
+    parallel.wait_for_all()
     before = latest_checkpoint(run.checkpoints)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     with quiet(): trainer.train(resume_from_checkpoint=str(before) if before else None)
     return trainer
 
 # %% ../nbs/06_training.ipynb #ce8765ed
+def _whole_weights(trainer):
+    "The weights of a model that lies in parts over several GPUs, brought together; none where each process has all."
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+
 def save_model(run, trainer):
-    "The best weights: an adapter, or the whole model when all weights were trained."
+    "The best weights: an adapter, or the whole model when all weights were trained. Only the first process writes."
+    weights = _whole_weights(trainer)
+    if not parallel.is_first(): return
     folder = run.adapter if run.config.training.trainable == "lora" else run.merged
     tmp = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     with quiet(), files.disk_errors(folder):
-        trainer.model.save_pretrained(tmp)
+        trainer.model.save_pretrained(tmp, state_dict=weights)
         if run.config.training.trainable != "lora": trainer.processing_class.save_pretrained(tmp)
         files.flush(tmp)
         shutil.rmtree(folder, ignore_errors=True)
@@ -374,11 +405,11 @@ def training_facts(run, trainer)->dict:
         "best_step": state.best_global_step, "best_metric": run.config.training.best_metric,
         "best_value": state.best_metric,
         "train_rows": len(trainer.train_dataset), "validation_rows": len(trainer.eval_dataset),
-        "seconds": round(trainer.seconds, 1),
-        "samples_per_second": round(trainer.samples_seen/trainer.seconds, 2),
+        "seconds": round(trainer.seconds, 1), "processes": parallel.world().size,
+        "samples_per_second": round(sum(parallel.from_all(trainer.samples_seen))/trainer.seconds, 2),
         "layout": trainer.layout, "attention": trainer.model.config._attn_implementation,
         "trainable_parameters": sum(p.numel() for p in _learning(trainer.model)),
-        "passes_split_for_memory": trainer.splits, "peak_gpu_gib": _peak_gpu_gib()}
+        "passes_split_for_memory": trainer.splits, "peak_gpu_gib": max(parallel.from_all(_peak_gpu_gib() or 0)) or None}
 
 # %% ../nbs/06_training.ipynb #39ceb36c
 def _save_figure(path, fig):
@@ -388,19 +419,30 @@ def _save_figure(path, fig):
     plt.close(fig)
     with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
+# %% ../nbs/06_training.ipynb #06063ce3
+def train_and_save(
+    run,  # Run
+)->dict:  # the facts of the training
+    "Train in this process, or in this one of several, and let the first one write what comes of it."
+    # after the data: whoever made them, training begins with the same draws
+    setup.seed_everything(run.config.seed, run.config.deterministic)
+    trainer = train(run)
+    save_model(run, trainer)
+    found = training_facts(run, trainer)
+    if not parallel.is_first(): return found
+    history = history_frame(trainer.state.log_history)
+    files.write_csv(run.report("log_history.csv"), history)
+    _save_figure(run.figures/"loss.png", plot_history(history))
+    files.write_json(run.report("training.json"), found)
+    return found
+
 # %% ../nbs/06_training.ipynb #82ea1df3
 def run_stage(
     run,  # Run
 )->dict:  # the facts of the training
     "Train and write adapter, log, curves and facts. Makes the data set first when it is missing."
     if not run.dataset.exists(): data.run_stage(run)
-    # after the data: whoever made them, training begins with the same draws
-    setup.seed_everything(run.config.seed, run.config.deterministic)
-    trainer = train(run)
-    save_model(run, trainer)
-    history = history_frame(trainer.state.log_history)
-    files.write_csv(run.report("log_history.csv"), history)
-    _save_figure(run.figures/"loss.png", plot_history(history))
-    found = training_facts(run, trainer)
-    files.write_json(run.report("training.json"), found)
-    return found
+    processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
+    if processes == 1: return train_and_save(run)
+    parallel.launch("verifier_nb.training:train_and_save", run, processes)
+    return files.read_json(run.report("training.json"))
