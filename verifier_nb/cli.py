@@ -31,6 +31,7 @@ class _Group(TyperGroup):
         try: return super().invoke(ctx)
         except StageError as e: code, said = 1, e
         except VerifierError as e: code, said = 2, e
+        except BrokenPipeError: raise  # `presets | head -1`: click ends quietly
         except OSError as e:
             fix = "free some space, or check that the folder is there and may be written to"
             code, said = 2, VerifierError(e.strerror or str(e), e.filename or "", fix)
