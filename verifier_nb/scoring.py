@@ -8,7 +8,7 @@ __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'label_loss', 'Probabiliti
            'Verifier']
 
 # %% ../nbs/05b_scoring.ipynb #43bdce95
-import itertools, math, sys
+import itertools, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 from .probability import Calibration
+from .lean import is_plain_lora, lora_scale
 
 # %% ../nbs/05b_scoring.ipynb #01d8b47e
 def _padded_logits(model, batch, ids, positions):
@@ -178,27 +179,6 @@ def _fetch(scored, out):
     rows, logs = scored
     out[rows] = logs.cpu().numpy()
 
-# %% ../nbs/05b_scoring.ipynb #517abd03
-_PLAIN = {"peft_type": "LORA", "bias": "none",  # what a plain adapter says
-          "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # None: it may say anything
-
-_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode",  # what changes nothing in scoring
-             "peft_version", "lora_dropout", "init_lora_weights", "megatron_core", "auto_mapping",
-             "qalora_group_size", "exclude_modules"}
-
-def _is_known(key, value):
-    "Whether an entry of adapter_config.json says nothing that folding does not know."
-    if key in _HARMLESS: return True
-    if key in _PLAIN: return _PLAIN[key] in (None, value)
-    return value in (None, False, {}, [])
-
-def _is_plain(
-    said:dict,  # adapter_config.json
-)->bool:
-    "Whether an adapter is LoRA on named matrices, and nothing more."
-    all_known = all(_is_known(key, value) for key, value in said.items())
-    return all_known and isinstance(said.get("target_modules"), list)
-
 # %% ../nbs/05b_scoring.ipynb #81caa578
 class PlainLora(NamedTuple):
     "A plain LoRA adapter, read into memory."
@@ -238,11 +218,10 @@ def read_plain_lora(
 ):  # -> PlainLora, or None when the adapter is not plain LoRA on matrices of this model
     "Read a plain LoRA adapter."
     said = files.read_json(Path(folder)/"adapter_config.json")
-    if not _is_plain(said): return None
+    if not is_plain_lora(said): return None
     found = _read_parts(folder)
     if not _fits(found, _targets(model, said["target_modules"])): return None
-    rank = math.sqrt(said["r"]) if said.get("use_rslora") else said["r"]  # rank-stabilised LoRA: Kalajdzievski, 2023
-    return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, said["lora_alpha"]/rank)
+    return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, lora_scale(said))
 
 # %% ../nbs/05b_scoring.ipynb #ee8e2588
 def switchable(
