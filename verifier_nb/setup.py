@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'progress', 'seed_everything', 'pick_device', 'pick_dtype
            'hardware', 'fingerprint', 'run_stage']
 
 # %% ../nbs/00_setup.ipynb #5db55a1b
-import ast, importlib.util, json, os, platform, random, subprocess, sys, time
+import ast, importlib.util, json, os, platform, random, subprocess, time
 from importlib import metadata
 from pathlib import Path
 from .files import VerifierError, write_json
