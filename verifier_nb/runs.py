@@ -146,6 +146,7 @@ class Watch:
 # %% ../nbs/10_runs.ipynb #f3a1fc9f
 class StageError(VerifierError):
     "A stage failed; its executed notebook was kept."
+    status = 1
 
 # %% ../nbs/10_runs.ipynb #61ade73e
 def _tidy(text:str)->str:

@@ -8,7 +8,7 @@ __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'Reading', 'read', 'label_
            'switchable', 'fold', 'false_in_steps', 'read_calibration', 'Verifier']
 
 # %% ../nbs/05b_scoring.ipynb #43bdce95
-import itertools, math, sys
+import itertools, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 from .readout import last_hidden, step_log_odds, step_loss
 from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
+from .lean import is_plain_lora, lora_scale
 from .steps import steps as steps_of
 
 # %% ../nbs/05b_scoring.ipynb #01d8b47e
@@ -223,27 +224,6 @@ def label_log_probs(model, samples, label_tokens, batch_tokens=4096, layout:str=
     alone = [{name: value for name, value in s.items() if name != "step_positions"} for s in samples]
     return score_samples(model, alone, label_tokens, batch_tokens, layout, pad_id).logs
 
-# %% ../nbs/05b_scoring.ipynb #517abd03
-_PLAIN = {"peft_type": "LORA", "bias": "none",  # what a plain adapter says
-          "r": None, "lora_alpha": None, "target_modules": None, "use_rslora": None}  # None: it may say anything
-
-_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode",  # what changes nothing in scoring
-             "peft_version", "lora_dropout", "init_lora_weights", "megatron_core", "auto_mapping",
-             "qalora_group_size", "exclude_modules"}
-
-def _is_known(key, value):
-    "Whether an entry of adapter_config.json says nothing that folding does not know."
-    if key in _HARMLESS: return True
-    if key in _PLAIN: return _PLAIN[key] in (None, value)
-    return value in (None, False, {}, [])
-
-def _is_plain(
-    said:dict,  # adapter_config.json
-)->bool:
-    "Whether an adapter is LoRA on named matrices, and nothing more."
-    all_known = all(_is_known(key, value) for key, value in said.items())
-    return all_known and isinstance(said.get("target_modules"), list)
-
 # %% ../nbs/05b_scoring.ipynb #81caa578
 class PlainLora(NamedTuple):
     "A plain LoRA adapter, read into memory."
@@ -283,11 +263,10 @@ def read_plain_lora(
 ):  # -> PlainLora, or None when the adapter is not plain LoRA on matrices of this model
     "Read a plain LoRA adapter."
     said = files.read_json(Path(folder)/"adapter_config.json")
-    if not _is_plain(said): return None
+    if not is_plain_lora(said): return None
     found = _read_parts(folder)
     if not _fits(found, _targets(model, said["target_modules"])): return None
-    rank = math.sqrt(said["r"]) if said.get("use_rslora") else said["r"]  # rank-stabilised LoRA: Kalajdzievski, 2023
-    return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, said["lora_alpha"]/rank)
+    return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, lora_scale(said))
 
 # %% ../nbs/05b_scoring.ipynb #ee8e2588
 def switchable(

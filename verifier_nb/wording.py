@@ -9,8 +9,6 @@ __all__ = ['Part', 'mark_equations', 'out_of', 'percent', 'with_interval', 'prob
 # %% ../nbs/07c_wording.ipynb #1003de37
 import math
 from typing import NamedTuple
-import pandas as pd
-from . import baselines
 
 # %% ../nbs/07c_wording.ipynb #dd0eedc6
 class Part(NamedTuple):
@@ -93,12 +91,12 @@ def _perhaps_guessing(result:dict)->str:
     return f"Cannot yet tell flawed from correct solutions: r{right}, where guessing gives 50 %"
 
 # %% ../nbs/07c_wording.ipynb #d63c73e9
-def _known_kinds(rows:pd.DataFrame)->list[str]:
+def _known_kinds(rows)->list[str]:
     "The kinds of error that were there, in the order in which they are told."
     return [kind for kind in ("conceptual", "computational", "unknown") if kind in rows.index and rows.n[kind] > 0]
 
 # %% ../nbs/07c_wording.ipynb #0a3f6670
-def _finds(result:dict, types:pd.DataFrame)->list[str]:
+def _finds(result:dict, types)->list[str]:
     "How many of each kind of error were found; of all flawed solutions where no kind is known."
     rows = types[types.group == "error_type"].set_index("value")
     kinds = _known_kinds(rows)
@@ -123,7 +121,7 @@ def _false_alarms(result:dict)->str:
 # %% ../nbs/07c_wording.ipynb #b08816f2
 def headline(
     result:dict,  # metrics.json
-    types:pd.DataFrame,  # metrics_by_type.csv
+    types,  # metrics_by_type.csv
 )->str:  # one sentence
     "What the run found, in words, computed from the numbers."
     n = result["n"]
@@ -151,6 +149,7 @@ def _is_it_chance(gain)->str:
 # %% ../nbs/07c_wording.ipynb #9914bcd0
 def _against_baselines(result:dict)->str:
     "The best baseline, apart from the hybrid, which has the verifier in it."
+    from verifier_nb import baselines
     accuracies = {name: judge["accuracy"] for name, judge in result.get("baselines", {}).items() if name != "hybrid"}
     rivals = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
     if not rivals: return ""
