@@ -431,3 +431,91 @@ def test_scores_with_steps_are_the_scores_without():
     without, found = verifier.score(["q"]*3, texts), verifier.score(["q"]*3, texts, steps=True)
     np.testing.assert_allclose(without.p_flawed, found.p_flawed, atol=1e-6)
     assert found.first_error[1] == -1 and len(found.p_steps[1]) == 0 and found.p_first_error[1] == 0.0
+
+
+# a whole run
+
+@pytest.fixture(scope="module")
+def learned_steps(tmp_path_factory):
+    "A run that has learned to see a ~ in a step, evaluated, with its report."
+    from verifier_nb import analysis, evaluation
+    rng, rows = random.Random(0), []
+    for i in range(150):
+        for flawed in (-1, rng.choice([0, 1, 2])):
+            lines = [f"{k}+{rng.randint(1, 9)}" + ("~" if k == flawed else "") for k in range(3)]
+            rows.append(dict(index=i, question=f"q{i}", solution="\n".join(lines), label=int(flawed >= 0), first_error=flawed if rng.random() < 0.9 else None,
+                             error_type="computational" if flawed >= 0 else "correct", source="test"))
+    run = new_run(load_config("smoke", {**BASE, "training.trainable": "all", "training.max_steps": 60, "training.learning_rate": 3e-3, "training.batch_size": 16,
+                                        "training.gradient_accumulation": 1, "training.evals_per_epoch": 1, "training.epochs": 20.0, "evaluation.resamples": 200}), tmp_path_factory.mktemp("learned"))
+    parts = {"train": rows[:200], "validation": rows[200:250], "test": rows[250:]}
+    DatasetDict({split: Dataset.from_list(part) for split, part in parts.items()}).save_to_disk(str(run.dataset))
+    evaluation.run_stage(run)
+    analysis.run_stage(run)
+    return run, parts
+
+
+def test_a_run_with_steps_names_them(learned_steps):
+    from verifier_nb.files import read_json
+    from verifier_nb.metrics import read_predictions
+    run, parts = learned_steps
+    test, result = read_predictions(run.report("predictions.csv")), read_json(run.report("metrics.json"))
+    truth = [row["first_error"] for row in parts["test"]]
+    assert [None if np.isnan(x) else int(x) for x in test.first_error] == truth
+    known = test.first_error.notna()
+    right = (test.named_step == test.first_error)[known]
+    flawed = test.first_error[known] >= 0
+    found = result["steps"]
+    assert found["n"] == {"rows": int(known.sum()), "flawed": int(flawed.sum()), "clean": int((~flawed).sum()), "problems": int(test["index"][known].nunique())}
+    assert found["thresholds"]["f1"]["exact"] == pytest.approx(right[flawed].mean()) and found["thresholds"]["f1"]["clean"] == pytest.approx(right[~flawed].mean())
+    assert found["thresholds"]["f1"]["f1"] > 0.8, "a sign that can be seen is found"
+    assert read_json(run.report("calibration.json"))["steps"]["thresholds"]["f1"] == found["thresholds"]["f1"]["threshold"]
+
+
+def test_what_is_said_of_steps_can_be_computed_again(learned_steps):
+    from verifier_nb.verify import verify
+    from verifier_nb.files import read_json, write_json
+    run, _ = learned_steps
+    assert len(verify(run)) == 0, verify(run)
+    good = read_json(run.report("metrics.json"))
+    bad = read_json(run.report("metrics.json"))
+    bad["steps"]["thresholds"]["f1"]["exact"] += 0.01
+    write_json(run.report("metrics.json"), bad)
+    try: assert verify(run).what.tolist() == ["steps.thresholds.f1.exact"]
+    finally: write_json(run.report("metrics.json"), good)
+
+
+def labelled_file(folder, rows):
+    import json
+    path = folder/"labelled.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_step_labelled_set_is_scored_with_its_own_steps(learned_steps, tmp_path):
+    from verifier_nb import analysis, external
+    run, _ = learned_steps
+    rows = [dict(id=str(i), question=f"other {i}", steps=[f"0+{i} and\n1+1", "1+2" + "~"*(i % 2), "2+2"], first_error=1 if i % 2 else -1) for i in range(20)]
+    found = external.evaluate(run, [labelled_file(tmp_path, rows)])["labelled"]
+    folder = run.report("external")/"labelled"
+    steps = training.pd.read_csv(folder/"steps.csv")
+    assert len(steps) == 60 and found["steps"]["n"] == {"rows": 20, "flawed": 10, "clean": 10, "problems": 20}
+    assert set(found["steps"]["thresholds"]) == {"f1", "clean", "best_here"}
+    analysis.write_report(run)
+    assert "Another set: labelled" in run.report("report.html").read_text()
+
+
+def test_a_run_without_steps_says_so_of_a_step_labelled_set(tmp_path):
+    from verifier_nb import evaluation, external
+    run = new_run(load_config("smoke", {"model.device": "cpu", "training.max_steps": 2, "evaluation.resamples": 100}), tmp_path)
+    evaluation.run_stage(run)
+    assert "steps" not in (written := (run.reports/"metrics.json").read_text()) or '"steps": {' not in written
+    rows = [dict(question=f"other {i}", steps=["1+1=2", "2+2=4"], first_error=i % 3 - 1) for i in range(6)]
+    found = external.evaluate(run, [labelled_file(tmp_path, rows)])["labelled"]
+    assert "was not trained on steps" in found["steps"]["note"] and found["n"]["flawed"] == 4
+
+
+@pytest.mark.parametrize("change, said", [({"first_error": 7}, "there are 2 steps"), ({"first_error": None}, "there are 2 steps"), ({"first_error": 0.5}, "there are 2 steps")])
+def test_labels_that_cannot_be_are_refused(change, said):
+    from verifier_nb import external
+    rows = training.pd.DataFrame([{"question": "q", "steps": ["a", "b"], "first_error": 0, **change}])
+    with pytest.raises(VerifierError, match=said): external.from_steps(rows, "ours")

@@ -154,6 +154,10 @@ class EvaluationSettings(Settings):
     # what the operating threshold is chosen for, on validation
     threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
+    # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps as can be
+    # named while in `clean_at_least` of the correct solutions none is
+    step_aim: Literal["f1", "clean"] = "f1"
+    clean_at_least: Annotated[float, Field(gt=0, le=1)] = 0.9
     baselines: bool = True  # score the untouched base model and simple baselines too
     # rows on which the merged model must agree with the adapter; 0: do not merge
     merge_check_rows: Annotated[int, Field(ge=0)] = 32
