@@ -443,7 +443,7 @@ class _Scorer(_Judge):
         With `steps` four columns more: first_error (from 0; -1: none), p_first_error (P at that step; of none: the
         largest), and of each solution the arrays p_steps and step_log_odds."""
         from tqdm.auto import tqdm
-        if steps is not False: self._needs_steps()
+        if steps is not False: self.needs_steps()
         total = len(problems) if hasattr(problems, "__len__") else None
         show = sys.stderr.isatty() if progress is None else progress
         frames = []
@@ -453,7 +453,7 @@ class _Scorer(_Judge):
                 bar.update(len(frame))
         return pd.concat(frames, ignore_index=True) if frames else self._frame(Scores(np.empty((0, 2)), []))
 
-    def _needs_steps(self):
+    def needs_steps(self):
         "Raises `VerifierError` when the verifier has not learned to judge steps."
         if self.step_rule: return
         raise VerifierError("this verifier was not trained on steps", "Verifier",
