@@ -157,7 +157,7 @@ def scored_steps(
     scores:pd.DataFrame,  # with step_log_odds
 )->pd.DataFrame:
     "The table of steps, with the equation checker's findings."
-    from verifier_nb.scoring import false_in_steps
+    from verifier_nb.prompt import false_in_steps
     false = [false_in_steps(solution, parts) for solution, parts in zip(solutions, spans)]
     return step_table(frame["index"], spans, scores["step_log_odds"], false)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'Reading', 'read', 'label_loss', 'Probabilities', 'label_log_softmax',
            'probabilities', 'Budget', 'Scores', 'score_samples', 'label_log_probs', 'PlainLora', 'read_plain_lora',
-           'switchable', 'fold', 'false_in_steps', 'read_calibration', 'Verifier']
+           'switchable', 'fold', 'read_calibration', 'Verifier']
 
 # %% ../nbs/05b_scoring.ipynb #43bdce95
 import itertools, sys
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from . import setup, files, parallel, prompt, model as model_
+from .prompt import false_in_steps
 from .files import VerifierError
 from .config import ModelSettings
 from .folders import Run
@@ -310,16 +311,6 @@ def _add(lora, weights)->dict:  # {parameter's name: the base's tensor}
         base[f"{name}.weight"] = w.data
         w.data = torch.addmm(w.data, b.to(w.device), a.to(w.device), alpha=lora.scale)
     return base
-
-# %% ../nbs/05b_scoring.ipynb #c7df62f8
-def false_in_steps(
-    solution:str,
-    steps,  # (start, end) of each step
-)->np.ndarray:  # [steps] of booleans
-    "Which steps hold an equation that the checker finds false."
-    from verifier_nb import solution as solution_
-    false = [equation.start for equation in solution_.check(str(solution)) if not equation.ok]
-    return np.array([any(start <= at < end for at in false) for start, end in steps], bool)
 
 # %% ../nbs/05b_scoring.ipynb #efd022e3
 class _Judge:
