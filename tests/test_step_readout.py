@@ -519,3 +519,58 @@ def test_labels_that_cannot_be_are_refused(change, said):
     from verifier_nb import external
     rows = training.pd.DataFrame([{"question": "q", "steps": ["a", "b"], "first_error": 0, **change}])
     with pytest.raises(VerifierError, match=said): external.from_steps(rows, "ours")
+
+
+# where people see it
+
+def test_check_prints_the_steps_and_marks_the_first_wrong_one(learned_steps):
+    from verifier_nb import ask
+    run, _ = learned_steps
+    verifier = scoring.Verifier.from_run(run)
+    text = "0+3\n1+4~\n2+5"
+    found, = ask.examine(verifier, "q", [text])
+    assert [step["verdict"] for step in found["steps"]] == ["correct", "flawed", "behind"]
+    table = verifier.steps("q", text)
+    np.testing.assert_allclose([step["p"] for step in found["steps"]], table.p_calibrated, atol=1e-6)
+    lines = ask.verdict_lines(found)
+    marked = [line for line in lines if "the first wrong step" in line]
+    assert len(marked) == 1 and marked[0].startswith("step 2") and sum(line.startswith("step ") for line in lines) == 3
+    page = ask.answer_html(found)
+    assert page.count('class="step') == 3 and page.count("blamed") == 1 and "the first wrong step" in page
+    clean, = ask.examine(verifier, "q", [text.replace("~", "")])
+    assert not any("first wrong" in line for line in ask.verdict_lines(clean)) and "none is called wrong" in ask.answer_html(clean)
+
+
+def test_a_verifier_without_steps_shows_none():
+    from verifier_nb import ask
+    found, = ask.examine(scoring.Verifier(load("llama"), TOKENIZER), "q", ["2+2=4\n3+3=6"])
+    assert found["steps"] == [] and not any("[" in line for line in ask.step_lines([])) and 'class="step' not in ask.answer_html(found)
+
+
+def test_the_lean_verifier_says_the_same_of_steps(tmp_path):
+    "The quick way of `check`, without PyTorch."
+    from verifier_nb.files import write_json
+    from verifier_nb.lean import open_lean
+    from verifier_nb.probability import StepRule
+    net = load("llama")
+    net.save_pretrained(tmp_path), TOKENIZER.save_pretrained(tmp_path)
+    rule = StepRule(temperature=0.1, equation=2.0, threshold=0.6).to_json()
+    write_json(tmp_path/"calibration.json", {"steps": rule})
+    lean = open_lean(tmp_path)
+    text = "3 * 4 = 13\n13 - 1 = 12\n#### 12"
+    table = scoring.Verifier(net, TOKENIZER, steps=rule).steps("q", text)
+    found = lean.judge("q", text)
+    np.testing.assert_allclose(found["p_steps"], table.p_calibrated, atol=1e-4)
+    assert found["first_error"] == next((k for k, v in enumerate(table.verdict) if v == "flawed"), -1)
+
+
+def test_the_report_shows_where_it_goes_wrong(learned_steps):
+    run, _ = learned_steps
+    page = run.report("report.html").read_text()
+    assert 'id="steps"' in page and "Where it goes wrong" in page and "F1 (ProcessBench)" in page
+    assert page.count('class="step') >= 6 and "the first wrong step, named" in page.lower()
+    table = training.pd.read_csv(run.figures/"first_error.csv", index_col="distance")["solutions"]
+    from verifier_nb.files import read_json
+    assert table.sum() == read_json(run.report("metrics.json"))["steps"]["n"]["flawed"]
+    wrong = training.pd.read_csv(run.report("mistakes.csv"))
+    assert {"first_error", "named_step", "p_named"} <= set(wrong)
