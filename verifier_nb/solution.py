@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['OPERAND', 'RESULT', 'read_cached', 'FORMS', 'Draft', 'Member', 'members_of', 'Claim', 'claims_of', 'Percents',
-           'percents_read', 'Noted', 'read_unlinked', 'parse', 'check', 'sound', 'strip_annotations', 'reform']
+           'percents_read', 'Noted', 'read_unlinked', 'parse', 'Unread', 'Findings', 'findings', 'check', 'sound',
+           'strip_annotations', 'reform']
 
 # %% ../nbs/02_solution.ipynb #a03fbebc
+import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
-from .numbers import (Equation, LIMITS, Parsed, Role, Step, agrees, as_written, exact_quotient, unit_behind,
+from .canonical import canonical, whole
+from .numbers import (Equation, LIMITS, Parsed, Role, Step, about, agrees, as_written, exact_quotient, singular, unit_behind,
                                  values_said, without_annotations, word_list)
-from .reader import MEASURES, climb, evaluate_tree, leaves_of, operators_of, read_chains, value_or_none
+from .prose import said
+from .reader import Inexact, MEASURES, climb, evaluate_tree, leaves_of, operators_of, read_chains, value_or_none
 from .references import link
 from .tokens import CURRENCY, EQUALS, NUMBER, WORD, scan
 
@@ -42,8 +46,11 @@ class Draft:
     unread: set = field(default_factory=set)  # numbers that stand in something unreadable
     values: list = None  # of all numbers
     hundredths: list = None  # the same with percentages as hundredths; None where there is no percent sign
+    powers: bool = False  # whether there may be a power or a root, which need not have an exact value
 
-    def __post_init__(self): self.values = [n.value for n in self.parsed.numbers]
+    def __post_init__(self):
+        self.values = [n.value for n in self.parsed.numbers]
+        self.powers = "^" in self.parsed.text or "√" in self.parsed.text
 
     def note_percents(self):
         "Take in the percent signs that have been found by now."
@@ -56,21 +63,22 @@ class Member(NamedTuple):
     tree: object  # None when it is unreadable
     start: int = -1
     end: int = -1
+    about: bool = False  # whether ≈ stands in front of it
 
 def members_of(chain):
     "The members of a chain of tokens."
-    members, side = [], []
+    members, side, about = [], [], False
     for token in chain:
         if token.kind is not EQUALS: side.append(token)
         else:
-            members.append(_member(side, False))
-            side = []
-    return [*members, _member(side, True)]
+            members.append(_member(side, False, about))
+            side, about = [], token.text == "≈"
+    return [*members, _member(side, True, about)]
 
-def _member(side, may_have_a_rest):
+def _member(side, may_have_a_rest, about):
     tree, used = (None, 0) if len(side) > 4 and _uneven(side) else climb(side)
     if tree is None or used < len(side) and not may_have_a_rest: return Member(None)
-    return Member(tree, side[0].start, side[used-1].end)
+    return Member(tree, side[0].start, side[used-1].end, about)
 
 # %% ../nbs/02_solution.ipynb #6de33865
 def _uneven(side):
@@ -87,13 +95,23 @@ class Claim(NamedTuple):
     right: object  # tree of the right side, where it is no number
     start: int
     end: int
+    about: bool = False  # whether it says ≈
+    again: bool = False  # whether it states another value of an expression that has one already: 18/6 = 3 = 4
 
 def claims_of(chain, draft):
     "The claims of a chain of tokens."
-    members = members_of(chain)
+    members, first = members_of(chain), None  # the claim that computes the number at hand
     for left, right in zip(members, members[1:]):
-        if left.tree is None or right.tree is None: continue
+        if left.tree is None or right.tree is None:
+            first = None
+            continue
         claim = _claim(left, right, len(members) == 2, draft)
+        if claim is None and first and type(left.tree) is type(right.tree) is int:
+            claim = first._replace(result=right.tree, end=draft.parsed.numbers[right.tree].end, about=right.about, again=True)
+        elif claim:
+            if right.about: claim = claim._replace(about=True)
+            first = claim if claim.result == right.tree and type(claim.tree) is not int else None
+        else: first = None
         if claim: yield claim
 
 # %% ../nbs/02_solution.ipynb #2e7823de
@@ -104,22 +122,39 @@ def _claim(left, right, alone, draft):
         turned = alone and type(right.tree) is not int and value_or_none(right.tree, values) == values[left.tree]
         return Claim(right.tree, left.tree, None, left.start, right.end) if turned else None  # 12 = 3 x 4
     if _is_share(left.tree, numbers) or _is_range(left.tree, numbers): return None
-    if type(right.tree) is int: return Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
+    if type(right.tree) is int:
+        inexact = draft.powers and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
+        return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
     return _claim_of_two_sides(left, right, draft)
 
 def _claim_of_two_sides(left, right, draft):
     "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
     numbers, values = draft.parsed.numbers, draft.values
     value, first = value_or_none(left.tree, values), leaves_of(right.tree)[0]
+    if value is None and not _divides_by_zero(left.tree, values): return None  # a root or a power that is not exact
     if value == values[first]: return Claim(left.tree, first, None, left.start, numbers[first].end)
     part = right.tree
     while type(part) is not int and part.sign != "u" and value_or_none(part, values) != value: part = part.left
     fits = type(part) is not int and value_or_none(part, values) == value
     claimed = part if fits else right.tree
+    other = value_or_none(claimed, values)
+    if value != other and (other is None or right.about or _states_only(left.tree, numbers)): return None
     end = max(numbers[i].end for i in leaves_of(claimed))
     return Claim(left.tree, None, claimed, left.start, end)
 
 # %% ../nbs/02_solution.ipynb #49699de7
+def _divides_by_zero(tree, values):
+    "Whether a tree has no value because it divides by zero."
+    try: evaluate_tree(tree, values)
+    except ZeroDivisionError: return True
+    except Inexact: return False
+    return False
+
+def _states_only(tree, numbers):
+    "Whether an expression computes nothing: -3, or 1/2."
+    if type(tree) is int: return True
+    return tree.sign == "u" and type(tree.left) is int or tree.sign == "/" and _smaller_first(tree, numbers)
+
 def _smaller_first(tree, numbers):
     "Whether a tree joins two numbers of which the first is less."
     if type(tree.left) is not int or type(tree.right) is not int: return False
@@ -145,17 +180,17 @@ class Percents(NamedTuple):
 
 _EXACT, _ROUNDED = Percents(1, 1, True), Percents(1, 1, False)  # without percent signs
 
-def percents_read(tree, result, draft):
+def percents_read(tree, result, draft, rounds=agrees):
     "The reading of the percent signs that makes `tree = result` true, or None. Raises ZeroDivisionError."
-    if draft.hundredths: return _some_reading(tree, result, draft)
+    if draft.hundredths: return _some_reading(tree, result, draft, rounds)
     value, stated = evaluate_tree(tree, draft.values), draft.values[result]
     if value == stated: return _EXACT
-    return _ROUNDED if agrees(value, stated, draft.parsed.numbers[result].text) else None
+    return _ROUNDED if rounds(value, stated, draft.parsed.numbers[result].text) else None
 
 # %% ../nbs/02_solution.ipynb #b5855e24
 _HUNDREDTHS = (1, Fraction(1, 100))
 
-def _some_reading(tree, result, draft):
+def _some_reading(tree, result, draft, rounds):
     "The first reading that makes `tree = result` true: as a unit before hundredths, on the right before the left."
     numbers, stated = draft.parsed.numbers, draft.values[result]
     lefts = _HUNDREDTHS if any(numbers[i].percent for i in leaves_of(tree)) else (1,)
@@ -164,7 +199,7 @@ def _some_reading(tree, result, draft):
         value = evaluate_tree(tree, draft.values if left == 1 else draft.hundredths)
         for right in rights:
             claimed = value if right == 1 else value*100
-            if agrees(claimed, stated, numbers[result].text): return Percents(left, right, value == stated*right)
+            if rounds(claimed, stated, numbers[result].text): return Percents(left, right, value == stated*right)
     return None
 
 # %% ../nbs/02_solution.ipynb #c80726fb
@@ -180,16 +215,27 @@ def _equation_of_sides(left, right, start, end, draft, hundredths=None):
     expected = _BY_ZERO if value is None else as_written(value)
     return Equation(text, start, end, expression.strip(), stated.strip(), value, ok, expected)
 
+# %% ../nbs/02_solution.ipynb #90c0072d
+def _meant(tree, result, draft):
+    "What an expression is worth as people read its percent signs, and the sign behind it."
+    if not draft.hundredths: return evaluate_tree(tree, draft.values), ""
+    numbers = draft.parsed.numbers
+    shares = {numbers[i].percent for i in leaves_of(tree)}
+    as_unit = shares == {True} and all(node.sign in "+-u" for node in operators_of(tree))  # 20% + 30%
+    value = evaluate_tree(tree, draft.values if as_unit else draft.hundredths)
+    if not numbers[result].percent: return value, "%" if as_unit else ""
+    return value if as_unit else value*100, "%"
+
 # %% ../nbs/02_solution.ipynb #35033d5e
 def _judge(step, tree, result, draft):
     "The equation that a step makes of one of its trees, and how its percent signs are read (None when it is false)."
     stated = draft.parsed.numbers[result].text
     text = without_annotations(step.text) if step.shown else f"{step.expression} = {step.result}"
-    try: how = percents_read(tree, result, draft)
+    try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
         return Equation(text, step.start, step.end, step.expression, stated, None, False, _BY_ZERO), None
-    value = evaluate_tree(tree, draft.values)
-    expected = stated if how else as_written(value)
+    value, sign = _meant(tree, result, draft)
+    expected = stated if how else as_written(value) + sign
     return Equation(text, step.start, step.end, step.expression, stated, value, how is not None, expected), how
 
 # %% ../nbs/02_solution.ipynb #32e11a16
@@ -204,7 +250,23 @@ def _add_claim(claim, doubtful, draft):
     elif claim.result is None:
         equation = _equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif not _changes_unit(claim, draft): draft.steps[claim.result] = _shown_step(claim, draft)
+    elif _changes_unit(claim, draft): return
+    elif claim.again: _add_again(claim, draft)
+    else: draft.steps[claim.result] = _shown_step(claim, draft)
+
+def _add_again(claim, draft):
+    "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
+    p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
+    ok = percents_read(claim.tree, claim.result, draft, about) is not None
+    if not ok and (_unit_of(number, p) or number.percent): return
+    text = without_annotations(p.text[claim.start:claim.end])
+    expected = number.text if ok else as_written(value)
+    p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
+
+def _unit_of(number, p):
+    "The word behind a number or the currency sign before it, or nothing."
+    before = p.text[max(number.start-1, 0):number.start]
+    return unit_behind(number, p) or (before if before in ("$", "€", "£") else "")
 
 def _beyond_doubt(claim, values):
     "Whether a claim of a doubtful chain can be trusted: it computes something, and what it says is true."
@@ -218,10 +280,16 @@ def _shown_step(claim, draft):
     return Step(
         index=0, start=claim.start, end=claim.end, text=text[claim.start:claim.end], expression="",
         result=draft.parsed.numbers[result].text, value=draft.values[result],
-        trees=[tree], results=[result], operands=leaves_of(tree), shown=True)
+        trees=[tree], results=[result], operands=leaves_of(tree), shown=True, about=claim.about)
 
 # %% ../nbs/02_solution.ipynb #e353deba
+_UNIT_OF_BRACKET = re.compile(r"\s*\)\s*([A-Za-z]+)")
+
 _UNITS_OF_AMOUNTS = MEASURES | frozenset(word_list("parts of measures"))
+
+_SINGULAR_UNITS = frozenset(map(singular, _UNITS_OF_AMOUNTS))
+
+def _is_measure(word): return singular(word.lower()) in _SINGULAR_UNITS
 
 def _changes_unit(claim, draft):
     "Whether an equation is false only because it changes the unit: $1 / 2 = 50 cents, 4 pounds - 6 ounces = 58 ounces."
@@ -230,6 +298,8 @@ def _changes_unit(claim, draft):
     if value is None or value == number.value: return False
     if unit_behind(number, p) in ("cents", "cent", "¢") and value*100 == number.value: return True
     units = {unit_behind(p.numbers[i], p) for i in leaves_of(tree)} & _UNITS_OF_AMOUNTS
+    scale = _UNIT_OF_BRACKET.match(p.text, p.numbers[leaves_of(tree)[-1]].end)  # (1/2) inch = 20 miles
+    if scale and _is_measure(scale[1]) and unit_behind(number, p) not in ("", scale[1].lower()): return True
     return len(units) > 1 and type(tree) is not int and tree.sign in "+-"
 
 # %% ../nbs/02_solution.ipynb #3e386cea
@@ -319,11 +389,17 @@ def _finish(draft):
         _finish_step(step, draft)
         p.steps.append(step)
 
+def _whole(text, start, end):
+    "An expression with the brackets that close behind its last number."
+    missing = text.count("(", start, end) - text.count(")", start, end)
+    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), max(missing, 0)): end += len(m[0])
+    return text[start:end]
+
 def _finish_step(step, draft):
     p = draft.parsed
     step.text = p.text[step.start:step.end]
     step.percent = p.percents and _may_be_percentage(step, p)
-    if not step.noted: step.expression = p.text[step.start:max(p.numbers[i].tail for i in step.operands)]
+    if not step.noted: step.expression = _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
     equation = _equation_of_step(step, draft)
     if step.noted or type(step.trees[-1]) is not int: p.equations.append(equation)
     for i in step.operands: p.numbers[i].role, p.numbers[i].step = OPERAND, step.index
@@ -422,7 +498,7 @@ def _describe(draft):
     phrases = [token for token in draft.prose if token.kind is WORD]
     p.words = tuple((value, token.start) for token in phrases for value in values_said(token.text))
     if not p.steps: p.problem = "no equation was found"
-    p.equations.sort(key=lambda e: e.start)
+    p.equations.sort(key=lambda e: (e.start, e.end))
 
 # %% ../nbs/02_solution.ipynb #751ee8ec
 def parse(
@@ -430,14 +506,82 @@ def parse(
 )->Parsed:  # `problem` says why when it cannot be read
     "Read a worked solution into steps, equations and numbers, each with its place."
     p = read_unlinked(solution)
+    if not p.problem and _has_powers(p): p.problem = "it computes powers or roots"
     return p if p.problem else link(p)
 
-# %% ../nbs/02_solution.ipynb #895a82e0
+def _has_powers(p):
+    "Whether a step computes a power or a root, with which nothing that changes solutions can deal."
+    if "^" not in p.text and "√" not in p.text: return False
+    return any(node.sign in "^√" for step in p.steps for tree in step.trees for node in operators_of(tree))
+
+# %% ../nbs/02_solution.ipynb #212ff4cd
+class Unread(NamedTuple):
+    "What looks like an equation and could not be read."
+    text: str  # in plain style
+    start: int  # offset in the solution
+    end: int
+
+class Findings(NamedTuple):
+    "What the checker has to say about a solution."
+    equations: list  # of Equation, in reading order
+    unread: list  # of Unread, in reading order
+
+# %% ../nbs/02_solution.ipynb #7f49270a
+_EQUALS_SIGN = re.compile(r"[=≈]")
+_STOPS = ("\n", "=", "≈", ". ", "; ", ", ", ": ", "? ", "! ")
+_CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
+
+def _unread(text, equations):
+    "The spans of a plain text that look like equations and are none of those that were read."
+    read = [(e.start, e.end) for e in equations]
+    signs = [m.start() for m in _EQUALS_SIGN.finditer(text)]
+    left_over = [at for at in signs if not any(start <= at < end for start, end in read)]
+    if not left_over: return []
+    prose, out = _blank_notes(text), []
+    for at in left_over:
+        if prose[at] == " ": continue  # in an annotation
+        start = max([0, *(place + len(stop) for stop in _STOPS if (place := prose.rfind(stop, 0, at)) >= 0)])
+        end = _CLAUSE.match(prose, at + 1).end()
+        if not re.search(r"\d", prose[start:at]) or not re.search(r"\d", prose[at:end]): continue
+        if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
+        else: out.append((start, end))
+    return [_trimmed(text, start, end) for start, end in out]
+
+def _blank_notes(text):
+    "The text with blanks in place of its annotations, so that offsets stay."
+    return re.sub(r"<<[^<>]*>>", lambda note: " "*len(note[0]), text) if "<<" in text else text
+
+def _trimmed(text, start, end):
+    "A span without the blanks and the punctuation at its ends."
+    while start < end and text[start] in " \t,.;:-": start += 1
+    while end > start and text[end-1] in " \t,.;:": end -= 1
+    return start, end
+
+# %% ../nbs/02_solution.ipynb #e35fd1a7
+def findings(
+    solution:str,  # a worked solution, in any style
+)->Findings:  # both lists are empty when the text cannot be read at all
+    "The equations of a solution, and what looks like one and could not be read, with their places in the text as given."
+    if not isinstance(solution, str) or len(solution) > LIMITS["characters"]: return Findings([], [])
+    plain = canonical(solution)
+    read = read_unlinked(plain.text)
+    if read.problem and not read.numbers: return Findings([], [])
+    spoken = [e for e in said(plain.text) if not any(e.start < other.end and other.start < e.end for other in read.equations)]
+    equations = sorted([*read.equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else read.equations
+    unread = [Unread(plain.text[start:end], *plain.to_original(start, end)) for start, end in _unread(plain.text, equations)]
+    return Findings([_placed(e, plain) for e in equations] if plain.pieces else equations, unread)
+
+def _placed(equation, plain):
+    "An equation with its place in the original."
+    start, end = whole(plain.original, *plain.to_original(equation.start, equation.end))
+    return equation if (start, end) == (equation.start, equation.end) else replace(equation, start=start, end=end)
+
+# %% ../nbs/02_solution.ipynb #fa842655
 def check(
-    solution:str,  # a worked solution
+    solution:str,  # a worked solution, in any style
 )->list:  # of Equation, in reading order; empty when there is none or the text cannot be read
     "Every equation found in a solution, with its value and whether it is true."
-    return read_unlinked(solution).equations
+    return findings(solution).equations
 
 # %% ../nbs/02_solution.ipynb #91ef99bb
 def sound(
