@@ -183,8 +183,9 @@ def _remark(equation, blame):
 
 def _equation_lines(found):
     "A line for each equation and each place that was not read, their columns below each other."
-    rows = [(*_equation_cells(e), _remark(e, found["distrusted"])) for e in found["equations"]]
-    rows += [(*_unread_cells(place), "") for place in found["unread"]]
+    rows = [(e["step"], *_equation_cells(e), _remark(e, found["distrusted"])) for e in found["equations"]]
+    rows += [(place["step"], *_unread_cells(place), "") for place in found["unread"]]
+    rows = [cells for _, *cells in sorted(rows, key=lambda row: row[0])]  # by line; an equation before what was not read
     widths = [max(min(len(cell), 60) for cell in column) for column in zip(*rows)]
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
@@ -285,10 +286,17 @@ class Pair(NamedTuple):
     solution: str
 
 _HEAD = r"^[ \t#*]*(?:{})\b[ \t*]*:[ \t*]*"  # a word and a colon at the beginning of a line
-_BEFORE_SOLUTION = (re.compile(_HEAD.format("Solution|Answer"), re.M | re.I),
-                    re.compile(r"^-{3,}[ \t]*$", re.M),  # a line of dashes
-                    re.compile(r"\n[ \t]*\n"))  # an empty line
+_SOLUTION, _ANSWER = (re.compile(_HEAD.format(word), re.M | re.I) for word in ("Solution", "Answer"))
+_DASHES, _EMPTY_LINE = re.compile(r"^-{3,}[ \t]*$", re.M), re.compile(r"\n[ \t]*\n")
 _BEFORE_PROBLEM = re.compile("\\A" + _HEAD.format("Problem|Question"), re.I)
+
+def _borders(text):
+    "The places where a solution may begin, in the order in which they are tried."
+    answer = _ANSWER.search(text)
+    in_the_last_line = answer and "\n" not in text[answer.end():].strip()
+    empty = _EMPTY_LINE.search(text, 0, answer.start()) if in_the_last_line else None
+    states_a_result = empty and empty.end() < answer.start()  # a solution's own last line: **Answer:** 30
+    return [_SOLUTION, _DASHES, _EMPTY_LINE] if states_a_result else [_SOLUTION, _DASHES, _ANSWER, _EMPTY_LINE]
 
 def split_pair(
     text:str,  # JSON, or text with the problem first
@@ -299,7 +307,7 @@ def split_pair(
     if not text:
         raise VerifierError("there is nothing to check: the text is empty", where, "give a problem and a solution")
     if text.startswith("{"): return _from_json(text, where)
-    for border in _BEFORE_SOLUTION:
+    for border in _borders(text):
         parts = border.split(text, maxsplit=1)
         if len(parts) == 2: return Pair(_BEFORE_PROBLEM.sub("", parts[0]).strip(), parts[1].strip())
     fix = "put a line --- between the problem and the solution, or give JSON with question and solution"
