@@ -32,7 +32,7 @@ def _grammar():
     unit = r"(?:\s+(?!(?:and|or|is|are|plus|minus|times|by|of|from|to|gives|makes|make|leaves|equals|multiplied|divided)\b)[A-Za-z]+){0,3}"
     link = rf"\s*,?\s*(?:(?:which|that|this|it)\s+)?(?:{_any('say equals')})\s+(?P<about>(?:{_any('say about')})\s+)?(?:a\s+total\s+of\s+|exactly\s+|just\s+)?"
     make = rf"\s*,?\s*(?:{_any('say that parts make')})\s+(?:a\s+total\s+of\s+|exactly\s+)?"
-    factor = "|".join(word.replace(" ", r"\s+") for word in sorted(_factors(), key=len, reverse=True))
+    factor = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(_factors(), key=len, reverse=True))
     return {"a": rf"(?P<a>{number}){unit}", "b": rf"(?P<b>{number}){unit}", "c": rf"(?P<c>{number})", "equals": link, "make": make,
             "factor": rf"(?P<factor>{factor})"}
 

@@ -346,6 +346,7 @@ def _left(reader, before, token, after):
     if _is_applied(before, token):
         reader.algebra.add(reader.clause)
         return reader.close(UNTIL_STOP)
+    if (not reader.run or reader.words) and _equation_inside(reader): return reader.close()  # (3 * 4 = 12), a remark
     if reader.last in OPERAND_ENDS:
         touching = not reader.words and reader.run[-1].end == token.start
         if touching: _factor_in_brackets(reader, token)
@@ -361,6 +362,11 @@ def _is_applied(before, token):
     if before.kind is not WORD: return touching and before.kind is Kind.QUOTE and before.text in "'’"
     name = phrase_of(before.text).words[-1]
     return name in _FUNCTIONS or touching and len(name) == 1 and name not in "xX"
+
+def _equation_inside(reader):
+    "Whether the bracket at hand holds an equation."
+    inside = itertools.takewhile(lambda t: t.kind not in (RIGHT, Kind.LINE), reader.tokens[reader.at+1:reader.at+25])
+    return any(t.kind is EQUALS for t in inside)
 
 def _before_calculation(reader, token):
     "4 (5 - 6) may be a product, 4 (2 + 2 = 4) a number and a remark."

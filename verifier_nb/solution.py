@@ -124,7 +124,7 @@ def _claim(left, right, alone, draft):
     "What `left = right` claims, or None. `alone`: whether the chain has no other members."
     numbers, values = draft.parsed.numbers, draft.values
     if type(left.tree) is int:
-        turned = alone and type(right.tree) is not int and value_or_none(right.tree, values) == values[left.tree]
+        turned = alone and type(right.tree) is not int and (_holds(left, right, values) or _fills_a_line(left, right, draft))
         return Claim(right.tree, left.tree, None, left.start, right.end) if turned else None  # 12 = 3 x 4
     if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
     if type(right.tree) is int:
@@ -135,6 +135,16 @@ def _claim(left, right, alone, draft):
 def _holds(left, right, values):
     "Whether two members are worth the same."
     return value_or_none(left.tree, values) == value_or_none(right.tree, values)
+
+_LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
+_REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
+
+def _fills_a_line(left, right, draft):
+    "Whether nothing but a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
+    text = draft.parsed.text
+    line = text.rfind("\n", 0, left.start) + 1
+    alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)
+    return bool(alone) and not draft.parsed.algebra
 
 def _claim_of_two_sides(left, right, draft):
     "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
@@ -245,15 +255,17 @@ def _meant(tree, result, draft):
 # %% ../nbs/02_solution.ipynb #35033d5e
 def _judge(step, tree, result, draft):
     "The equation that a step makes of one of its trees, and how its percent signs are read (None when it is false)."
-    stated = draft.parsed.numbers[result].text
-    text = without_annotations(step.text) if step.shown else f"{step.expression} = {step.result}"
+    number, end = draft.parsed.numbers[result], step.end
+    if number.percent and number.end == end: end = number.tail
+    stated = number.text
+    text = without_annotations(draft.parsed.text[step.start:end]) if step.shown else f"{step.expression} = {step.result}"
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
-        return Equation(text, step.start, step.end, step.expression, stated, None, False, _BY_ZERO), None
+        return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
     value, sign = _meant(tree, result, draft)
     if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
     else: expected = as_written(value) + sign
-    return Equation(text, step.start, step.end, step.expression, stated, value, how is not None, expected), how
+    return Equation(text, step.start, end, step.expression, stated, value, how is not None, expected), how
 
 # %% ../nbs/02_solution.ipynb #32e11a16
 def _add_chain(chain, draft):
@@ -287,7 +299,7 @@ def _add_again(claim, draft):
     "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
     p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
     ok = percents_read(claim.tree, claim.result, draft, about) is not None
-    if not ok and (_unit_of(number, p) or number.percent): return
+    if not ok and (number.percent or _unit_of(number, p) != _unit_of(p.numbers[claim.result-1], p) and _unit_of(number, p)): return
     text = without_annotations(p.text[claim.start:claim.end])
     expected = number.text if ok else as_written(value)
     p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
@@ -323,6 +335,7 @@ def _says_something_else(claim, draft):
     p, tree = draft.parsed, claim.tree
     number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
     if value is None or value == number.value or type(tree) is int: return False
+    if draft.hundredths and percents_read(tree, claim.result, draft): return False
     return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
 
 def _changes_unit(tree, number, value, p):
@@ -621,7 +634,7 @@ class Findings(NamedTuple):
 
 # %% ../nbs/02_solution.ipynb #7f49270a
 _EQUALS_SIGN = re.compile(r"[=≈]")
-_STOPS = ("\n", "=", "≈", ". ", "; ", ", ", ": ", "? ", "! ")
+_STOPS = ("\n", "=", "≈", "→", "⇒", "⇔", "∴", "=>", "->", ". ", "; ", ", ", ": ", "? ", "! ")
 _CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
 
 _WORDS_BEFORE = re.compile(r"(?:(?:[^\W\d_]{2,}['’]?s?|[aAI])[\s,:]+)+")
@@ -664,7 +677,8 @@ def _equations_in(plain):
     read = read_unlinked(plain.text)
     if read.problem and not read.numbers: return []
     equations = read.equations
-    spoken = [e for e in said(plain.text) if not any(e.start < other.end and other.start < e.end for other in equations)]
+    in_words = [] if "<<" in plain.text else said(plain.text)  # who annotates says nothing in words alone
+    spoken = [e for e in in_words if not any(e.start < other.end and other.start < e.end for other in equations)]
     return sorted([*equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else equations
 
 def findings(
