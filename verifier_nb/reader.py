@@ -232,7 +232,8 @@ def _behind_operand(reader, before, token, after):
     rate = token.text == "/" and after.kind is WORD  # miles/hour
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
-    if _names_variable(token, after): reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
+    in_a_unit = rate and reader.words > 0  # ml/L
+    if _names_variable(token, after) and not in_a_unit: reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
     if rate or compound or twice: reader.words += 1
     elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
     else: _unread_rest(reader)  # = 6^2 + OP^2

@@ -545,9 +545,9 @@ def read_unlinked(solution):
     if len(scanned.numbers) > LIMITS["numbers"]:
         return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
     draft = _drafted(solution, scanned)
-    if len(draft.steps) > LIMITS["steps"]: return Parsed(solution, problem=f"more than {LIMITS['steps']} steps")
     _finish(draft)
     _describe(draft)
+    if len(draft.steps) > LIMITS["steps"]: draft.parsed.problem = f"more than {LIMITS['steps']} steps"
     return draft.parsed
 
 # What was just made is often read next: a fresh instance, then its flawed twin.
