@@ -15,7 +15,7 @@ import pandas as pd
 from .files import VerifierError
 from .config import DataSettings
 from .rows import COLUMNS, MORE_COLUMNS, SPLITS, with_fingerprint
-from .solution import reform
+from .forms import reform_alike
 from .balance import FlawMaker, balance, instances, mapped
 
 # %% ../nbs/02e_build.ipynb #87a21030
@@ -69,13 +69,13 @@ class PairMaker:
 
     def rows_of_pair(self, problem, place, pair)->list:
         "A pair as rows. The correct solution is written once where its numbers are always the same."
-        form = random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}").choice(self.cfg.forms)
+        rng, error = random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}"), pair.error
+        good, bad = reform_alike([pair.correct["solution"], error.solution], rng.choice(self.cfg.forms), rng)
         common = dict(index=problem.number * self.stride + place, source=problem.source, problem=problem.key)
-        correct = dict(common, question=pair.correct["question"], solution=reform(pair.correct["solution"], form),
-                       label=0, error_type="correct", subtype="correct", step=0)
-        error = pair.error
-        flawed = dict(common, question=pair.question, solution=reform(error.solution, form), label=1,
-                      error_type=error.kind, subtype=error.subtype, step=error.step + 1)
+        correct = dict(common, question=pair.correct["question"], solution=good.text,
+                       label=0, error_type="correct", subtype="correct", step=0, first_error=-1)
+        flawed = dict(common, question=pair.question, solution=bad.text, label=1, error_type=error.kind,
+                      subtype=error.subtype, step=error.step + 1, first_error=bad.step_at(error.marks[0][0]))
         return [correct, flawed] if self.cfg.fresh_numbers or not place else [flawed]
 
 # %% ../nbs/02e_build.ipynb #5ca39b8f
@@ -83,7 +83,7 @@ class PairMaker:
 def _arrow_features():
     "Column types of generated rows."
     from datasets import Features, Value
-    kinds = dict.fromkeys(("index", "label", "problem", "step"), "int64")
+    kinds = dict.fromkeys(("index", "label", "problem", "step", "first_error"), "int64")
     return Features({c: Value(kinds.get(c, "string")) for c in COLUMNS + MORE_COLUMNS})
 
 # %% ../nbs/02e_build.ipynb #b121655c
