@@ -44,8 +44,9 @@ class PairMaker:
             pair = self.pair(problem, place, flaws)
             misses = 0 if pair else misses + 1
             if misses == 3: break  # this problem does not lend itself to it
-            if pair: rows += self.rows_of_pair(problem, place, pair)
-            if pair: flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
+            if not pair: continue
+            rows += self.rows_of_pair(problem, place, pair, flaws.counts)
+            flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
         return rows, flaws.counts
 
     def pair(self, problem, place, flaws):
@@ -67,10 +68,12 @@ class PairMaker:
         if not self.cfg.fresh_numbers or self.cfg.share_instance: return example
         return next(instances(problem, f"{key}/flawed", True)) or example
 
-    def rows_of_pair(self, problem, place, pair)->list:
+    def rows_of_pair(self, problem, place, pair, counts)->list:
         "A pair as rows. The correct solution is written once where its numbers are always the same."
         rng, error = random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}"), pair.error
-        good, bad = reform_alike([pair.correct["solution"], error.solution], rng.choice(self.cfg.forms), rng)
+        form = rng.choice(self.cfg.forms)
+        good, bad = reform_alike([pair.correct["solution"], error.solution], form, rng)
+        counts["written", form, "as drawn" if bad.form == form else f"{bad.form}: no style fitted"] += 1
         common = dict(index=problem.number * self.stride + place, source=problem.source, problem=problem.key)
         correct = dict(common, question=pair.correct["question"], solution=good.text,
                        label=0, error_type="correct", subtype="correct", step=0, first_error=-1)
@@ -196,6 +199,6 @@ def build(
 
 # %% ../nbs/02e_build.ipynb #f142ae68
 def count_table(counts)->pd.DataFrame:
-    "Counts as a table: what (made, refused, excluded), which, why, number."
+    "Counts as a table: what (made, written, refused, excluded), which, why, number."
     rows = [(*key, n) for key, n in sorted(counts.items())]
     return pd.DataFrame(rows, columns=["what", "which", "why", "n"])
