@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERAND', 'RESULT', 'read_cached', 'Draft', 'Member', 'members_of', 'Claim', 'claims_of', 'Percents', 'percents_read',
-           'Noted', 'read_unlinked', 'parse', 'Unread', 'Findings', 'findings', 'check', 'sound']
+           'is_special', 'Noted', 'read_unlinked', 'parse', 'Unread', 'Findings', 'findings', 'check', 'sound']
 
 # %% ../nbs/02_solution.ipynb #a03fbebc
 import itertools
@@ -20,12 +20,12 @@ from .numbers import (Equation, LIMITS, Parsed, Role, Step, about, agrees, as_wr
 from .prose import said
 from .reader import Inexact, MEASURES, climb, evaluate_tree, leaves_of, operators_of, read_chains, value_or_none
 from .references import link
-from .tokens import CURRENCY, EQUALS, NUMBER, WORD, scan
+from .tokens import CURRENCY, EQUALS, LEFT, NUMBER, RIGHT, WORD, scan
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
 _TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
 
-def _has_other_digits(text): return any(c.isdigit() and c not in "0123456789²³" for c in text)
+def _has_other_digits(text): return any(c.isdigit() and c not in "0123456789²³" for c in set(text))
 
 def _unreadable(text):
     "Why a text cannot be read as a solution, or an empty string."
@@ -37,6 +37,8 @@ def _unreadable(text):
     return ""
 
 # %% ../nbs/02_solution.ipynb #ce5b51ce
+_MIXED = re.compile(r"\d \d+/\d")  # 2 1/2
+
 @dataclass
 class Draft:
     "A solution while it is being read."
@@ -46,11 +48,12 @@ class Draft:
     unread: set = field(default_factory=set)  # numbers that stand in something unreadable
     values: list = None  # of all numbers
     hundredths: list = None  # the same with percentages as hundredths; None where there is no percent sign
-    powers: bool = False  # whether there may be a power or a root, which need not have an exact value
+    special: bool = False  # whether there may be a power, a root or a mixed number, which no step holds
 
     def __post_init__(self):
         self.values = [n.value for n in self.parsed.numbers]
-        self.powers = "^" in self.parsed.text or "√" in self.parsed.text
+        text = self.parsed.text
+        self.special = "^" in text or "√" in text or _MIXED.search(text) is not None
 
     def note_percents(self):
         "Take in the percent signs that have been found by now."
@@ -83,9 +86,11 @@ def _member(side, may_have_a_rest, about):
 # %% ../nbs/02_solution.ipynb #6de33865
 def _uneven(side):
     "Whether the slashes of `3/ 1/4` are spaced so that 3/(1/4) may be meant."
-    gaps = {(slash.start - before.end, after.start - slash.end)
-            for before, slash, after in zip(side, side[1:], side[2:]) if slash.text == "/"}
-    return len(gaps) > 1
+    gaps, depth = set(), 0
+    for before, token, after in zip(side, side[1:], side[2:]):
+        depth += (before.kind is LEFT) - (before.kind is RIGHT)
+        if token.text == "/": gaps.add((depth, token.start - before.end, after.start - token.end))
+    return len(gaps) > len({depth for depth, *_ in gaps})
 
 # %% ../nbs/02_solution.ipynb #44c0bdd4
 class Claim(NamedTuple):
@@ -119,17 +124,31 @@ def _claim(left, right, alone, draft):
     "What `left = right` claims, or None. `alone`: whether the chain has no other members."
     numbers, values = draft.parsed.numbers, draft.values
     if type(left.tree) is int:
-        turned = alone and type(right.tree) is not int and value_or_none(right.tree, values) == values[left.tree]
+        turned = alone and type(right.tree) is not int and (_holds(left, right, values) or _fills_a_line(left, right, draft))
         return Claim(right.tree, left.tree, None, left.start, right.end) if turned else None  # 12 = 3 x 4
-    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers): return None
+    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
     if type(right.tree) is int:
-        inexact = draft.powers and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
+        inexact = draft.special and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
         return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
     return _claim_of_two_sides(left, right, draft)
 
+def _holds(left, right, values):
+    "Whether two members are worth the same."
+    return value_or_none(left.tree, values) == value_or_none(right.tree, values)
+
+_LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
+_REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
+
+def _fills_a_line(left, right, draft):
+    "Whether nothing but a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
+    text = draft.parsed.text
+    line = text.rfind("\n", 0, left.start) + 1
+    alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)
+    return bool(alone) and not draft.parsed.algebra
+
 def _claim_of_two_sides(left, right, draft):
     "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
-    numbers, values = draft.parsed.numbers, draft.values
+    numbers, values = draft.parsed.numbers, _values_meant(left.tree, right.tree, draft)
     value, first = value_or_none(left.tree, values), leaves_of(right.tree)[0]
     if value is None and not _divides_by_zero(left.tree, values): return None  # a root or a power that is not exact
     if value == values[first]: return Claim(left.tree, first, None, left.start, numbers[first].end)
@@ -141,6 +160,12 @@ def _claim_of_two_sides(left, right, draft):
     if value != other and (other is None or right.about or _states_only(left.tree, numbers)): return None
     end = max(numbers[i].end for i in leaves_of(claimed))
     return Claim(left.tree, None, claimed, left.start, end)
+
+def _values_meant(left, right, draft):
+    "The values of the numbers, with percentages as hundredths where people mean that: 30% of 50 = 0.3 * 50."
+    if not draft.hundredths or value_or_none(left, draft.values) == value_or_none(right, draft.values): return draft.values
+    percents = {draft.parsed.numbers[i].percent for i in leaves_of(left)}
+    return draft.values if percents == {False} else draft.hundredths
 
 # %% ../nbs/02_solution.ipynb #49699de7
 def _divides_by_zero(tree, values):
@@ -208,10 +233,11 @@ _BY_ZERO = "nothing: it divides by zero"
 def _equation_of_sides(left, right, start, end, draft, hundredths=None):
     "An equation between two expressions."
     text = without_annotations(draft.parsed.text[start:end])
-    value, other = value_or_none(left, draft.values), value_or_none(right, draft.values)
+    values = _values_meant(left, right, draft) if hundredths is not None else draft.values
+    value, other = value_or_none(left, values), value_or_none(right, values)
     ok = value is not None and value == other
-    if hundredths is not None: ok = ok or value_or_none(left, hundredths) == value_or_none(right, hundredths)
-    expression, _, stated = text.partition("=")
+    if hundredths is not None: ok = ok or value is not None and value == value_or_none(right, hundredths)
+    expression, _, stated = text.replace("≈", "=").partition("=")
     expected = _BY_ZERO if value is None else as_written(value)
     return Equation(text, start, end, expression.strip(), stated.strip(), value, ok, expected)
 
@@ -229,14 +255,17 @@ def _meant(tree, result, draft):
 # %% ../nbs/02_solution.ipynb #35033d5e
 def _judge(step, tree, result, draft):
     "The equation that a step makes of one of its trees, and how its percent signs are read (None when it is false)."
-    stated = draft.parsed.numbers[result].text
-    text = without_annotations(step.text) if step.shown else f"{step.expression} = {step.result}"
+    number, end = draft.parsed.numbers[result], step.end
+    if number.percent and number.end == end: end = number.tail
+    stated = number.text
+    text = without_annotations(draft.parsed.text[step.start:end]) if step.shown else f"{step.expression} = {step.result}"
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
-        return Equation(text, step.start, step.end, step.expression, stated, None, False, _BY_ZERO), None
+        return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
     value, sign = _meant(tree, result, draft)
-    expected = stated if how else as_written(value) + sign
-    return Equation(text, step.start, step.end, step.expression, stated, value, how is not None, expected), how
+    if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
+    else: expected = as_written(value) + sign
+    return Equation(text, step.start, end, step.expression, stated, value, how is not None, expected), how
 
 # %% ../nbs/02_solution.ipynb #32e11a16
 def _add_chain(chain, draft):
@@ -250,27 +279,35 @@ def _add_claim(claim, doubtful, draft):
     elif claim.result is None:
         equation = _equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif _changes_unit(claim, draft): return
+    elif _says_something_else(claim, draft): return
     elif claim.again: _add_again(claim, draft)
+    elif draft.special and is_special(claim.tree): _add_special(claim, draft)
     else: draft.steps[claim.result] = _shown_step(claim, draft)
+
+def is_special(tree):
+    "Whether a tree has a power, a root or a mixed number, with which nothing that changes solutions can deal."
+    return any(node.sign in "^√&" for node in operators_of(tree))
+
+def _add_special(claim, draft):
+    "An equation that is checked and is no step."
+    step, p = _shown_step(claim, draft), draft.parsed
+    step.expression = _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    p.equations.append(_judge(step, claim.tree, claim.result, draft)[0])
+    draft.unread.update([*step.operands, claim.result])
 
 def _add_again(claim, draft):
     "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
     p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
     ok = percents_read(claim.tree, claim.result, draft, about) is not None
-    if not ok and (_unit_of(number, p) or number.percent): return
+    if not ok and (number.percent or _unit_of(number, p) != _unit_of(p.numbers[claim.result-1], p) and _unit_of(number, p)): return
     text = without_annotations(p.text[claim.start:claim.end])
     expected = number.text if ok else as_written(value)
     p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
 
-def _unit_of(number, p):
-    "The word behind a number or the currency sign before it, or nothing."
-    before = p.text[max(number.start-1, 0):number.start]
-    return unit_behind(number, p) or (before if before in ("$", "€", "£") else "")
-
 def _beyond_doubt(claim, values):
     "Whether a claim of a doubtful chain can be trusted: it computes something, and what it says is true."
-    if claim.result is None or type(claim.tree) is int: return False
+    if type(claim.tree) is int: return False
+    if claim.result is None: return claim.right.sign == "&" and value_or_none(claim.tree, values) == value_or_none(claim.right, values)
     return value_or_none(claim.tree, values) == values[claim.result]
 
 # %% ../nbs/02_solution.ipynb #eb86192d
@@ -285,22 +322,59 @@ def _shown_step(claim, draft):
 # %% ../nbs/02_solution.ipynb #e353deba
 _UNIT_OF_BRACKET = re.compile(r"\s*\)\s*([A-Za-z]+)")
 
+_CURRENCIES = frozenset("$€£")
+
 _UNITS_OF_AMOUNTS = MEASURES | frozenset(word_list("parts of measures"))
 
 _SINGULAR_UNITS = frozenset(map(singular, _UNITS_OF_AMOUNTS))
 
 def _is_measure(word): return singular(word.lower()) in _SINGULAR_UNITS
 
-def _changes_unit(claim, draft):
-    "Whether an equation is false only because it changes the unit: $1 / 2 = 50 cents, 4 pounds - 6 ounces = 58 ounces."
+def _says_something_else(claim, draft):
+    "Whether a claim that would be false changes the unit, names the whole part of a quotient, or adds a share of a number."
     p, tree = draft.parsed, claim.tree
     number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
-    if value is None or value == number.value: return False
+    if value is None or value == number.value or type(tree) is int: return False
+    if draft.hundredths and percents_read(tree, claim.result, draft): return False
+    return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
+
+def _changes_unit(tree, number, value, p):
+    "$1 / 2 = 50 cents, 4 pounds - 6 ounces = 58 ounces, $2 + 50 cents = $2.50."
     if unit_behind(number, p) in ("cents", "cent", "¢") and value*100 == number.value: return True
-    units = {unit_behind(p.numbers[i], p) for i in leaves_of(tree)} & _UNITS_OF_AMOUNTS
     scale = _UNIT_OF_BRACKET.match(p.text, p.numbers[leaves_of(tree)[-1]].end)  # (1/2) inch = 20 miles
     if scale and _is_measure(scale[1]) and unit_behind(number, p) not in ("", scale[1].lower()): return True
-    return len(units) > 1 and type(tree) is not int and tree.sign in "+-"
+    units = {_unit_of(p.numbers[i], p) for i in leaves_of(tree)}
+    return len(units & _UNITS_OF_AMOUNTS | units & _CURRENCIES) > 1 and tree.sign in "+-"
+
+def _unit_of(number, p):
+    "The word behind a number or the currency sign before it, or nothing."
+    unit = unit_behind(number, p)
+    before = p.text[max(number.start-1, 0):number.start]
+    return before if before in _CURRENCIES and unit not in _UNITS_OF_AMOUNTS else unit
+
+# %% ../nbs/02_solution.ipynb #1277bd89
+_TELLS_A_QUOTIENT = re.compile(rf"(?<![\w'])(?:{'|'.join(word_list('tell of a whole quotient'))})(?!\w)", re.IGNORECASE)
+
+def _is_whole_quotient(tree, number, value, p):
+    "Whether a division states its whole part: 17 / 5 = 3 with 2 left over, 23 / 4 = 5 (rounded down)."
+    if tree.sign != "/" or number.value.denominator != 1 or not 0 < abs(value - number.value) < 1: return False
+    return _TELLS_A_QUOTIENT.search(_sentence(p.text, number.end)) is not None
+
+def _sentence(text, at):
+    "The sentence in which an offset lies."
+    start = max(text.rfind(stop, 0, at) for stop in ("\n", ". "))
+    ends = [end for stop in ("\n", ". ") if (end := text.find(stop, at)) >= 0]
+    return text[start+1:min(ends, default=len(text))]
+
+# %% ../nbs/02_solution.ipynb #011465e2
+def _adds_a_share(tree, number, p):
+    "Whether a percentage is added to a number that has no percent sign, as in 50 - 10% = 45: it may be meant of that."
+    if number.percent: return False
+    percents = [p.numbers[i].percent for i in leaves_of(tree)]
+    sums = [node for node in operators_of(tree) if node.sign in "+-"]
+    return any(percents) and not all(percents) and any(_is_percent(node.left, p) or _is_percent(node.right, p) for node in sums)
+
+def _is_percent(tree, p): return type(tree) is int and p.numbers[tree].percent
 
 # %% ../nbs/02_solution.ipynb #3e386cea
 class Noted(NamedTuple):
@@ -319,6 +393,7 @@ def _read_note(note, draft):
     if len(members) != 2 or chains[0].doubtful: return None
     left, right = members
     if left.tree is None or right.tree is None: return None
+    if draft.special and (is_special(left.tree) or is_special(right.tree)): return None
     inner_end = note.tokens[-1].end
     end = min(inner_end + 2, len(p.text))  # a broken annotation may end without >>
     return Noted(left, right, _number_behind(note, draft), note.start, end)
@@ -457,9 +532,9 @@ def read_unlinked(solution):
     if len(scanned.numbers) > LIMITS["numbers"]:
         return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
     draft = _drafted(solution, scanned)
-    if len(draft.steps) > LIMITS["steps"]: return Parsed(solution, problem=f"more than {LIMITS['steps']} steps")
     _finish(draft)
     _describe(draft)
+    if len(draft.steps) > LIMITS["steps"]: draft.parsed.problem = f"more than {LIMITS['steps']} steps"
     return draft.parsed
 
 # What was just made is often read next: a fresh instance, then its flawed twin.
@@ -487,19 +562,50 @@ def _describe(draft):
     if not p.steps: p.problem = "no equation was found"
     p.equations.sort(key=lambda e: (e.start, e.end))
 
+# %% ../nbs/02_solution.ipynb #45ae7166
+def _plain(solution):
+    "The canonical form of a solution, or None where there is nothing to read."
+    readable = isinstance(solution, str) and len(solution) <= LIMITS["characters"]
+    return canonical(solution) if readable else None
+
+def _placed(equation, plain):
+    "An equation with its place in the original."
+    start, end = whole(plain.original, *plain.to_original(equation.start, equation.end))
+    return replace(equation, start=start, end=end)
+
+def _placed_tree(tree, plain):
+    "A tree whose signs have their places in the original."
+    if tree is None or type(tree) is int: return tree
+    start, end = plain.to_original(tree.start, tree.end)
+    return tree._replace(left=_placed_tree(tree.left, plain), right=_placed_tree(tree.right, plain), start=start, end=end)
+
+# %% ../nbs/02_solution.ipynb #f8ab71b5
+def _in_original(p, plain):
+    "What was read from a plain text, with all places in the original. Changes `p`."
+    p.text = plain.original
+    for n in p.numbers:
+        n.tail = plain.to_original(n.start, n.tail)[1] if n.tail > n.start else n.tail
+        n.start, n.end = plain.to_original(n.start, n.end)
+    for step in p.steps:
+        step.start, step.end = whole(p.text, *plain.to_original(step.start, step.end))
+        step.text, step.trees = p.text[step.start:step.end], [_placed_tree(tree, plain) for tree in step.trees]
+    p.equations = [_placed(equation, plain) for equation in p.equations]
+    p.words = tuple((value, plain.to_original(at, at + 1)[0]) for value, at in p.words)
+    return p
+
 # %% ../nbs/02_solution.ipynb #751ee8ec
-def parse(
-    solution:str,  # a worked solution
-)->Parsed:  # `problem` says why when it cannot be read
-    "Read a worked solution into steps, equations and numbers, each with its place."
+def _parsed(solution):
+    "A plain solution, linked."
     p = read_unlinked(solution)
-    if not p.problem and _has_powers(p): p.problem = "it computes powers or roots"
     return p if p.problem else link(p)
 
-def _has_powers(p):
-    "Whether a step computes a power or a root, with which nothing that changes solutions can deal."
-    if "^" not in p.text and "√" not in p.text: return False
-    return any(node.sign in "^√" for step in p.steps for tree in step.trees for node in operators_of(tree))
+def parse(
+    solution:str,  # a worked solution, in any style
+)->Parsed:  # `problem` says why when it cannot be read
+    "Read a worked solution into steps, equations and numbers, each with its place in the text as given."
+    plain = _plain(solution)
+    if plain is None or not plain.pieces: return _parsed(solution)
+    return _in_original(_parsed(plain.text), plain)
 
 # %% ../nbs/02_solution.ipynb #212ff4cd
 class Unread(NamedTuple):
@@ -515,8 +621,11 @@ class Findings(NamedTuple):
 
 # %% ../nbs/02_solution.ipynb #7f49270a
 _EQUALS_SIGN = re.compile(r"[=≈]")
-_STOPS = ("\n", "=", "≈", ". ", "; ", ", ", ": ", "? ", "! ")
+_STOPS = ("\n", "=", "≈", "→", "⇒", "⇔", "∴", "=>", "->", ". ", "; ", ", ", ": ", "? ", "! ")
 _CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
+
+_WORDS_BEFORE = re.compile(r"(?:(?:[^\W\d_]{2,}['’]?s?|[aAI])[\s,:]+)+")
+_LAST_CONJUNCTION = re.compile(r".*\b(?:and|so|where|then|that|is|are|equation)\s+", re.DOTALL)
 
 def _unread(text, equations):
     "The spans of a plain text that look like equations and are none of those that were read."
@@ -528,6 +637,8 @@ def _unread(text, equations):
     for at in left_over:
         if prose[at] == " ": continue  # in an annotation
         start = max([0, *(place + len(stop) for stop in _STOPS if (place := prose.rfind(stop, 0, at)) >= 0)])
+        joined = _LAST_CONJUNCTION.match(prose, start, at)
+        if joined: start = joined.end()
         end = _CLAUSE.match(prose, at + 1).end()
         if not re.search(r"\d", prose[start:at]) or not re.search(r"\d", prose[at:end]): continue
         if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
@@ -539,36 +650,44 @@ def _blank_notes(text):
     return re.sub(r"<<[^<>]*>>", lambda note: " "*len(note[0]), text) if "<<" in text else text
 
 def _trimmed(text, start, end):
-    "A span without the blanks and the punctuation at its ends."
+    "A span without the words before its first sign, and without blanks and punctuation at its ends."
+    sign = _EQUALS_SIGN.search(text, start).start()
+    words = _WORDS_BEFORE.match(text, start, sign)
+    if words and re.search(r"\d", text[words.end():sign]): start = words.end()
     while start < end and text[start] in " \t,.;:-": start += 1
     while end > start and text[end-1] in " \t,.;:": end -= 1
     return start, end
 
 # %% ../nbs/02_solution.ipynb #e35fd1a7
+def _equations_in(plain):
+    "The equations of a canonical form, those in words among them."
+    read = read_unlinked(plain.text)
+    if read.problem and not read.numbers: return []
+    equations = read.equations
+    in_words = [] if "<<" in plain.text else said(plain.text)  # who annotates says nothing in words alone
+    spoken = [e for e in in_words if not any(e.start < other.end and other.start < e.end for other in equations)]
+    return sorted([*equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else equations
+
 def findings(
     solution:str,  # a worked solution, in any style
 )->Findings:  # both lists are empty when the text cannot be read at all
     "The equations of a solution, and what looks like one and could not be read, with their places in the text as given."
-    if not isinstance(solution, str) or len(solution) > LIMITS["characters"]: return Findings([], [])
-    plain = canonical(solution)
-    read = read_unlinked(plain.text)
-    if read.problem and not read.numbers: return Findings([], [])
-    spoken = [e for e in said(plain.text) if not any(e.start < other.end and other.start < e.end for other in read.equations)]
-    equations = sorted([*read.equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else read.equations
-    unread = [Unread(plain.text[start:end], *plain.to_original(start, end)) for start, end in _unread(plain.text, equations)]
+    plain = _plain(solution)
+    if plain is None: return Findings([], [])
+    equations = _equations_in(plain)
+    unread = [Unread(plain.text[start:end], *whole(plain.original, *plain.to_original(start, end)))
+              for start, end in _unread(plain.text, equations)]
     return Findings([_placed(e, plain) for e in equations] if plain.pieces else equations, unread)
-
-def _placed(equation, plain):
-    "An equation with its place in the original."
-    start, end = whole(plain.original, *plain.to_original(equation.start, equation.end))
-    return equation if (start, end) == (equation.start, equation.end) else replace(equation, start=start, end=end)
 
 # %% ../nbs/02_solution.ipynb #fa842655
 def check(
     solution:str,  # a worked solution, in any style
 )->list:  # of Equation, in reading order; empty when there is none or the text cannot be read
     "Every equation found in a solution, with its value and whether it is true."
-    return findings(solution).equations
+    plain = _plain(solution)
+    if plain is None: return []
+    equations = _equations_in(plain)
+    return [_placed(e, plain) for e in equations] if plain.pieces else equations
 
 # %% ../nbs/02_solution.ipynb #91ef99bb
 def sound(
