@@ -40,7 +40,7 @@ def _pairs(text):
 
 # %% ../nbs/02_canonical.ipynb #c3f9ee2a
 _COMMAND_BEFORE = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]]*\])?(?:\{[^{}]*\})?\Z")
-_FARTHEST = 80  # what a span grows by, at most; a longer mark is around a sentence
+_FARTHEST = 48  # what a span grows by, at most; a longer mark is around a sentence
 
 def whole(
     text:str,  # the original
