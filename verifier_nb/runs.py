@@ -12,7 +12,7 @@ import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, t
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from . import setup, files as files_
+from . import setup, files as files_, parallel
 from .files import VerifierError
 from .config import config_hash, load_config
 from .folders import MIRROR, Run, mirror, new_run, open_run
@@ -146,6 +146,7 @@ class Watch:
 # %% ../nbs/10_runs.ipynb #f3a1fc9f
 class StageError(VerifierError):
     "A stage failed; its executed notebook was kept."
+    status = 1
 
 # %% ../nbs/10_runs.ipynb #61ade73e
 def _tidy(text:str)->str:
@@ -329,6 +330,7 @@ def start(
         fix = "commit or stash them, or leave --strict out: the difference is then stored with the run"
         raise VerifierError("the working tree has uncommitted changes", "--strict", fix)
     setup.pick_device(cfg.model.device)
+    parallel.wanted(cfg)  # raises when there cannot be so many processes
     run = new_run(cfg, root)
     say(f"run {short_path(run.reports)}")
     return finish(run, stages, say)

@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'progress', 'seed_everything', 'pick_device', 'pick_dtype
            'hardware', 'fingerprint', 'run_stage']
 
 # %% ../nbs/00_setup.ipynb #5db55a1b
-import ast, importlib.util, json, os, platform, random, subprocess, sys, time
+import ast, importlib.util, json, os, platform, random, subprocess, time
 from importlib import metadata
 from pathlib import Path
 from .files import VerifierError, write_json
@@ -90,17 +90,20 @@ def package_folder()->Path:
     return Path(importlib.util.find_spec("verifier_nb").origin).parent
 
 # %% ../nbs/00_setup.ipynb #7ee45664
+def _beside_the_package(name)->Path:
+    "A folder of the checkout that the package is part of."
+    checkout = package_folder().resolve().parent
+    return checkout/name if (checkout/"settings.ini").exists() else package_folder()/name
+
 def find_shared(
     name:str,  # "configs", "nbs" or "models"
 )->Path:
     "A folder of the project's files, in a checkout or in an installed copy. Raises `VerifierError` when it is in neither."
-    checkouts = [p for p in [Path.cwd(), *Path.cwd().parents] if (p/"settings.ini").exists()]
-    places = [package_folder().resolve().parent/name, Path(sys.prefix)/"share"/"verifier_nb"/name]
-    places += [p/name for p in checkouts]
-    for place in places:
-        if place.is_dir(): return place
-    raise VerifierError(f"the folder '{name}' of verifier_nb was not found", ", ".join(map(str, places)),
+    place = _beside_the_package(name)
+    if place.is_dir(): return place
+    raise VerifierError(f"the folder '{name}' of verifier_nb was not found", place,
                         "install the project again, or run inside its checkout")
+
 
 # %% ../nbs/00_setup.ipynb #a3a6ee4d
 def cache_dir()->Path:
