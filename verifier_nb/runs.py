@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'code_hash', 'snapshot', 'read_manifest', 'may_skip',
-           'Watch', 'StageError', 'short_path', 'execute', 'run_stages', 'find_run', 'mirrored', 'start', 'finish',
-           'grid']
+           'Watch', 'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored',
+           'start', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
 import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, time
@@ -17,6 +17,7 @@ from .files import VerifierError
 from .config import config_hash, load_config
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
+from .warm import warm_kernels
 
 # %% ../nbs/10_runs.ipynb #cbcfdb04
 STAGES = ("00_setup", "01_config", "03_data", "04_model", "06_training", "07_evaluation", "08_analysis")
@@ -182,14 +183,30 @@ def _failed(run:Run, stage:str, failure)->StageError:
                       f"notebook {stage}.ipynb, cell In [{failure.exec_count}]",
                       f"open {kept}; mend the cause, then: {again}")
 
+# %% ../nbs/10_runs.ipynb #d21ab5d2
+def _is_lesson(cell)->bool:
+    "Whether a cell before the section Run only shows something: it is neither exported nor given, and does more than import."
+    import ast
+    if cell.cell_type != "code" or cell.source.lstrip().startswith("#|") or "parameters" in cell.metadata.get("tags", []): return False
+    return not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
+
+def without_lessons(nb):
+    "A stage's notebook without the lessons before its section Run, which may use nothing of theirs."
+    runs = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "markdown" and cell.source.startswith("## Run")]
+    end = runs[0] if runs else 0
+    nb.cells = [cell for i, cell in enumerate(nb.cells) if i >= end or not _is_lesson(cell)]
+    return nb
+
 # %% ../nbs/10_runs.ipynb #8be39123
-def _papermill(stage:str, out:Path, parameters:dict):
+def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     "Execute a stage's notebook in a kernel of its own; returns the error of a cell, or None."
-    import papermill as pm
+    import papermill as pm, nbformat
     from papermill.exceptions import PapermillExecutionError
+    asked = out.with_name("in.ipynb")
+    nbformat.write(without_lessons(nbformat.read(notebook(stage), as_version=4)), asked)
     try:
-        pm.execute_notebook(str(notebook(stage)), str(out), parameters=parameters, kernel_name="python3", language="python",
-                            progress_bar=False, cwd=os.getcwd(), extra_arguments=["--log-level=40"])
+        pm.execute_notebook(str(asked), str(out), parameters=parameters, kernel_name="python3", language="python",
+                            progress_bar=False, cwd=os.getcwd(), start_timeout=300, extra_arguments=["--log-level=50"], **kernels)
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
@@ -198,6 +215,7 @@ def execute(
     stage:str,
     label:str,  # what the progress line starts with
     extra=None,  # further parameters
+    kernels=None,  # what `warm_kernels` yields; none: a kernel that starts cold
 ):
     "Execute a stage's notebook into the run's folder. Raises `StageError`."
     from nbclient.exceptions import DeadKernelError
@@ -207,7 +225,7 @@ def execute(
     out, seen = scratch/"out.ipynb", scratch/"progress.json"
     os.environ["VERIFIER_NB_PROGRESS"] = str(seen)
     try:
-        with Watch(label, seen): failure = _papermill(stage, out, parameters)
+        with Watch(label, seen): failure = _papermill(stage, out, parameters, kernels or {})
     except DeadKernelError as e: raise _died(run, stage) from e
     finally:
         os.environ.pop("VERIFIER_NB_PROGRESS", None)
@@ -231,13 +249,13 @@ def _save_failure(run:Run, manifest:dict, entry:dict, error):
         _save(run, manifest)
 
 # %% ../nbs/10_runs.ipynb #0cd87f7f
-def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict)->float:  # seconds
+def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernels:dict)->float:  # seconds
     "Execute a stage, and record what it read and wrote."
     manifest["stages"][stage] = entry = {"status": "running", "code": code_hash(stage), "started": _now(), "inputs": before}
     start = time.time()
     try:
         _save(run, manifest)
-        execute(run, stage, label)
+        execute(run, stage, label, kernels=kernels)
     except BaseException as e:
         entry["seconds"] = round(time.time() - start, 1)
         _save_failure(run, manifest, entry, e)
@@ -256,7 +274,7 @@ def run_stages(
     say=print,  # where lines go
 )->dict:  # the manifest
     "Run the stages that are not finished yet. Raises `StageError`; what was done stays done."
-    with lock(run):
+    with lock(run), warm_kernels() as kernels:
         manifest = read_manifest(run)
         manifest.setdefault("config", config_hash(run.config))
         for n, stage in enumerate(stages, 1):
@@ -266,7 +284,7 @@ def run_stages(
                 continue
             for later in stages[n-1:]: manifest["stages"].pop(later, None)
             manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config), wanted=list(stages))
-            seconds = _run_stage(run, stage, label, manifest, before)
+            seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
             mirror(run)
         return manifest
