@@ -221,8 +221,8 @@ def tables(draw):
     rows = draw(st.sampled_from([train, test]))
     if how == "a cell": draw(st.sampled_from(rows))[draw(st.sampled_from([*rows[0]]))] = draw(value)
     if how == "a character":
-        row, column = draw(st.sampled_from(rows)), draw(st.sampled_from(["question", "solution"]))
-        row[column] += draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
+        row, column = draw(st.sampled_from(rows)), draw(st.sampled_from(["question", "solution", "index", "source"]))
+        row[column] = str(row[column]) + draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
     if how == "a row": rows.append(dict(draw(st.sampled_from(rows))))
     if how == "a question": test[-1]["question"] = train[0]["question"].upper() + "!"
     return train, test
@@ -237,8 +237,9 @@ def sound(rows):
         whole = type(row["label"]) is int and row["label"] in TYPES
         named = isinstance(row["index"], str) or is_number(row["index"])
         sourced = row["source"] is not None and row["source"] == row["source"]
+        written = not any("\ud800" <= c <= "\udfff" for said in row.values() if isinstance(said, str) for c in said)
         told = is_text(row["question"]) and is_text(row["solution"])
-        return whole and named and sourced and told and row["error_type"] in TYPES[row["label"]]
+        return whole and named and sourced and written and told and row["error_type"] in TYPES[row["label"]]
     keys = [(str(row["index"]), str(row["label"])) for row in rows]
     return len(rows) > 0 and all(map(is_row, rows)) and len(set(keys)) == len(keys)
 

@@ -10,7 +10,7 @@ import itertools
 from typing import NamedTuple
 import numpy as np, torch
 from .files import VerifierError
-from .kernels import base_of, why_not_compiled
+from .kernels import known_engine, why_not_compiled
 
 # %% ../nbs/05_batches.ipynb #50bd11dc
 class Node(NamedTuple):
@@ -240,8 +240,7 @@ def collate(
 # %% ../nbs/05_batches.ipynb #fa2c1afa
 def bucket_of(model):
     "Fill flat batches to a multiple of this many tokens: only for compiled models."
-    compiled = getattr(base_of(model), "verifier_compiled", False)
-    return 128 if compiled or not why_not_compiled(model) else None
+    return 128 if known_engine(model).compiled or not why_not_compiled(model) else None
 
 # %% ../nbs/05_batches.ipynb #8703ee74
 def _unit_cost(ids, layout):

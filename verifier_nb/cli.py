@@ -79,13 +79,14 @@ def run(
 # %% ../nbs/12_cli.ipynb #3ab7dafd
 @app.command()
 def resume(
-    run:RunName="latest", root:Root=".", mirror:Mirror=None,
+    run:RunName="latest", override:Overrides=None, root:Root=".", mirror:Mirror=None,
     processes:Processes="1", parallel:Kind="ddp",
 ):
-    "Go on with a run that stopped, or with its mirror (--root MIRROR), on as many processes as you like."
+    """Go on with a run that stopped, or with its mirror (--root MIRROR), on as many processes as you like;
+    -o changes what no finished stage has read."""
     from verifier_nb import parallel as parallel_, runs
     parallel_.ask_for(processes, parallel)
-    found = runs.find_run(run, root)
+    found = runs.change(runs.find_run(run, root), override)
     wanted = tuple(runs.read_manifest(found).get("wanted", runs.STAGES))
     with runs.mirrored(mirror, root): runs.finish(found, wanted)
 
@@ -106,10 +107,13 @@ def doctor(config:Preset="smoke", override:Overrides=None):
     from verifier_nb.config import load_config
     from verifier_nb.folders import new_run
     import warnings
+    from verifier_nb.setup import stay_offline
+    if stay_offline(): _say_aside("no network: the model hub is not asked, only what is on this disk is looked at")
     from verifier_nb import preflight
     warnings.simplefilter("ignore", FutureWarning)  # what libraries will rename is nothing to check here
     cfg = load_config(config, override)
     cfg.data.problems = min(cfg.data.problems or 100, 100)  # a sample is enough to see that they can be read
+    typer.echo(f"{'':8} {'memory, beforehand':24} {preflight.beforehand(cfg)}")
     with tempfile.TemporaryDirectory() as tmp: checks = preflight.preflight(new_run(cfg, tmp))
     for c in checks:
         typer.echo(f"{c.status:8} {c.name:24} {c.detail}")
@@ -209,6 +213,15 @@ def build(
     typer.echo(f"report: {short_path(folder)}")
 
 # %% ../nbs/12_cli.ipynb #2f214894
+def _sweep_table(rows)->str:
+    "The runs of a sweep side by side: settings, what was measured, folder."
+    import pandas as pd
+    from verifier_nb.runs import short_path
+    def measured(run): return files_.read_json(run.report("metrics.json"))
+    table = [{**dict(s.split("=", 1) for s in settings), **{name: measured(run).get(name) for name in ("accuracy", "auroc", "ece")},
+              "run": short_path(run.reports)} for settings, run in rows]
+    return pd.DataFrame(table).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–")
+
 @app.command()
 def sweep(
     config:Preset, grids:Annotated[list[str], _option("-g", "--grid", help="key=value,value,…; may be repeated")],
@@ -219,9 +232,11 @@ def sweep(
     from verifier_nb.runs import grid, start
     combinations = [[*(override or []), *combination] for combination in grid(grids)]
     for settings in combinations: load_config(config, settings)  # refuse all before the first long run
+    rows = []
     for n, settings in enumerate(combinations, 1):
         typer.echo(f"run {n} of {len(combinations)}: {' '.join(settings)}")
-        start(config, settings, root, say=typer.echo)
+        rows.append((settings[len(override or []):], start(config, settings, root, say=typer.echo)))
+    typer.echo("\n" + _sweep_table(rows))
 
 # %% ../nbs/12_cli.ipynb #d32609c8
 @app.command()

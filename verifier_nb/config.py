@@ -25,7 +25,8 @@ Count = Annotated[int, Field(ge=1)]
 
 Weight = Annotated[float, Field(ge=0)]
 
-Form = Literal["original", "plain", "hash", "final_answer", "the_answer_is"]
+Form = Literal["original", "plain", "hash", "final_answer", "the_answer_is",
+               "latex", "markdown", "numbered", "paragraphs", "chat"]
 
 _SWITCHES = {False: "off", True: "ends"}  # what YAML makes of off and on
 
@@ -60,7 +61,7 @@ class DataSettings(Settings):
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
     # another number draws other numbers and other errors for the same problems in the same splits
     draw: Annotated[int, Field(ge=0)] = 0
-    # forms of annotation and answer line, drawn alike for both labels
+    # forms of a solution, drawn alike for both labels; the last five of `Form` are styles of many phrasings
     forms: Annotated[list[Form], Field(min_length=1)] = ["original"]
     # write the equation checker's finding after each equation, [ok] or [false: 36], so that the model need not do
     # arithmetic

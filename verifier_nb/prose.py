@@ -32,7 +32,7 @@ def _grammar():
     unit = r"(?:\s+(?!(?:and|or|is|are|plus|minus|times|by|of|from|to|gives|makes|make|leaves|equals|multiplied|divided)\b)[A-Za-z]+){0,3}"
     link = rf"\s*,?\s*(?:(?:which|that|this|it)\s+)?(?:{_any('say equals')})\s+(?P<about>(?:{_any('say about')})\s+)?(?:a\s+total\s+of\s+|exactly\s+|just\s+)?"
     make = rf"\s*,?\s*(?:{_any('say that parts make')})\s+(?:a\s+total\s+of\s+|exactly\s+)?"
-    factor = "|".join(word.replace(" ", r"\s+") for word in sorted(_factors(), key=len, reverse=True))
+    factor = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(_factors(), key=len, reverse=True))
     return {"a": rf"(?P<a>{number}){unit}", "b": rf"(?P<b>{number}){unit}", "c": rf"(?P<c>{number})", "equals": link, "make": make,
             "factor": rf"(?P<factor>{factor})"}
 
@@ -41,27 +41,29 @@ class Sentence(NamedTuple):
     "A way to state an equation in words."
     pattern: str  # with the parts of `_grammar` in braces
     sign: str  # + - * /, or the factor itself
-    word: str  # stands in every such sentence
+    words: tuple  # one of these stands in every such sentence; a factor has its own words
     turned: bool = False  # the second number is the one that is computed from: subtract 5 from 12
 
+_FACTORS_BEGIN = ("alf", "hird", "quarter", "fourth", "fifth", "tenth", "wice", "ouble", "riple", " times")
+
 SENTENCES = (
-    Sentence(r"{factor}\s+(?:of\s+|the\s+)?{a}{equals}{c}", "factor", ""),
-    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", " and "),
-    Sentence(r"{a}\s+plus\s+{b}{equals}{c}", "+", "plus"),
-    Sentence(r"{a}\s+added\s+to\s+{b}{equals}{c}", "+", "added"),
-    Sentence(r"{a}\s+minus\s+{b}{equals}{c}", "-", "minus"),
-    Sentence(r"{a}\s+times\s+{b}{equals}{c}", "*", "times"),
-    Sentence(r"{a}\s+multiplied\s+by\s+{b}{equals}{c}", "*", "multiplied"),
-    Sentence(r"{a}\s+divided\s+by\s+{b}{equals}{c}", "/", "divided"),
-    Sentence(r"(?P<share>){a}\s+of\s+(?:the\s+)?{b}{equals}{c}", "*", "%"),
-    Sentence(r"add(?:ing)?\s+{a}\s+(?:and|to|plus)\s+{b}{equals}{c}", "+", "dd"),
-    Sentence(r"subtract(?:ing)?\s+{a}\s+from\s+{b}{equals}{c}", "-", "ubtract", turned=True),
-    Sentence(r"tak(?:ing|e)\s+{a}\s+from\s+{b}{equals}{c}", "-", "ak", turned=True),
-    Sentence(r"multiply(?:ing)?\s+{a}\s+(?:by|and|times)\s+{b}{equals}{c}", "*", "ultiply"),
-    Sentence(r"divid(?:ing|e)\s+{a}\s+(?:by|among|between)\s+{b}{equals}{c}", "/", "ivid"),
-    Sentence(r"the\s+(?:sum|total)\s+of\s+{a}\s+and\s+{b}{equals}{c}", "+", "he "),
-    Sentence(r"the\s+difference\s+(?:of|between)\s+{a}\s+and\s+{b}{equals}{c}", "-", "difference"),
-    Sentence(r"the\s+product\s+of\s+{a}\s+and\s+{b}{equals}{c}", "*", "product"))
+    Sentence(r"{factor}\s+(?:of\s+|the\s+)?{a}{equals}{c}", "factor", _FACTORS_BEGIN),
+    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", ("make", "give", "total", "add", "sum", "together")),
+    Sentence(r"{a}\s+plus\s+{b}{equals}{c}", "+", ("plus",)),
+    Sentence(r"{a}\s+added\s+to\s+{b}{equals}{c}", "+", ("added",)),
+    Sentence(r"{a}\s+minus\s+{b}{equals}{c}", "-", ("minus",)),
+    Sentence(r"{a}\s+times\s+{b}{equals}{c}", "*", ("times",)),
+    Sentence(r"{a}\s+multiplied\s+by\s+{b}{equals}{c}", "*", ("multiplied",)),
+    Sentence(r"{a}\s+divided\s+by\s+{b}{equals}{c}", "/", ("divided",)),
+    Sentence(r"(?P<share>){a}\s+of\s+(?:the\s+)?{b}{equals}{c}", "*", ("%",)),
+    Sentence(r"add(?:ing)?\s+{a}\s+(?:and|to|plus)\s+{b}{equals}{c}", "+", ("dd",)),
+    Sentence(r"subtract(?:ing)?\s+{a}\s+from\s+{b}{equals}{c}", "-", ("ubtract",), turned=True),
+    Sentence(r"tak(?:ing|e)\s+{a}\s+from\s+{b}{equals}{c}", "-", ("aking", "ake "), turned=True),
+    Sentence(r"multiply(?:ing)?\s+{a}\s+(?:by|and|times)\s+{b}{equals}{c}", "*", ("ultiply",)),
+    Sentence(r"divid(?:ing|e)\s+{a}\s+(?:by|among|between)\s+{b}{equals}{c}", "/", ("ivid",)),
+    Sentence(r"the\s+(?:sum|total)\s+of\s+{a}\s+and\s+{b}{equals}{c}", "+", ("sum of", "total of")),
+    Sentence(r"the\s+difference\s+(?:of|between)\s+{a}\s+and\s+{b}{equals}{c}", "-", ("difference",)),
+    Sentence(r"the\s+product\s+of\s+{a}\s+and\s+{b}{equals}{c}", "*", ("product",)))
 
 @cache
 def _patterns():
@@ -112,16 +114,12 @@ def _equation(text, found, value, certain):
     return Equation(text[found.start():found.end()], found.start(), found.end(), expression, plain, value, ok, expected)
 
 # %% ../nbs/02_prose.ipynb #1015aca8
-@cache
-def _names_a_factor():
-    "A pattern: one of the words for a factor."
-    return re.compile(rf"\b(?:{'|'.join(sorted(_factors(), key=len, reverse=True))})\s(?:of\s|the\s)?[$€£]?\d", re.IGNORECASE)
-
-def _sentences(text):
-    "The equations of the sentences above."
+def _sentences(text, start, end):
+    "The equations of the sentences above in a part of a text."
+    part = text[start:end]
     for pattern, sentence in _patterns():
-        if sentence.word not in text or not sentence.word and not _names_a_factor().search(text): continue
-        for found in pattern.finditer(text):
+        if not any(word in part for word in sentence.words): continue
+        for found in pattern.finditer(text, start, end):
             if "share" in found.groupdict() and "%" not in found["a"]: continue  # 3 of 5 is 4: no calculation
             groups = {"about": None, **found.groupdict()}
             equation = _equation(text, _Named(found, groups), _worth(found, sentence), _certain(text, found))
@@ -156,24 +154,36 @@ def _value_of(expression):
 
 _ENDS_IN_WORDS = re.compile(r"[-+*/×÷] ?[$€£]?[\d.,]+\)?,?(?: [a-z]+){0,4} (?:is|are|was|equals|gives?|makes?|leaves?|get|totals?|yields|to|be)\b")
 
-def _in_signs(text):
-    if not _ENDS_IN_WORDS.search(text): return
-    for found in _signs_then_words().finditer(text):
+def _in_signs(text, start, end):
+    "The equations of expressions in signs in a part of a text."
+    if not _ENDS_IN_WORDS.search(text, start, end): return
+    for found in _signs_then_words().finditer(text, start, end):
         if "=" in found[0]: continue  # what has a sign is read with its surroundings
         share = _SHARE.fullmatch(found["left"])  # 2/3 is $20: a part of something
         equation = _equation(text, found, _value_of(found["left"]), not share and _certain(text, found))
         if equation: yield equation
 
 # %% ../nbs/02_prose.ipynb #62e9df1d
-_WORTH_A_LOOK = re.compile(r"\b(?:is|are|was|equals|gives?|makes?|leaves?|totals?|yields|get|be|to|in|of|us|him|her|them|you|about|roughly|around|exactly|just|approximately|nearly|almost)\s+[$€£]?\d")
+_BEFORE_A_RESULT = """is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
+    about roughly around exactly just approximately nearly almost""".split()
+_RESULT = re.compile(r" (?=[$€£]?\d)(?:" + "|".join(rf"(?<=\b{word} )" for word in _BEFORE_A_RESULT) + ")")
+_ANY_DIGIT = re.compile(r"\d")
+_REACH = 120  # characters of a clause before a result, at most
+
+def _clauses(text):
+    "Parts of a text that may state an equation in words, as (start, end)."
+    for m in _RESULT.finditer(text):
+        at = m.end()
+        border = max(text.rfind(stop, 0, at) for stop in ("\n", ". ", "; "))
+        start = max(border + 1, at - _REACH)
+        if _ANY_DIGIT.search(text, start, at): yield start, at + _REACH//2
 
 def said(
     text:str,  # in plain style
 )->list:  # of Equation, in reading order, none inside another
     "The equations that a text states in words."
-    if not _WORTH_A_LOOK.search(text): return []
-    found = sorted([*_sentences(text), *_in_signs(text)], key=lambda e: (e.start, -e.end))
+    found = [e for clause in _clauses(text) for e in (*_sentences(text, *clause), *_in_signs(text, *clause))]
     out = []
-    for equation in found:
+    for equation in sorted(found, key=lambda e: (e.start, -e.end)):
         if not out or equation.start >= out[-1].end: out.append(equation)
     return out

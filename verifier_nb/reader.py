@@ -31,6 +31,8 @@ _FUNCTIONS = frozenset(word_list("functions"))
 
 _REMAINDER = frozenset(word_list("tell of a remainder"))
 
+_HOURS = frozenset(word_list("tell the time"))
+
 MEASURES = frozenset(word_list("measures"))
 
 _VARIABLES = frozenset("xyzBCDEFGHJKMNOPQRSTUVWXYZ")  # letters that stand for a number; not A, I, L and units
@@ -179,12 +181,25 @@ def _second_number(reader, before, token, after):
     "A number that follows a number: a factor when it touches a bracket, else the start of another expression."
     if reader.last is RIGHT and reader.run[-1].end == token.start:
         return reader.add(Token(OPERATOR, token.start, token.start, "*"))
-    fraction = after.text == "/"  # 2 1/2
+    if _is_mixed(reader, token): return reader.add(Token(OPERATOR, token.start, token.start, "&"))
+    fraction = after.text == "/"  # 2 1 / 2
     thousands = token.end - token.start == 3 and before.kind is NUMBER  # 10 000
     if not reader.words and (fraction or thousands): reader.doubt = UNTIL_STOP
     joined = not reader.words or reader.unit_word in _JOINING
-    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches
+    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches, 2 and 30 minutes
+    if reader.unit_word == "and" and after.kind is OPERATOR and reader.has_equals(): smaller_unit = False  # = 7 and 5 + 2
     reader.close(UNTIL_STOP if joined or smaller_unit else SURE)
+
+def _is_mixed(reader, token):
+    "Whether a number is the upper part of a fraction that belongs to the whole number before it: 2 1/2."
+    slash, below, behind = reader.tokens[reader.at+1], reader.tokens[reader.at+2], reader.tokens[reader.at+3:][:1]
+    tight = slash.text == "/" and slash.start == token.end and below.kind is NUMBER and below.start == slash.end
+    if not tight or reader.last is not NUMBER or reader.words or reader.run[-1].end + 1 != token.start: return False
+    if behind and behind[0].text == "/": return False
+    whole, above, under = (reader.numbers[t.number] for t in (reader.run[-1], token, below))
+    digits_only = whole.text.isdigit() and above.text.isdigit() and under.text.isdigit()
+    alone = len(reader.run) < 2 or reader.run[-2].text not in ("/", "^", "&")
+    return digits_only and not whole.percent and alone and 0 < above.value < under.value <= 100
 
 # %% ../nbs/02_reader.ipynb #105e3118
 _SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/"}  # how else operators are written
@@ -217,7 +232,8 @@ def _behind_operand(reader, before, token, after):
     rate = token.text == "/" and after.kind is WORD  # miles/hour
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
-    if _names_variable(token, after): reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
+    in_a_unit = rate and reader.words > 0  # ml/L
+    if _names_variable(token, after) and not in_a_unit: reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
     if rate or compound or twice: reader.words += 1
     elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
     else: _unread_rest(reader)  # = 6^2 + OP^2
@@ -235,7 +251,8 @@ def _unread_rest(reader):
 
 # %% ../nbs/02_reader.ipynb #8d1801b4
 def _note_division(reader, sign):
-    "Doubt a run that divides in two ways."
+    "Doubt a run that divides in two ways. A sum around it does no harm."
+    if sign in "+-–−": return
     if "÷" in (sign, reader.divided):
         mixed = reader.divided not in ("", sign)
         if mixed and not reader.doubt: reader.doubt = UNTIL_STOP
@@ -245,6 +262,7 @@ def _note_division(reader, sign):
 # %% ../nbs/02_reader.ipynb #01f3b475
 @_reads(EQUALS)
 def _equals(reader, before, token, after):
+    if reader.last is EQUALS and before.end == token.start: return  # ==
     names_another = len(reader.unit_word) == 1 and reader.words and reader.unit_begins in _CONJUNCTIONS  # h = -4 and k = 1
     if reader.last not in OPERAND_ENDS or names_another:
         reader.close()
@@ -312,7 +330,7 @@ def _skip_unit(reader, start, words, blurs):
     if not reader.words: reader.unit_begins = words[0]
     reader.words += len(words)
     reader.unit_word = words[-1]
-    if not _REMAINDER.isdisjoint(words): reader.doubt = UNTIL_STOP  # 18 / 4 = 4 remainder 2
+    if not _REMAINDER.isdisjoint(words) or words[0] in _HOURS: reader.doubt = UNTIL_STOP  # = 4 remainder 2, 9 AM +
     if blurs and not reader.has_equals(): reader.doubt = UNTIL_STOP
 
 # %% ../nbs/02_reader.ipynb #62012323
@@ -329,9 +347,10 @@ def _left(reader, before, token, after):
     if _is_applied(before, token):
         reader.algebra.add(reader.clause)
         return reader.close(UNTIL_STOP)
+    if (not reader.run or reader.words) and _equation_inside(reader): return reader.close()  # (3 * 4 = 12), a remark
     if reader.last in OPERAND_ENDS:
         touching = not reader.words and reader.run[-1].end == token.start
-        if touching: reader.add(Token(OPERATOR, token.start, token.start, "*"))  # 4(2)
+        if touching: _factor_in_brackets(reader, token)
         elif _calculation_inside(reader): _before_calculation(reader, token)
         elif after.kind is WORD and not _REMAINDER.isdisjoint(phrase_of(after.text).words): return _unread_rest(reader)
         else: return reader.close(UNTIL_STOP)
@@ -344,6 +363,11 @@ def _is_applied(before, token):
     if before.kind is not WORD: return touching and before.kind is Kind.QUOTE and before.text in "'’"
     name = phrase_of(before.text).words[-1]
     return name in _FUNCTIONS or touching and len(name) == 1 and name not in "xX"
+
+def _equation_inside(reader):
+    "Whether the bracket at hand holds an equation."
+    inside = itertools.takewhile(lambda t: t.kind not in (RIGHT, Kind.LINE), reader.tokens[reader.at+1:reader.at+25])
+    return any(t.kind is EQUALS for t in inside)
 
 def _before_calculation(reader, token):
     "4 (5 - 6) may be a product, 4 (2 + 2 = 4) a number and a remark."
@@ -367,11 +391,17 @@ def _right(reader, before, token, after):
     lone = len(reader.run) > 1 and not reader.has_equals()
     reader.close(UNTIL_STOP if lone else SURE)
 
+def _factor_in_brackets(reader, token):
+    "4(2) is a product; of 24 / 2(3) nobody knows what divides."
+    if reader.run[-1].kind is NUMBER and len(reader.run) > 1 and reader.run[-2].text == "/": reader.doubt = UNTIL_STOP
+    reader.add(Token(OPERATOR, token.start, token.start, "*"))
+
 # %% ../nbs/02_reader.ipynb #d031a383
 @_reads(Kind.STOP)
 def _stop(reader, before, token, after):
     abbreviation = token.text == "." and reader.words and after.kind in (OPERATOR, EQUALS)
-    if abbreviation: return
+    begins_a_sentence = _is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end  # 8 degrees. -8 + 10 = 2
+    if abbreviation and not begins_a_sentence: return
     if token.text == "!" and reader.last in OPERAND_ENDS and after.kind in (OPERATOR, EQUALS): return _unread_rest(reader)  # 6! = 720
     clock = _is_clock(reader, token, after)
     if clock:
@@ -390,7 +420,7 @@ def _is_clock(reader, token, after):
 @_reads(Kind.LINE)
 def _line(reader, before, token, after):
     goes_on = after.kind is EQUALS and reader.last in OPERAND_ENDS  # the next line begins with an equals sign
-    if goes_on: return
+    if goes_on or reader.last is EQUALS and _holds_a_number_alone(reader): return
     reader.close()
     reader.clause += 1
 
@@ -416,17 +446,23 @@ def _root(reader, before, token, after):
     if reader.last in OPERAND_ENDS or after.kind not in (NUMBER, LEFT): _unread_rest(reader)  # 3√2, √x
     else: reader.add(token)
 
+def _holds_a_number_alone(reader):
+    "Whether the next line is a result and nothing else."
+    line = [t for t in reader.tokens[reader.at+1:reader.at+6] if t.kind not in (CURRENCY, Kind.PERCENT)]
+    ends = len(line) > 1 and (line[1].kind in (Kind.LINE, NOTHING.kind) or line[1].kind is Kind.STOP)
+    return ends and line[0].kind is NUMBER
+
 # %% ../nbs/02_reader.ipynb #7b37a242
 class Operation(NamedTuple):
     "A node of an expression's tree; a leaf is the index of a number (an int)."
-    sign: str  # + - * / ^, or in front of one operand: u, a minus, and √
+    sign: str  # + - * / ^ and & in 2 & 1/2, or in front of one operand: u, a minus, and √
     left: object  # Operation or int
     right: object  # Operation or int; None behind u and √
     start: int  # offset of the sign in the text
     end: int  # offset behind it
 
 # %% ../nbs/02_reader.ipynb #987692dd
-BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4}
+BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "&": 5}
 
 _UNARY = {MINUS: "u", Kind.ROOT: "√"}
 
@@ -439,7 +475,8 @@ def climb(tokens, i=0, level=1, depth=0):
         operator = tokens[i]
         strength = BINDING[operator.text]
         if strength < level: break
-        right, behind = climb(tokens, i+1, strength + (operator.text != "^"), depth)  # 2^3^2 is 2^(3^2)
+        if operator.text == "&": right, behind = _fraction_of_mixed(tokens, i+1)
+        else: right, behind = climb(tokens, i+1, strength + (operator.text != "^"), depth)  # 2^3^2 is 2^(3^2)
         if right is None: break
         tree, i = Operation(operator.text, tree, right, operator.start, operator.end), behind
     return tree, i
@@ -457,6 +494,11 @@ def _operand(tokens, i, depth):
     inner, behind = climb(tokens, i+1, 1, depth+1)
     closed = inner is not None and behind < len(tokens) and tokens[behind].kind is RIGHT
     return (inner, behind+1) if closed else (None, i)
+
+def _fraction_of_mixed(tokens, i):
+    "Tree of the fraction in 2 1/2, and the index behind it."
+    above, slash, below = tokens[i:i+3]
+    return Operation("/", above.number, below.number, slash.start, slash.end), i+3
 
 # %% ../nbs/02_reader.ipynb #17ca06b8
 class Inexact(ArithmeticError):
@@ -486,7 +528,7 @@ def evaluate_tree(tree, values):
     if sign == "u": return -left
     if sign == "√": return _exact_root(left)
     right = evaluate_tree(right, values)
-    if sign == "+": return left + right
+    if sign in "+&": return left + right
     if sign == "-": return left - right
     if sign == "*": return left*right
     return exact_quotient(left, right) if sign == "/" else _exact_power(left, right)

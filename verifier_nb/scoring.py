@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FOLD_LIMIT', 'label_logits', 'logits_at', 'Reading', 'read', 'label_loss', 'Probabilities', 'label_log_softmax',
            'probabilities', 'Budget', 'Scores', 'score_samples', 'label_log_probs', 'PlainLora', 'read_plain_lora',
-           'switchable', 'fold', 'read_calibration', 'Verifier']
+           'switchable', 'without_adapter', 'fold', 'read_calibration', 'Verifier']
 
 # %% ../nbs/05b_scoring.ipynb #43bdce95
-import itertools, sys
+import itertools, sys, weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -270,21 +270,32 @@ def read_plain_lora(
     return PlainLora({name: (ab["A.weight"], ab["B.weight"]) for name, ab in found.items()}, lora_scale(said))
 
 # %% ../nbs/05b_scoring.ipynb #ee8e2588
+_OTHERS = weakref.WeakKeyDictionary()  # {model: {parameter's name: the other tensor}}
+
 def switchable(
     model,
     others:dict,  # {parameter's name: the other tensor}
 ):
-    "Give a model a `disable_adapter()`: within it, the other tensors stand in their parameters' place."
-    named = dict(model.named_parameters())
-    def swap():
-        for name in others: named[name].data, others[name] = others[name], named[name].data
-    @contextmanager
-    def disable_adapter():
-        swap()
-        try: yield
-        finally: swap()
-    model.disable_adapter = disable_adapter
+    "Let `without_adapter` put the other tensors in their parameters' place."
+    _OTHERS[model] = others
     return model
+
+def _swap(model, others):
+    named = dict(model.named_parameters())
+    for name in others: named[name].data, others[name] = others[name], named[name].data
+
+@contextmanager
+def without_adapter(
+    model,  # with an adapter of peft's, a folded one, or none
+):
+    "Within it, the model is its base."
+    if model not in _OTHERS:
+        with getattr(model, "disable_adapter", nullcontext)(): yield
+        return
+    others = _OTHERS[model]
+    _swap(model, others)
+    try: yield
+    finally: _swap(model, others)
 
 # %% ../nbs/05b_scoring.ipynb #33f4a2f1
 FOLD_LIMIT = 2**30  # bytes of matrices that may be held twice
@@ -293,7 +304,7 @@ def fold(
     model,  # a base in float32
     folder,  # an adapter's folder
 )->bool:  # False: nothing was changed, load it with peft
-    "Add a plain LoRA adapter into its base's matrices; `model.disable_adapter()` brings the base back for a while."
+    "Add a plain LoRA adapter into its base's matrices; `without_adapter(model)` brings the base back for a while."
     if model.dtype != torch.float32 or getattr(model, "is_quantized", False): return False
     lora = read_plain_lora(model, folder)
     if lora is None: return False
