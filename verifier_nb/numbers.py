@@ -140,7 +140,7 @@ class Step:
     shown: bool = False  # whether trees[0] is the expression in the prose
     noted: bool = False  # whether trees[-1] is the annotation
     percent: bool = False  # whether its result may be a percentage
-    scales: tuple = ()  # per tree: how its percent signs are read (`solution.Percents`)
+    scales: tuple = ()  # per tree: how its percent signs are read (`claims.Percents`)
     about: bool = False  # whether ≈ stands in front of its result
 
 # %% ../nbs/02_numbers.ipynb #9f94b0ac
