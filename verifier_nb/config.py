@@ -34,9 +34,14 @@ class Settings(BaseModel):
 # %% ../nbs/01_config.ipynb #0403ea95
 class DataSettings(Settings):
     "Where the rows come from, how they are split and how long a sample may be."
-    # gsm_symbolic | gsm8k | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several are joined by +
+    # gsm_symbolic | gsm8k | everyday | sampled | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several
+    # are joined by +
     source: str = "gsm_symbolic"
-    problems: Optional[Count] = None  # use this many problems, of each source (none: all; gsm_symbolic needs a number)
+    # use this many problems, of each source (none: all; gsm_symbolic and everyday need a number)
+    problems: Optional[Count] = None
+    problems_of: dict[str, Count] = {}  # the same for single sources: {everyday: 5000, sampled: 7000} sets their shares
+    # for source sampled: the folder that `verifier-nb sample` made, or the preset that makes it
+    sampled: Optional[str] = None
     validation_fraction: Fraction01 = 0.1  # share of problems held out for choosing; ignored when the source has splits
     test_fraction: Fraction01 = 0.1  # share of problems held out for the final number
     columns: dict[str, str] = {}  # rename: {"our name": "the file's name"}
@@ -50,6 +55,9 @@ class DataSettings(Settings):
     subtypes: dict[str, Annotated[float, Field(ge=0)]] = {}  # weights of subtypes; empty: even
     # draw a problem's numbers anew for every row, so that no correct solution is learned by heart
     fresh_numbers: bool = False
+    fresh_words: bool = False  # other people, things and places in every row of a text: as new as other numbers
+    # ask for an earlier step's result too, where that can be worded: short problems with short solutions
+    short_problems: bool = False
     share_instance: bool = True  # a correct and a flawed row of a problem share their numbers (with fresh_numbers)
     repeats: Count = 1  # pairs made of each problem (with fresh_numbers each has its own numbers)
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
@@ -62,6 +70,10 @@ class DataSettings(Settings):
     marks: bool = False
     balance: bool = True  # draw errors that show on the surface less often, so that form says nothing about the label
     exclude: list[str] = []  # sets whose problems must not be learned from, such as level-1-binary.zip#validation+test
+
+    def limit(self, source:str)->Optional[int]:
+        "How many problems of a source are used; None: all."
+        return self.problems_of.get(source, self.problems)
 
     @model_validator(mode="after")
     def _mix(self):
@@ -189,8 +201,11 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _data_can_be_made(self):
-        if "gsm_symbolic" in self.data.source.split("+") and self.data.problems is None:
-            raise ValueError("data.source: gsm_symbolic makes as many problems as you want; say data.problems: 200")
+        for name in ("gsm_symbolic", "everyday"):
+            if name in self.data.source.split("+") and not self.data.limit(name):
+                raise ValueError(f"data.source: {name} makes as many problems as you want; say data.problems: 200")
+        if "sampled" in self.data.source.split("+") and not self.data.sampled:
+            raise ValueError("data.source: sampled needs data.sampled: the folder of a sampled data set, or its preset")
         if self.data.validation_fraction + self.data.test_fraction >= 1:
             raise ValueError("data.validation_fraction + data.test_fraction leave nothing to train on; their sum must be below 1")
         return self
