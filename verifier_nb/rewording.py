@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['people_in', 'reword']
 
-# %% ../nbs/02c_rewording.ipynb #20972d84
+# %% ../nbs/02c_rewording.ipynb #0ba3ddcc
 import functools, random, re
 from importlib.resources import files
 
 import yaml
 from .question import NUMBER_PATTERN
+from .shorter import _verbs
 
-# %% ../nbs/02c_rewording.ipynb #a4b78fbe
+# %% ../nbs/02c_rewording.ipynb #2dd34239
 @functools.lru_cache(maxsize=1)
 def _lists()->dict:
     "The word lists of `words/fresh.yaml`."
@@ -26,9 +27,9 @@ def _people()->dict:
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]*")
 
-# %% ../nbs/02c_rewording.ipynb #5059a129
+# %% ../nbs/02c_rewording.ipynb #9bd2728b
 _TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Miss|Aunt|Uncle|Coach|Saint|St)\.? $")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:,\n]\s*|\b(?:If|When|And|But|So|Since|While|Then|For|As|That|Because|Yesterday|Today|Both|To|After|Before|In|On) )$")
+_SENTENCE_START = re.compile(r"(?:^|[.!?:,;\n])\s*$")
 
 def _is_first_name(name, text)->bool:
     "Whether a name stands alone wherever it stands."
@@ -36,22 +37,44 @@ def _is_first_name(name, text)->bool:
         before, behind = text[:found.start()], text[found.end():]
         if re.match(r"(?:'s)? (?!I\b)[A-Z]|'(?!s)", behind): return False  # a surname; James' has no other form
         if _TITLE.search(before): return False
-        last = re.search(r"[A-Z][a-z]* $", before)
-        if last and not _SENTENCE_START.search(before): return False
+        last = re.search(r"\b[A-Z][a-z]* $", before)
+        opens = last and _SENTENCE_START.search(before[:last.start()]) and last[0].strip() not in _people()
+        if last and not opens: return False
     return True
 
-def people_in(text:str)->list:
-    "Known first names in a text, in order."
-    words = dict.fromkeys(_WORD.findall(text))
-    return [word for word in words if word in _people() and _is_first_name(word, text)]
+_FAMILY = "sister|brother|mother|father|mom|dad|wife|husband|daughter|son|aunt|uncle|girl|boy|queen|king"
+
+def _pronouns(text)->str:
+    "women or men where a text says only she or only he, `either` where it says neither; empty for both."
+    words = {word.lower() for word in _WORD.findall(text)}
+    he, she = bool(words & {"he", "him", "his"}), bool(words & {"she", "her", "hers"})
+    if he and she: return ""
+    return "men" if he else "women" if she else "either"
+
+def _acts(word, text)->bool:
+    "Whether an unknown word is somebody's name: always with a capital, said twice, and it does something."
+    verbs = "|".join(form for form in (*_verbs(), "is", "was", "wants", "decides", "decided", "can", "will"))
+    is_name = text.count(word) > 1 and len(word) > 2 and not re.search(rf"\b{word.lower()}\b", text)
+    of_family = re.search(rf"\b(?:{_FAMILY}),? {word}\b", text, re.I)
+    return is_name and not of_family and bool(re.search(rf"\b{word} (?:{verbs})\b", text))
+
+def people_in(text:str)->dict:  # name -> women | men
+    "First names in a text, in order: known ones, and others that act like persons where the pronouns leave no doubt."
+    capital = [word for word in dict.fromkeys(_WORD.findall(text)) if word[0].isupper() and word[1:].islower()]
+    guess = _pronouns(text)
+    found = {}
+    for word in capital:
+        kind = _people().get(word)
+        if kind is None and guess and word not in _lists()["no names"] and _acts(word, text): kind = guess.replace("either", "men")
+        if kind and _is_first_name(word, text): found[word] = kind
+    return found
 
 def _new_people(text, rng)->dict:
     "Another name for each person, of the same sex, that is not in the text."
-    found = people_in(text)
     free = {kind: [name for name in _lists()[kind] if name not in text] for kind in ("women", "men")}
-    return {name: free[_people()[name]].pop(rng.randrange(len(free[_people()[name]]))) for name in found}
+    return {name: free[kind].pop(rng.randrange(len(free[kind]))) for name, kind in people_in(text).items()}
 
-# %% ../nbs/02c_rewording.ipynb #2cd5935c
+# %% ../nbs/02c_rewording.ipynb #9f88adc9
 def _pairs(entry)->list:
     "Singular and plural of each word of an entry."
     return [tuple(words.split()) for words in entry["words"]]
@@ -72,7 +95,7 @@ def _exchange(old, new)->dict:
     forms = dict(zip(old, new))
     return forms | {a.capitalize(): b.capitalize() for a, b in forms.items()}
 
-# %% ../nbs/02c_rewording.ipynb #2fdecb7c
+# %% ../nbs/02c_rewording.ipynb #f32421e2
 def _new_of_kind(entry, text, rng)->dict:
     "Other words of a kind for those of a text; nothing where one word of the kind cannot be replaced."
     words = {word.lower() for word in _WORD.findall(text)}
@@ -103,7 +126,7 @@ def _new_places(text, rng)->dict:
     free = [place for place in lists["places"] if place not in here]
     return dict(zip(here, rng.sample(free, len(here)))) if len(free) >= len(here) else {}
 
-# %% ../nbs/02c_rewording.ipynb #54a58183
+# %% ../nbs/02c_rewording.ipynb #8307241c
 def _replaced(text, changes)->str:
     "A text with its words exchanged at once, and `a` or `an` as the new word wants it."
     pattern = re.compile(r"\b(?:(an?|An?) )?(" + "|".join(sorted(map(re.escape, changes), key=len, reverse=True)) + r")\b")
