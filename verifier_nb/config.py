@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'Settings', 'DataSettings', 'ModelSettings', 'LoraSettings',
-           'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'RunConfig', 'read_yaml', 'merge',
-           'parse_overrides', 'check_config', 'presets', 'load_config', 'dump_config', 'config_hash']
+           'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'SolverSettings', 'SamplingSettings',
+           'RunConfig', 'read_yaml', 'merge', 'parse_overrides', 'check_config', 'presets', 'load_config',
+           'dump_config', 'config_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
 import difflib, hashlib, json, re
@@ -175,6 +176,29 @@ class PublishSettings(Settings):
     merged: bool = False  # send the merged model too, not only the adapter
     overwrite: bool = False  # allow replacing files that are already in the repository
 
+# %% ../nbs/01_config.ipynb #8f0038b9
+class SolverSettings(Settings):
+    "How the models that solve the problems are trained: the base, all weights, on worked solutions."
+    instances: Count = 8  # tellings of each problem, with fresh numbers where they can be changed
+    epochs: Positive = 1.0  # passes over all of them
+    learning_rate: Positive = 1e-3  # all weights of a small model; a larger one wants less
+    warmup: Fraction01 = 0.03  # share of the steps over which the learning rate rises
+    batch_tokens: Annotated[int, Field(ge=64)] = 16_384  # in one optimiser step, padding included
+    max_length: Annotated[int, Field(ge=16)] = 512  # tokens of problem and solution; longer ones are left out
+
+class SamplingSettings(Settings):
+    "How solutions are sampled, and which of them are kept."
+    samples: Count = 24  # tries at each problem, at most
+    round: Count = 4  # tries between two looks at what is still lacking
+    # problems with so many different right solutions are tried no more; none: all get every try
+    enough_right: Optional[Count] = 2
+    temperature: Positive = 0.8  # higher: more various, and more often wrong
+    calculator: bool = True  # put the exact value behind <<a+b= and >>, so that what is wrong is the reasoning
+    new_tokens: Count = 224  # longest solution; an unfinished one is left out
+    rows: Count = 4096  # solutions that grow at the same time; the GPU's memory bounds it
+    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.98  # do not wait for the slowest: end when this share has finished
+    keep: Count = 4  # most right and most wrong solutions of a problem in the data set
+
 # %% ../nbs/01_config.ipynb #6d1ccf43
 class RunConfig(Settings):
     "One whole run."
@@ -187,6 +211,8 @@ class RunConfig(Settings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    solver: SolverSettings = Field(default_factory=SolverSettings)
+    sampling: SamplingSettings = Field(default_factory=SamplingSettings)
 
     @model_validator(mode="after")
     def _training_fits_the_model(self):
