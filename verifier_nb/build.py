@@ -31,11 +31,14 @@ class Pair:
 def ready_rows(
     problem,  # Problem with ready rows
     stride:int,  # how far apart the row numbers of two problems are
+    form_of,  # function from a place to the form of its rows
 )->tuple:  # (rows, counts)
     "The rows that a problem brings with it, numbered, and what was taken."
-    first = dict(source=problem.source, problem=problem.key)
-    rows = [dict(first, index=problem.number * stride + row.place, question=row.question, solution=row.solution, label=row.label,
-                 error_type=row.kind, subtype=row.subtype, step=row.step) for row in problem.ready]
+    def one(row):
+        solution = reform(row.solution, form_of(row.place)) if problem.restyle else row.solution
+        return dict(index=problem.number * stride + row.place, source=problem.source, problem=problem.key, question=row.question,
+                    solution=solution, label=row.label, error_type=row.kind, subtype=row.subtype, step=row.step)
+    rows = [one(row) for row in problem.ready]
     return rows, Counter(("made", row.kind, row.subtype) for row in problem.ready if row.label)
 
 # %% ../nbs/02e_build.ipynb #e84e825a
@@ -50,7 +53,7 @@ class PairMaker:
 
     def rows(self, problem)->tuple:  # (rows, counts)
         "All rows of one problem, and what was made and refused."
-        if problem.ready: return ready_rows(problem, self.stride)
+        if problem.ready: return ready_rows(problem, self.stride, lambda place: self.form_of(problem, place))
         flaws, rows = FlawMaker(self.cfg.types, self.cfg.subtypes, self.tilts), []
         misses = 0
         for place in range(self.repeats * self.cfg.flawed_per_problem):
@@ -88,9 +91,13 @@ class PairMaker:
         if not self.cfg.fresh_numbers or self.cfg.share_instance: return example
         return next(instances(problem, f"{key}/flawed", True)) or example
 
+    def form_of(self, problem, place)->str:
+        "The form of both rows of a place."
+        return random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}").choice(self.cfg.forms)
+
     def rows_of_pair(self, problem, place, pair)->list:
         "A pair as rows. The correct solution is written once where its numbers are always the same."
-        form = random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}").choice(self.cfg.forms)
+        form = self.form_of(problem, place)
         common = dict(index=problem.number * self.stride + place, source=problem.source, problem=problem.key)
         correct = dict(common, question=pair.correct["question"], solution=reform(pair.correct["solution"], form),
                        label=0, error_type="correct", subtype="correct", step=0)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'computed', 'Calculator', 'MostFinished', 'sample_block', 'Task', 'answer_of', 'tasks_of', 'Judged', 'judge',
-           'kept', 'Place', 'place_of', 'judge_all', 'sample_half', 'SampledSet', 'judged_of', 'summarise',
-           'write_report', 'sample']
+           'kept', 'Place', 'place_of', 'judge_all', 'sample_half', 'SampledSet', 'summarise', 'write_report', 'sample',
+           'with_samples']
 
-# %% ../nbs/06f_sampling.ipynb #32edd4c1
+# %% ../nbs/06f_sampling.ipynb #11bafa2e
 import functools, json, os, time
 from collections import Counter
 from fractions import Fraction
@@ -17,16 +17,17 @@ import numpy as np, pandas as pd, torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from . import files
 from .files import VerifierError
-from .config import config_hash, dump_config
+from .config import config_hash, dump_config, load_config, presets
 from .numbers import as_written
 from .rows import normalise
 from .solution import check, parse
-from .sources import SAMPLED_FILE, load_problems, short_name
+from .sources import MADE, SAMPLED_FILE, load_problems, short_name
 from .balance import mapped
 from .build_report import _template, side_by_side
+from .model import _quiet
 from .solver import PROMPT, half_of, load_solver, tellings, train_solver
 
-# %% ../nbs/06f_sampling.ipynb #f20a0fbe
+# %% ../nbs/06f_sampling.ipynb #05accc92
 @functools.lru_cache(100_000)
 def computed(
     expression:str,  # as it stands in an annotation
@@ -38,7 +39,7 @@ def computed(
     ends = (value * 10**4).denominator == 1
     return as_written(value) if ends else as_written(value, 2)
 
-# %% ../nbs/06f_sampling.ipynb #12e5fcc9
+# %% ../nbs/06f_sampling.ipynb #298eb311
 class Calculator(LogitsProcessor):
     "Forces the value behind `<<a+b=`, and again behind `>>`."
     def __init__(self, tokenizer, rows:int):
@@ -70,7 +71,7 @@ class Calculator(LogitsProcessor):
             if value: self.queues[row] = list(_tokens(self.tokenizer, f"{value}>>{value}"))
         self.tails[row] = "" if "=" in tail or ">>" in tail or len(tail) > 90 else tail
 
-# %% ../nbs/06f_sampling.ipynb #9ce1d50b
+# %% ../nbs/06f_sampling.ipynb #54f3aa1d
 _PIECES = {}  # name and size of a tokenizer -> the text of each of its tokens
 
 def _pieces(tokenizer)->list:
@@ -84,7 +85,7 @@ def _pieces(tokenizer)->list:
 
 def _tokens(tokenizer, text)->list: return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-# %% ../nbs/06f_sampling.ipynb #98a46b12
+# %% ../nbs/06f_sampling.ipynb #2a1706c2
 class MostFinished(StoppingCriteria):
     "Stops when a share of the rows has ended."
     def __init__(self, eos:int, share:float, every:int=8):
@@ -98,7 +99,7 @@ class MostFinished(StoppingCriteria):
         is_enough = self.calls % self.every == 0 and float(self.ended.float().mean()) >= self.share
         return torch.ones_like(now) if is_enough else torch.zeros_like(now)
 
-# %% ../nbs/06f_sampling.ipynb #f7405259
+# %% ../nbs/06f_sampling.ipynb #818c3720
 def _written(tokenizer, ids)->list:
     "The texts of rows that have ended; None for the others."
     eos, texts = tokenizer.eos_token_id, []
@@ -126,7 +127,7 @@ def sample_block(
         stopping_criteria=StoppingCriteriaList([MostFinished(tokenizer.eos_token_id, settings.stop_at)]))
     return _written(tokenizer, made[:, batch["input_ids"].shape[1]:])
 
-# %% ../nbs/06f_sampling.ipynb #fb032658
+# %% ../nbs/06f_sampling.ipynb #3d81f32a
 class Task(NamedTuple):
     "A problem that is sampled."
     key: str  # its normalised question
@@ -151,21 +152,22 @@ class Judged(NamedTuple):
     solution: str
     outcome: str  # right | wrong | unfinished | no answer | right by a false equation
     answer: str
-    is_false: bool  # whether it holds a false equation
+    equations: int = 0  # that can be read
+    is_false: bool = False  # whether one of them is false
 
 def judge(
     task:Task,
     solution,  # a sampled text, or None
 )->Judged:
     "Label a sample by its final answer."
-    if solution is None: return Judged(task.key, "", "unfinished", "", False)
-    answer = answer_of(solution)
-    if answer is None: return Judged(task.key, solution, "no answer", "", False)
-    is_false = any(not equation.ok for equation in check(solution))
+    if solution is None: return Judged(task.key, "", "unfinished", "")
+    parsed = parse(solution)
+    if parsed.answer is None: return Judged(task.key, solution, "no answer", "")
+    answer, is_false = parsed.numbers[parsed.answer].value, any(not equation.ok for equation in parsed.equations)
     outcome = "wrong" if answer != task.answer else "right by a false equation" if is_false else "right"
-    return Judged(task.key, solution, outcome, as_written(answer), is_false)
+    return Judged(task.key, solution, outcome, as_written(answer), len(parsed.equations), is_false)
 
-# %% ../nbs/06f_sampling.ipynb #702d7fd4
+# %% ../nbs/06f_sampling.ipynb #587980a5
 def _distinct(judged:list)->list:
     "The first of each text."
     first = {}
@@ -189,7 +191,7 @@ def kept(
     wrong = _by_new_answers(_distinct([one for one in judged if one.outcome == "wrong"]))
     return right[:most] + wrong[:most]
 
-# %% ../nbs/06f_sampling.ipynb #0f79c31c
+# %% ../nbs/06f_sampling.ipynb #58038aba
 class Place(NamedTuple):
     "Where a sampled data set is made."
     folder: Path
@@ -209,7 +211,7 @@ def _read_block(path)->list:
 def _write_block(path, keys, texts):
     files.write_text(path, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in zip(keys, texts)))
 
-# %% ../nbs/06f_sampling.ipynb #06efbfd6
+# %% ../nbs/06f_sampling.ipynb #244b4e7d
 def _judged_chunk(task): return [judge(*pair) for pair in task]
 
 def judge_all(
@@ -228,7 +230,10 @@ def _open(tasks, judged, settings)->list:
     enough = settings.enough_right or 10**9
     return sorted((task for task in tasks if right[task.key] < enough), key=lambda task: (len(task.question), task.key))
 
-# %% ../nbs/06f_sampling.ipynb #39f1310d
+# %% ../nbs/06f_sampling.ipynb #1a2949bb
+def _solver(folder, model_settings):
+    with _quiet(): return load_solver(folder, model_settings)
+
 def sample_half(
     cfg,  # RunConfig
     folder:Path,
@@ -248,7 +253,7 @@ def sample_half(
             path, part = _block_path(folder, half, number, block), asked[block*s.rows:(block+1)*s.rows]
             if not path.exists():
                 if time.monotonic() > until: return judged + judge_all(by_key, found)
-                solver = solver or load_solver(folder/f"solver{half}", cfg.model)
+                solver = solver or _solver(folder/f"solver{half}", cfg.model)
                 start = time.monotonic()
                 texts = sample_block(*solver, [task.question for task in part], s, cfg.seed + 1_000_000*half + 1000*number + block)
                 _write_block(path, [task.key for task in part], texts)
@@ -257,22 +262,26 @@ def sample_half(
         judged += judge_all(by_key, found)
     return judged
 
-# %% ../nbs/06f_sampling.ipynb #e8f4fd56
+# %% ../nbs/06f_sampling.ipynb #4eac4c1a
 class SampledSet(NamedTuple):
     "What sampling has brought."
     rows: pd.DataFrame  # question, solution, label
     tables: dict  # name -> table of the report
 
+def _by_key(judged)->dict:
+    "Samples by their problem."
+    found = {}
+    for one in judged: found.setdefault(one.key, []).append(one)
+    return found
+
 def _rows(tasks, judged, most)->pd.DataFrame:
     "The rows of the data set, the problems in their order."
-    by_key = {}
-    for one in judged: by_key.setdefault(one.key, []).append(one)
-    lines = []
+    by_key, lines = _by_key(judged), []
     for number, task in enumerate(tasks):
         for one in kept(by_key.get(task.key, []), most):
             lines.append(dict(index=number, question=task.question, solution=one.solution, label=int(one.outcome == "wrong"),
-                              answer=one.answer, known=as_written(task.answer), false_equation=one.is_false))
-    return pd.DataFrame(lines, columns=["index", "question", "solution", "label", "answer", "known", "false_equation"])
+                              answer=one.answer, known=as_written(task.answer), equations=one.equations, false_equation=one.is_false))
+    return pd.DataFrame(lines, columns=["index", "question", "solution", "label", "answer", "known", "equations", "false_equation"])
 
 def _outcomes(judged)->pd.DataFrame:
     "How many samples ended how; with those that were the same text as another of the problem."
@@ -281,34 +290,23 @@ def _outcomes(judged)->pd.DataFrame:
     lines = [dict(outcome=name, samples=n, share=round(n/max(len(judged), 1), 4), distinct=distinct[name]) for name, n in count.most_common()]
     return pd.DataFrame(lines)
 
-# %% ../nbs/06f_sampling.ipynb #17d1fad5
+# %% ../nbs/06f_sampling.ipynb #bce07458
 def _problems_table(tasks, judged, rows)->pd.DataFrame:
     "For how many problems there is something."
     right = {one.key for one in judged if one.outcome == "right"}
-    copies = sum(normalise(one.solution) == normalise(task.solution) for task in tasks for one in judged_of(judged, task.key) if one.outcome == "right")
+    worked = {task.key: normalise(task.solution) for task in tasks}
+    copies = sum(one.outcome == "right" and normalise(one.solution) == worked[one.key] for one in judged)
     with_both = int((rows.groupby("index").label.nunique() == 2).sum()) if len(rows) else 0
     facts = {"problems": len(tasks), "with a right sample": len(right), "with right and wrong ones kept": with_both,
              "right samples that repeat the worked solution": copies, "rows kept, right": int((rows.label == 0).sum()), "rows kept, wrong": int((rows.label == 1).sum())}
     return pd.DataFrame([dict(what=what, n=n) for what, n in facts.items()])
 
-@functools.lru_cache(maxsize=1)
-def _by_key(judged:tuple)->dict:
-    "Samples by their problem."
-    found = {}
-    for one in judged: found.setdefault(one.key, []).append(one)
-    return found
-
-def judged_of(judged, key)->list:
-    "The samples of one problem."
-    return _by_key(tuple(judged)).get(key, [])
-
-# %% ../nbs/06f_sampling.ipynb #49d7b249
+# %% ../nbs/06f_sampling.ipynb #64d1eb2e
 def _looks(rows)->pd.DataFrame:
     "Length, equations and form of the kept rows, right and wrong."
     lines = []
     for label, part in rows.groupby("label"):
-        equations = part.solution.map(lambda text: len(check(text)))
-        lines.append(dict(label=label, rows=len(part), characters=int(part.solution.str.len().median()), equations=float(equations.mean().round(2)),
+        lines.append(dict(label=label, rows=len(part), characters=int(part.solution.str.len().median()), equations=round(float(part.equations.mean()), 2),
                           false_equation=round(float(part.false_equation.mean()), 4), annotated=round(float(part.solution.str.contains("<<", regex=False).mean()), 4),
                           answer_line=round(float(part.solution.str.contains("####", regex=False).mean()), 4)))
     return pd.DataFrame(lines)
@@ -323,7 +321,7 @@ def summarise(
     tables = {"outcomes": _outcomes(judged), "problems": _problems_table(tasks, judged, rows), "looks": _looks(rows)}
     return SampledSet(rows, tables)
 
-# %% ../nbs/06f_sampling.ipynb #16e45355
+# %% ../nbs/06f_sampling.ipynb #d18e908c
 ABOUT = {
     "outcomes": "How the samples ended, and how many different texts that were. Only right and wrong ones are kept; a right answer by a false equation is dropped.",
     "problems": "For how many problems there is something, and what was kept.",
@@ -348,7 +346,7 @@ def write_report(
     files.write_text(place.report/"index.html", page)
     return place.report/"index.html"
 
-# %% ../nbs/06f_sampling.ipynb #ab4cb8b3
+# %% ../nbs/06f_sampling.ipynb #600e6abd
 def _train_solvers(cfg, folder, problems, say):
     "Two solvers; solver 0 answers for half 0 and has learned from half 1."
     for half in (0, 1):
@@ -374,15 +372,31 @@ def sample(
     place = place_of(cfg, root)
     problems, _ = load_problems(cfg.data, cfg.seed)
     files.write_text(place.folder/"config.yaml", dump_config(cfg))
-    _train_solvers(cfg, place.folder, _learned_from(problems), say)
+    with _quiet(): _train_solvers(cfg, place.folder, _learned_from(problems), say)
     tasks = tasks_of(problems)
     judged = []
     for half in (0, 1):
         mine = [task for task in tasks if half_of(task.key) == half]
-        if not mine: continue
         end = until if half else (time.monotonic() + until) / 2
         judged += sample_half(cfg, place.folder, half, mine, end, say)
+    if torch.cuda.is_available(): torch.cuda.empty_cache()  # what comes next may need the memory
     made = summarise(tasks, judged, cfg.sampling.keep)
     files.write_text(place.folder/SAMPLED_FILE, made.rows.to_json(orient="records", lines=True, force_ascii=False))
     write_report(cfg, place, made)
     return place.folder
+
+# %% ../nbs/06f_sampling.ipynb #8433aaea
+def with_samples(
+    cfg,  # RunConfig
+    root=".",
+    say=print,
+):  # -> RunConfig whose data.sampled is a folder
+    "A run's config with its sampled data set made, where it names a preset. Raises `VerifierError`."
+    parts = cfg.data.source.split("+")
+    named = cfg.data.sampled
+    if "sampled" not in parts or Path(named).expanduser().exists(): return cfg
+    if named not in presets(): return cfg  # the data stage says what to do
+    texts = [part for part in parts if part not in MADE]
+    settings = {"data.source": "+".join(texts), "data.exclude": cfg.data.exclude, "model.base": cfg.model.base} if texts else {}
+    folder = sample(load_config(named, settings), root, say=say)
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"sampled": str(folder)})})

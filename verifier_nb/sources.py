@@ -43,6 +43,7 @@ class Problem:
     solution: str = ""
     template: int = -1  # number of a gsm_symbolic template; -1: a text
     ready: tuple = ()  # of Ready; then nothing is made
+    restyle: bool = False  # ready rows are written in the forms of the config
 
     @property
     def is_template(self): return self.template >= 0
@@ -293,7 +294,8 @@ def _sampled_table(cfg)->pd.DataFrame:
     "Rows of a sampled data set. Raises `VerifierError` where it is not there."
     path = Path(cfg.sampled).expanduser()
     path = path/SAMPLED_FILE if path.is_dir() else path
-    if path.is_file(): return read_table(path)
+    if path.is_file() and path.stat().st_size: return read_table(path)
+    if path.is_file(): raise VerifierError("the sampled data set holds no rows", path, "sample more: sampling.samples, or a better solver")
     raise VerifierError(f"there is no sampled data set {cfg.sampled}", "data.sampled",
                         "make it with `verifier-nb sample PRESET` and give its folder; `verifier-nb run` makes that of a preset itself")
 
@@ -317,7 +319,7 @@ def sampled_problems(
     out = {split: [] for split in SPLITS}
     for number, (key, rows) in enumerate(table.groupby(asked, sort=False)):
         ready = _sampled_rows(rows)
-        out[place["train", key]].append(Problem(number, number, "sampled", ready[0].question, ready=ready))
+        out[place["train", key]].append(Problem(number, number, "sampled", ready[0].question, ready=ready, restyle=True))
     return _sample(out, cfg.limit("sampled"), seed)
 
 # %% ../nbs/02d_sources.ipynb #66eb94ba
