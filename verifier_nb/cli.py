@@ -201,7 +201,10 @@ def sample(
 ):
     "Have solvers try every training problem many times, and make a data set of their solutions, right and wrong."
     import time
+    from pathlib import Path
     from verifier_nb import sampling
+    from verifier_nb.config import load_config
+    from verifier_nb.runs import short_path
     cfg = load_config(config, override)
     until = time.monotonic() + 60*minutes if minutes else float("inf")
     folder = sampling.sample(cfg, root, until, typer.echo)

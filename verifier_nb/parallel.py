@@ -7,7 +7,7 @@ __all__ = ['PROCESSES', 'KIND', 'KINDS', 'World', 'world', 'is_first', 'wait_for
            'take_over', 'share', 'settings_file', 'command', 'launch', 'work']
 
 # %% ../nbs/01b_parallel.ipynb #9b17a386
-import builtins, importlib, os, re, socket, subprocess, sys, traceback
+import builtins, importlib, os, re, signal, socket, subprocess, sys, traceback
 from pathlib import Path
 from typing import NamedTuple
 from . import files
@@ -163,22 +163,24 @@ def launch(
 # %% ../nbs/01b_parallel.ipynb #dca43a5b
 def _hear(line:str, say)->str:
     "Pass a line of the first process on, unless the launcher says it; returns the line."
-    launcher = re.match(r"[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
+    launcher = re.match(r"\[rank|[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
     if line.strip() and not launcher and "torch" not in line: say(line.rstrip())
     return line
 
 def _failed(run, heard:str)->VerifierError:
-    "What to say when the workers did not come to their end."
+    "What to say when the workers did not come to their end: who was killed, else what went wrong first."
+    killed = [who for who, code in _DIED.findall(heard) if code == str(-signal.SIGKILL)]
+    if killed: return _killed(run, killed[0])
     for path in sorted(_logs(run).glob("rank-*.json")):
         said = files.read_json(path)
         if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
         rank = path.stem.removeprefix("rank-")
         return VerifierError(f"process {rank} failed: {said['what']}", _logs(run)/f"rank-{rank}.log", "read the log; mend the cause, then resume the run")
-    died = _DIED.findall(heard)
-    who, code = died[0] if died else ("?", "?")
-    how = "it was killed, most often because memory ran out" if code == "-9" else f"it ended with {code}"
+    return VerifierError("the processes ended without a word", _logs(run), f"read the logs there; the launcher said: {heard.strip()[-300:]}")
+
+def _killed(run, rank)->VerifierError:
     again = "finished checkpoints are kept: resume the run, with as many processes as you like"
-    return VerifierError(f"process {who} died: {how}", _logs(run)/f"rank-{who}.log", again)
+    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out", _logs(run)/f"rank-{rank}.log", again)
 
 # %% ../nbs/01b_parallel.ipynb #4be65b5a
 def _meet(on_cpu:bool):

@@ -13,7 +13,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from . import files
 from .files import VerifierError
