@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
-           'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'build',
-           'sweep', 'publish', 'check', 'score', 'demo', 'main']
+           'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
+           'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, sys
@@ -192,6 +192,23 @@ def index(root:Root="."):
     from verifier_nb.runs import short_path
     from verifier_nb import index as index_
     typer.echo(f"{len(index_.index(root))} runs: {short_path(Path(root)/'reports'/'index.html')}")
+
+# %% ../nbs/12_cli.ipynb #bf72daa9
+@app.command()
+def sample(
+    config:Preset, override:Overrides=None, root:Root=".",
+    minutes:Annotated[Optional[float], _option("--minutes", help="begin no further block of samples after so many minutes; again with more goes on")]=None,
+):
+    "Have solvers try every training problem many times, and make a data set of their solutions, right and wrong."
+    import time
+    from pathlib import Path
+    from verifier_nb import sampling
+    from verifier_nb.config import load_config
+    from verifier_nb.runs import short_path
+    cfg = load_config(config, override)
+    until = time.monotonic() + 60*minutes if minutes else float("inf")
+    folder = sampling.sample(cfg, root, until, typer.echo)
+    typer.echo(f"data.sampled: {short_path(folder)}\nreport: {short_path(Path(root)/'reports'/cfg.name/'index.html')}")
 
 # %% ../nbs/12_cli.ipynb #18a37ff9
 @app.command()

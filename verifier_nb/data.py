@@ -19,7 +19,7 @@ from .folders import Run
 from .canonical import canonical
 from .prompt import _controls, _read, _render, encode, label_ids, load_tokenizer, messages, with_marks
 from .rows import ERROR_TYPES, _faults, _refuse, _shared_questions, with_fingerprint
-from .sources import _joined, _labelled, _read_source, _slices, load_problems
+from .sources import MADE, _joined, _labelled, _read_source, _slices, load_problems
 from .build import build, count_table
 
 # %% ../nbs/03_data.ipynb #46c124a6
@@ -41,7 +41,7 @@ def load_counted(
     folder:Path,  # for files on the way
 )->tuple:  # (DatasetDict, counts of (what, which, why))
     "`load_source`, and the counts of what was made, refused and excluded."
-    has_tables = cfg.source not in ("gsm8k", "gsm_symbolic") and not _joined(cfg.source)
+    has_tables = cfg.source not in ("gsm8k", *MADE) and not _joined(cfg.source)
     frames = _read_source(cfg, folder) if has_tables else {}
     is_labelled = frames and all("label" in df for df in frames.values())
     if is_labelled: return _labelled(frames, cfg, seed)

@@ -7,12 +7,13 @@ __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', '
            'Scored', 'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines',
            'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'add_columns', 'merge_check',
            'merge_summary', 'report_text', 'recompute', 'write_summary', 'train_if_missing', 'calibrate_run',
-           'run_stage']
+           'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
+from . import parallel
 from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_json, write_text
 from .metrics import (COLUMNS, Part, ScoredRows, as_rows, bootstrap, by_type, difference, metrics, read_exactly,
@@ -383,14 +384,13 @@ def calibrate_run(
         fitted["steps"] = rule.to_json()
     return fitted | prompt_settings(run)
 
-# %% ../nbs/07_evaluation.ipynb #be0f99b1
-def run_stage(
+# %% ../nbs/07_evaluation.ipynb #0b7e319b
+def evaluate_and_write(
     run,  # Run
-)->dict:  # what metrics.json says
-    "Score, calibrate, compare with baselines, and write every file of this stage."
+)->dict:  # what metrics.json says; nothing in a process that does not write
+    "Score, calibrate and compare in this process, or in this one of several."
     from verifier_nb.scoring import Verifier
     seed_everything(run.config.seed, run.config.deterministic)
-    train_if_missing(run)
     verifier = Verifier.from_run(run)
     scored = {split: score_split(run, verifier, split) for split in ("validation", "test")}
     calibration = calibrate_run(run, *scored["validation"])
@@ -398,7 +398,19 @@ def run_stage(
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
     del verifier  # its memory is wanted for the merged model
-    _write_rows(run, frames, calibration, steps)
     check = merge_check(run, frames["test"])
+    if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
+    _write_rows(run, frames, calibration, steps)
     if check is not None: write_csv(run.report("merge_check.csv"), check)
     return write_summary(run)
+
+# %% ../nbs/07_evaluation.ipynb #be0f99b1
+def run_stage(
+    run,  # Run
+)->dict:  # what metrics.json says
+    "Score, calibrate, compare with baselines, and write every file of this stage; on several processes where they are asked for."
+    train_if_missing(run)
+    processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
+    if processes == 1: return evaluate_and_write(run)
+    parallel.launch("verifier_nb.evaluation:evaluate_and_write", run, processes)
+    return read_json(run.report("metrics.json"))

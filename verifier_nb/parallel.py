@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROCESSES', 'KIND', 'KINDS', 'World', 'world', 'is_first', 'wait_for_all', 'from_all', 'ask_for', 'wanted',
-           'take_over', 'share', 'settings_file', 'command', 'launch', 'work']
+           'take_over', 'divides', 'share', 'settings_file', 'command', 'launch', 'work']
 
 # %% ../nbs/01b_parallel.ipynb #9b17a386
-import builtins, importlib, os, re, socket, subprocess, sys, traceback
+import builtins, importlib, os, re, signal, socket, subprocess, sys, traceback
 from pathlib import Path
 from typing import NamedTuple
 from . import files
@@ -93,12 +93,16 @@ def take_over()->bool:
     return rank == 0
 
 # %% ../nbs/01b_parallel.ipynb #cdc7bc8c
+def divides()->bool:
+    "Whether each process may make passes of its own. Where the model lies in parts over all of them, they pass together."
+    return world().size > 1 and os.environ.get(KIND, "ddp") == "ddp"
+
 def share(
     dealt,  # a list
     who:World=None,  # default: this process
 )->list:
-    "This process's part of a list: every n-th entry."
-    who = who or world()
+    "This process's part of a list: every n-th entry; all of it where the processes make every pass together."
+    if who is None: who = world() if divides() else World(0, 1)
     return list(dealt)[who.rank::who.size]
 
 # %% ../nbs/01b_parallel.ipynb #6323190b
@@ -163,22 +167,24 @@ def launch(
 # %% ../nbs/01b_parallel.ipynb #dca43a5b
 def _hear(line:str, say)->str:
     "Pass a line of the first process on, unless the launcher says it; returns the line."
-    launcher = re.match(r"[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
+    launcher = re.match(r"\[rank|[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
     if line.strip() and not launcher and "torch" not in line: say(line.rstrip())
     return line
 
 def _failed(run, heard:str)->VerifierError:
-    "What to say when the workers did not come to their end."
+    "What to say when the workers did not come to their end: who was killed, else what went wrong first."
+    killed = [who for who, code in _DIED.findall(heard) if code == str(-signal.SIGKILL)]
+    if killed: return _killed(run, killed[0])
     for path in sorted(_logs(run).glob("rank-*.json")):
         said = files.read_json(path)
         if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
         rank = path.stem.removeprefix("rank-")
         return VerifierError(f"process {rank} failed: {said['what']}", _logs(run)/f"rank-{rank}.log", "read the log; mend the cause, then resume the run")
-    died = _DIED.findall(heard)
-    who, code = died[0] if died else ("?", "?")
-    how = "it was killed, most often because memory ran out" if code == "-9" else f"it ended with {code}"
+    return VerifierError("the processes ended without a word", _logs(run), f"read the logs there; the launcher said: {heard.strip()[-300:]}")
+
+def _killed(run, rank)->VerifierError:
     again = "finished checkpoints are kept: resume the run, with as many processes as you like"
-    return VerifierError(f"process {who} died: {how}", _logs(run)/f"rank-{who}.log", again)
+    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out", _logs(run)/f"rank-{rank}.log", again)
 
 # %% ../nbs/01b_parallel.ipynb #4be65b5a
 def _meet(on_cpu:bool):

@@ -383,6 +383,9 @@ def start(
 )->Run:
     "Make a run and execute its stages."
     cfg = load_config(config, overrides)
+    if cfg.data.sampled:
+        from verifier_nb import sampling
+        cfg = sampling.with_samples(cfg, root, say)
     if strict and setup.git_state()["dirty"]:
         fix = "commit or stash them, or leave --strict out: the difference is then stored with the run"
         raise VerifierError("the working tree has uncommitted changes", "--strict", fix)
