@@ -47,6 +47,7 @@ def exact_quotient(a, b):
 def as_written(value, digits=4):
     "A value as a person would write it: exact where it ends within `digits` decimals, else rounded."
     if value.denominator == 1: return str(int(value))
+    while abs(value)*10**digits < 0.5 and digits < 12: digits += 4  # 0.000005667
     scaled = round(value*10**digits)
     sign = "-" if scaled < 0 else ""
     whole, part = divmod(abs(scaled), 10**digits)
