@@ -64,7 +64,7 @@ def test_any_text_is_read():
 
 @pytest.mark.parametrize("part", [*PARTS, "answer: ", "** 5", "1/2 ", "1:"])
 def test_time_is_bounded(part):
-    start = time.perf_counter()
+    start = time.process_time()
     answer = final_answer("5" + part * (20_000 // len(part)))
     answer and answer.value
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
