@@ -89,7 +89,7 @@ def test_processbench_is_read_and_its_clean_solutions_raise_few_alarms(shared):
 
 
 def test_a_long_answer_is_checked_at_once():
-    problem = r"So we have \(12 \times 4 = 48\), and \(\frac{48}{6} = 8\) **boxes** cost $8 \times \$3 = \$24$, which is half of the $48 in all. "
+    problem = r"To find out how many boxes the club sold on Saturday morning, we first count those that were left over on Friday evening. So we have \(12 \times 4 = 48\), and \(\frac{48}{6} = 8\) **boxes** cost $8 \times \$3 = \$24$, which is half of the $48 in all. "
     text = (problem*(20_000//len(problem) + 1))[:20_000]
     seconds = []
     for _ in range(7):

@@ -88,7 +88,7 @@ def fitting(
 )->pd.DataFrame:  # kind, subtype, fits (share of problems), most frequent reasons against it
     "Which errors fit how many problems, and the reasons for refusal."
     from verifier_nb.errors import SUBTYPES
-    every = sorted((p for ps in problems.values() for p in ps), key=lambda p: p.number)
+    every = sorted((p for ps in problems.values() for p in ps if not p.ready), key=lambda p: p.number)
     every = random.Random(f"fitting/{seed}").sample(every, min(n, len(every)))
     examples = [next(instances(p, f"fitting/{seed}/{p.number}", False)) for p in every]
     tried = [_tried(examples, kind, subtype, seed) for subtype, kind in SUBTYPES.items()]
