@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from .files import write_csv, write_json, write_text
+from .templating import html_templates
 from .rows import ERROR_TYPES, SPLITS
 from .similarity import overlap, questions_of
 from .sources import held_out, load_problems, short_name, sound_templates
@@ -40,8 +41,7 @@ def compare_words(
 @functools.cache
 def _template(name):
     "A page template of the package. What is put into it is escaped."
-    from jinja2 import Environment, PackageLoader
-    return Environment(loader=PackageLoader("verifier_nb"), autoescape=True).get_template(name)
+    return html_templates().get_template(name)
 
 # %% ../nbs/03a_build_report.ipynb #034980b4
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def side_by_side(
     groups = [g.sort_values("label") for _, g in df.groupby("index")]
     pairs = [g for g in groups if len(g) == 2 and g.question.nunique() == 1]
     pairs = random.Random(seed).sample(pairs, min(n, len(pairs)))
-    return _template("pairs.html.j2").render(pairs=map(_twins, pairs)).strip()
+    return _template("pairs").render(pairs=map(_twins, pairs)).strip()
 
 # %% ../nbs/03a_build_report.ipynb #b2fc9185
 def _tried(examples, kind, subtype, seed)->tuple:  # (line of the table, numbers of the examples that it fits)
@@ -165,7 +165,7 @@ def _page(cfg, rows, tables, pairs)->str:
     sections = [dict(name=name, about=about, html=tables[name].to_html(index=False, border=0))
                 for name, about in ABOUT.items() if name in tables]
     lead = f"{rows:,} rows from {short_name(cfg.data.source)}, seed {cfg.seed}."
-    return _template("build_report.html.j2").render(title=f"Data build: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
+    return _template("build_report").render(title=f"Data build: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
 
 def _settings(cfg)->dict:
     "The data block, with sources named without their folders."

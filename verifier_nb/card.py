@@ -7,11 +7,11 @@ __all__ = ['BASE_LICENSE', 'METRICS', 'DATA_NOTES', 'public_base', 'is_adapter',
            'metric_table', 'DataNote', 'data_note', 'card_metadata', 'provenance', 'model_card']
 
 # %% ../nbs/09_card.ipynb #c04223e4
-import functools
 from pathlib import Path
 from typing import NamedTuple, Optional
 import pandas as pd
 from .files import read_json, scrub, sha256
+from .templating import markdown_templates
 from .config import config_hash
 from .folders import Run
 from .prompt import messages
@@ -253,14 +253,6 @@ def _facts(run)->str:
     "Provenance as lines of a Markdown table."
     return "\n".join(f"| {name} | {value} |" for name, value in provenance(run).items() if value is not None)
 
-# %% ../nbs/09_card.ipynb #39725048
-@functools.cache
-def _page():
-    "The card's text, with places for what differs from run to run."
-    from jinja2 import Environment, PackageLoader
-    environment = Environment(loader=PackageLoader("verifier_nb"), keep_trailing_newline=True)  # Markdown: nothing to escape
-    return environment.get_template("model_card.md.j2")
-
 # %% ../nbs/09_card.ipynb #f58022ce
 def model_card(
     run:Run,
@@ -270,7 +262,7 @@ def model_card(
     repo_id = repo_id or run.config.publish.repo_id or f"YOUR-NAME/verifier-{run.config.name}"
     base, note = public_base(run.config.model.base), data_note(run.config.data.source)
     unknown = "no licence is stated for it: ask its authors before you redistribute anything made from it"
-    return scrub(_page().render(
+    return scrub(markdown_templates().get_template("model_card").render(
         metadata=card_metadata(run, repo_id), name=repo_id.split("/")[-1], what=_what(run), results=_results(run),
         operating=_operating(run), libraries="peft and transformers" if is_adapter(run) else "transformers",
         with_library=_with_library(run, repo_id), with_peft=_with_peft(run, repo_id), recipe=_recipe_lines(run),
