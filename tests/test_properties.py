@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, event, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, event, given, settings, strategies as st
 
 import small_data
 from verifier_nb import numbers, solution as solution_, errors, prompt, rows as rows_
+from verifier_nb.canonical import canonical
 from verifier_nb.config import RunConfig, check_config, dump_config, load_config, parse_overrides, read_yaml
 from verifier_nb.files import VerifierError, scrub
 
@@ -129,7 +130,7 @@ def holds(tokenizer, question, s):
     zero, one = prompt.label_ids(tokenizer)
     assert zero != one and tokenizer.pad_token_id not in (zero, one)
     for label, expected in ((0, zero), (1, one)):
-        whole = prompt._ids(tokenizer, prompt.messages(question, s, label), False)
+        whole = prompt._read(tokenizer, prompt.messages(question, s, label), False).ids
         assert whole[:len(ids)] == ids and whole[len(ids)] == expected, "prompt and label are how the conversation begins"
 
 
@@ -157,6 +158,8 @@ def test_a_shortened_sample_fits_and_keeps_the_solution():
     @quick
     @given(questions, solutions, st.integers(-60, 260))
     def holds(question, s, too_many):
+        question, s = canonical(question).text, canonical(s).text  # what the model reads
+        assume(canonical(question).text == question and canonical(s).text == s)
         tokenizer = tiny()
         whole = prompt.prompt_ids(tokenizer, question, s)
         limit = len(whole) + 1 - too_many

@@ -18,7 +18,7 @@ from .files import VerifierError
 # %% ../nbs/02d_rows.ipynb #1e6b87e0
 COLUMNS = ["index", "question", "solution", "label", "error_type", "source"]
 
-MORE_COLUMNS = ["problem", "subtype", "step"]
+MORE_COLUMNS = ["problem", "subtype", "step", "first_error"]
 
 ERROR_TYPES = ["correct", "conceptual", "computational", "unknown"]
 
@@ -477,6 +477,10 @@ def with_fingerprint(
     return dataset
 
 # %% ../nbs/02d_rows.ipynb #d30d5b34
+def _whole_or_none(value):
+    "A number as an int; None where it is missing."
+    return None if value is None or value != value or value == "" else int(value)
+
 def _as_dataset(
     df,  # with the columns of a row
     name:str,  # see `with_fingerprint`
@@ -484,8 +488,10 @@ def _as_dataset(
     "A data frame as a `Dataset` with plain types; `index` stays a number where all are whole, else it is text."
     from datasets import Dataset, Features, Value
     columns = COLUMNS + [c for c in MORE_COLUMNS if c in df]
-    numbers = {"label", "problem", "step"}
+    numbers = {"label", "problem", "step", "first_error"}
     if pd.api.types.is_integer_dtype(df["index"]): numbers.add("index")
     features = Features({c: Value("int64" if c in numbers else "string") for c in columns})
-    df = df[columns].astype({c: "int64" if c in numbers else str for c in columns})
-    return with_fingerprint(Dataset.from_dict({c: df[c].tolist() for c in columns}, features=features), name)
+    plain = df[columns].astype({c: "int64" if c in numbers else str for c in columns if c != "first_error"})
+    values = {c: plain[c].tolist() for c in columns}
+    if "first_error" in values: values["first_error"] = [_whole_or_none(value) for value in values["first_error"]]
+    return with_fingerprint(Dataset.from_dict(values, features=features), name)
