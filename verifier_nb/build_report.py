@@ -6,20 +6,25 @@
 __all__ = ['ABOUT', 'compare_words', 'Twins', 'side_by_side', 'fitting', 'build_report']
 
 # %% ../nbs/03a_build_report.ipynb #f2da4ba7
-import functools, os, random, re, tempfile, time
+import functools
+import os
+import random
+import re
+import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
+from .audit import audit
+from .balance import instances
+from .build import count_table
+from .data import load_counted
 from .files import write_csv, write_json, write_text
-from .templating import html_templates
 from .rows import ERROR_TYPES, SPLITS
 from .similarity import overlap, questions_of
 from .sources import held_out, load_problems, short_name, sound_templates
-from .balance import instances
-from .build import count_table
-from .audit import audit
-from .data import load_counted
+from .templating import html_templates
 
 # %% ../nbs/03a_build_report.ipynb #2788849c
 _PIECE = re.compile(r"\d+(?:[.,]\d+)*|\w+|\s+|.", re.S)
@@ -103,7 +108,8 @@ def _split_table(splits)->pd.DataFrame:
     lines = []
     for split, rows in splits.items():
         problem, types = "problem" if "problem" in rows.column_names else "index", Counter(rows["error_type"])
-        lines.append(dict(split=split, rows=len(rows), problems=len(set(rows[problem])), **{t: types[t] for t in ERROR_TYPES}))
+        lines.append(dict(split=split, rows=len(rows), problems=len(set(rows[problem])),
+                          **{t: types[t] for t in ERROR_TYPES}))
     return pd.DataFrame(lines)
 
 def _made_table(counts)->pd.DataFrame:
@@ -143,10 +149,12 @@ ABOUT = {  # in the order of the page
     "splits": "Rows and problems (or templates) of each split; no problem stands in two.",
     "made": "Flawed solutions by kind and subtype, with their share of all; and how many were drawn again because the "
             "surface baseline might have guessed them.",
-    "forms": "How many pairs are written in which form, both solutions of a pair in one style. Where no style of a form fits, "
+    "forms": "How many pairs are written in which form, both solutions of a pair in one style. "
+             "Where no style of a form fits, "
              "they are plain.",
-    "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals (lower, "
-             "upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; 'equations' is "
+    "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals "
+             "(lower, upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; "
+             "'equations' is "
              "what checking the arithmetic is worth.",
     "overlap": "How many questions of a split stand in another split or set: the same, with other names, with other "
                "numbers too, or nearly so.",
