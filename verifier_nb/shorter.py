@@ -11,7 +11,8 @@ from importlib.resources import files
 from typing import NamedTuple
 from .numbers import Refusal
 from .question import facts
-from .solution import parse, sound, strip_annotations
+from .forms import strip_annotations
+from .solution import parse, sound
 
 # %% ../nbs/02c_shorter.ipynb #f21ab0de
 class Verb(NamedTuple):
