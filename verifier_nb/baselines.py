@@ -7,7 +7,7 @@ __all__ = ['BASELINES', 'checker_scores', 'fit_surface', 'Place', 'digit_places'
            'hybrid_features', 'Weights', 'fit_weights', 'apply_weights']
 
 # %% ../nbs/06c_baselines.ipynb #8fefc38c
-import contextlib, math
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 import numpy as np, pandas as pd
@@ -178,12 +178,11 @@ def read_base(
 )->pd.DataFrame:  # the columns of Reading
     "What the untouched base model thinks: both labels' probabilities, and the largest surprisal after an `=`."
     import torch
-    from verifier_nb import batches
+    from verifier_nb import batches, scoring
     prompts = [Prompt.of(verifier, question, solution) for question, solution in zip(problems, solutions)]
     samples = [prompt.sample for prompt in prompts]
     model, out = verifier.model, np.zeros((len(prompts), len(Reading._fields)))
-    untouched = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
-    with torch.inference_mode(), untouched:
+    with torch.inference_mode(), scoring.without_adapter(model):
         for rows in batches.batches(samples, batch_tokens, verifier.layout):
             some = [prompts[row] for row in rows]
             for row, prompt, logs in zip(rows, some, _log_probabilities(verifier, some)):

@@ -264,25 +264,42 @@ class LeanVerifier:
         from verifier_nb import prompt
         return prompt.label_ids(self.tokenizer)
 
-    def ids(self, question:str, solution:str)->list:
-        "The prompt's token ids. Raises `VerifierError` when the solution alone is too long."
+    def _encoded(self, question, solution, steps=False)->dict:
+        "What `prompt.encode` makes. Raises `VerifierError` when the solution alone is too long."
         from verifier_nb import prompt
-        made = prompt.encode(self.tokenizer, question, solution, max_length=self.max_length, marks=self.marks)
-        if made: return made["input_ids"]
+        made = prompt.encode(self.tokenizer, question, solution, max_length=self.max_length, marks=self.marks, steps=steps)
+        if made: return made
         what = f"this solution does not fit into {self.max_length} tokens"
         raise VerifierError(what, "the solution", "give a larger max_length (check --max-length)")
 
+    def ids(self, question:str, solution:str)->list:
+        "The prompt's token ids. Raises `VerifierError` when the solution alone is too long."
+        return self._encoded(question, solution)["input_ids"]
+
+    def _steps(self, solution, spans, logits)->dict:  # first_error (from 0; -1: none), p_steps
+        "What the logits at the ends of steps say, for a verifier that was trained on steps."
+        from verifier_nb.probability import StepRule
+        from verifier_nb.prompt import false_in_steps
+        if spans is None: return {}
+        rule, (zero, one) = StepRule.from_json(self.calibration["steps"]), self.label_tokens
+        p = rule.apply(logits[:, one] - logits[:, zero], false_in_steps(solution, spans) if rule.equation else None)
+        return {"first_error": rule.first(p), "p_steps": p}
+
     def judge(self, question:str, solution:str)->dict:  # p_flawed, p_calibrated, verdict (0 or 1), label_mass
-        "The label's probabilities for one solution. Raises `VerifierError`."
+        "The label's probabilities for one solution, and its steps' where they were trained. Raises `VerifierError`."
         from verifier_nb.probability import Calibration
-        ids, (zero, one) = self.ids(question, solution), self.label_tokens
-        logits = self.model.logits_at(ids, [len(ids) - 1])[0].astype(float)
+        from verifier_nb.steps import steps as steps_of
+        spans = steps_of(solution) if "steps" in self.calibration else None
+        made = self._encoded(question, solution, False if spans is None else spans)
+        ids, (zero, one) = made["input_ids"], self.label_tokens
+        every = self.model.logits_at(ids, [*made.get("step_positions", []), len(ids) - 1]).astype(float)
+        logits = every[-1]
         odds, total = logits[one] - logits[zero], np.logaddexp.reduce(logits)
         fitted = Calibration.from_json(self.calibration)
         calibrated = float(fitted.apply(odds))
         mass = np.exp(logits[zero] - total) + np.exp(logits[one] - total)
         return {"p_flawed": float(np.exp(-np.logaddexp(0, -odds))), "p_calibrated": calibrated, "label_mass": float(mass),
-                "verdict": int(fitted.is_flawed(calibrated))}
+                "verdict": int(fitted.is_flawed(calibrated)), **self._steps(solution, spans, every[:-1])}
 
 # %% ../nbs/05a_lean.ipynb #f759e1ad
 def open_lean(

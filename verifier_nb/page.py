@@ -18,6 +18,7 @@ from . import baselines
 from .files import clean_cell, read_json
 from .distrust import distrust
 from .metrics import read_metrics, read_predictions
+from .selection import STEP_JUDGES
 from .figures import error_matrix, none_for_nan
 from .wording import Part, headline, mark_equations, percent
 
@@ -270,7 +271,7 @@ def best_rows(
 )->BestOfN:
     "Best of N as the template wants it: a row for each n, a column for each judge."
     known = set(table.judge)
-    names = [name for name in ("random", "majority vote", "verifier", "oracle") if name in known]
+    names = [name for name in ("random", "majority vote", "verifier", *STEP_JUDGES.values(), "oracle") if name in known]
     cells = {(row.n, row.judge): _best_cell(row) for row in table.itertuples()}
     rows = [BestRow(int(n), [cells[n, name] for name in names]) for n in sorted(set(table.n))]
     return BestOfN(names, int(table.problems.iloc[0]), rows)

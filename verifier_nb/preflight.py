@@ -13,6 +13,7 @@ import pandas as pd, torch
 from . import setup, files, prompt, data
 from .files import VerifierError
 from .folders import Run
+from .kernels import known_engine
 from .memory import estimate_memory, known_config, lora_parameters, model_shape, parameter_table
 from .model import add_lora, choose_attention, load_base, resolve
 
@@ -360,10 +361,11 @@ def _model_facts(found:Preflight, parameters, memory)->dict:
     "What `model.json` says."
     cfg, total = found.run.config, parameters.iloc[-1]
     mode = resolve(cfg.model, cfg.training.batch_tokens)
+    engine = known_engine(found.model)
     return {
         "base": cfg.model.base, "revision": cfg.model.revision,
         **mode.model_dump(include={"quantization", "gradient_checkpointing"}),
-        "dtype": found.dtype, "device": found.device, "attention": found.model.verifier_attention,
+        "dtype": found.dtype, "device": found.device, "attention": {"kernel": engine.kernel, "why": engine.why},
         "parameters": int(total.numbers), "trainable": int(total.trainable),
         "estimate_gib": dict(zip(memory.part, memory.GiB))}
 

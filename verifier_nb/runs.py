@@ -12,7 +12,7 @@ import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, t
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from . import setup, files as files_
+from . import setup, files as files_, parallel
 from .files import VerifierError
 from .config import config_hash, load_config
 from .folders import MIRROR, Run, mirror, new_run, open_run
@@ -383,10 +383,14 @@ def start(
 )->Run:
     "Make a run and execute its stages."
     cfg = load_config(config, overrides)
+    if cfg.data.sampled:
+        from verifier_nb import sampling
+        cfg = sampling.with_samples(cfg, root, say)
     if strict and setup.git_state()["dirty"]:
         fix = "commit or stash them, or leave --strict out: the difference is then stored with the run"
         raise VerifierError("the working tree has uncommitted changes", "--strict", fix)
     look_before(cfg, root)
+    parallel.wanted(cfg)  # raises when there cannot be so many processes
     run = new_run(cfg, root)
     say(f"run {short_path(run.reports)}")
     return finish(run, stages, say)
