@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROCESSES', 'KIND', 'KINDS', 'World', 'world', 'is_first', 'wait_for_all', 'from_all', 'ask_for', 'wanted',
-           'take_over', 'share', 'settings_file', 'command', 'launch', 'work']
+           'take_over', 'divides', 'share', 'settings_file', 'command', 'launch', 'work']
 
 # %% ../nbs/01b_parallel.ipynb #9b17a386
 import builtins, importlib, os, re, signal, socket, subprocess, sys, traceback
@@ -93,12 +93,16 @@ def take_over()->bool:
     return rank == 0
 
 # %% ../nbs/01b_parallel.ipynb #cdc7bc8c
+def divides()->bool:
+    "Whether each process may make passes of its own. Where the model lies in parts over all of them, they pass together."
+    return world().size > 1 and os.environ.get(KIND, "ddp") == "ddp"
+
 def share(
     dealt,  # a list
     who:World=None,  # default: this process
 )->list:
-    "This process's part of a list: every n-th entry."
-    who = who or world()
+    "This process's part of a list: every n-th entry; all of it where the processes make every pass together."
+    if who is None: who = world() if divides() else World(0, 1)
     return list(dealt)[who.rank::who.size]
 
 # %% ../nbs/01b_parallel.ipynb #6323190b
