@@ -1,6 +1,5 @@
 """Package definition: everything it says comes from settings.ini."""
 from configparser import ConfigParser
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,10 +15,9 @@ def lines(key):
     return [line.strip() for line in cfg.get(key, "").splitlines() if line.strip()]
 
 
-def shared(folder, *patterns):
-    "Files that an installed copy finds under `share/verifier_nb`, because the runner reads them as files."
-    files = sorted(f for pattern in patterns for f in glob(f"{folder}/{pattern}") if Path(f).is_file())
-    return (f"share/verifier_nb/{folder}", files)
+# Folders beside the library that an installed copy finds within it, by `verifier_nb.setup.find_shared`.
+SHARED = {"configs": ["*.yaml"], "nbs": ["*.ipynb"], "models": ["default/*"]}
+EXTRAS = [key.removesuffix("_requirements") for key in cfg if key.endswith("_requirements")]
 
 
 setup(
@@ -33,12 +31,13 @@ setup(
     author_email=cfg["author_email"],
     url=cfg["git_url"],
     license="Apache-2.0",
-    packages=find_packages(include=["verifier_nb", "verifier_nb.*"]),
-    package_data={"verifier_nb": ["words/*", "templates/*"]},
+    packages=find_packages(include=["verifier_nb", "verifier_nb.*"]) + [f"verifier_nb.{folder}" for folder in SHARED],
+    package_dir={f"verifier_nb.{folder}": folder for folder in SHARED},
+    package_data={"verifier_nb": ["words/*", "templates/*"],
+                  **{f"verifier_nb.{folder}": names for folder, names in SHARED.items()}},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "data", "flash", "demo", "track")},
+    extras_require={name: lines(f"{name}_requirements") for name in EXTRAS},
     entry_points={"console_scripts": [cfg["console_scripts"]]},
-    data_files=[shared("configs", "*.yaml"), shared("nbs", "*.ipynb"), shared("models/default", "*")],
     zip_safe=False,
 )

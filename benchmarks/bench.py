@@ -155,7 +155,7 @@ def dense_model(shape, device, dtype):
     with torch.device(device): net = AutoModelForCausalLM.from_config(cfg, dtype=dtype, attn_implementation="sdpa")
     net.config.use_cache = False
     kernel, why = model.choose_attention(ModelSettings(dtype=str(dtype).removeprefix("torch.")), device)
-    net.verifier_attention, net.verifier_compile = {"kernel": kernel, "why": why}, False
+    kernels.note_engine(net, kernel=kernel, why=why)
     return net.requires_grad_(False).eval()
 
 
@@ -253,7 +253,7 @@ def train_all(meter, args, samples, labels):
     from verifier_nb import kernels, batches, attention, scoring
     for compiled in (False, True):
         net = dense_model(args.shape, args.device, torch.float32).requires_grad_(True).train()
-        kernels.base_of(net).verifier_attention = {"kernel": "varlen", "why": "autocast computes in bfloat16"}
+        kernels.note_engine(net, kernel="varlen", why="autocast computes in bfloat16")
         if compiled: kernels.compile_layers(net)
         optimizer = adamw(net, 1e-4)
         for layout, n in (("flat", 8*STEP), ("shared", 8*STEP)) if not compiled else (("shared", 8*STEP),):

@@ -11,18 +11,22 @@ except ImportError: sys.exit("atheris is not installed; `make fuzz` installs it,
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 with atheris.instrument_imports(include=["verifier_nb", "zipfile"]):
-    from verifier_nb import solution as solution_, errors, rows
+    from verifier_nb import canonical, solution as solution_, errors, rows
 from verifier_nb.files import VerifierError
 
-TEXTS = ["5% of 20 is 0.05*2,=<<.05*20=1>9>1", "There are 3 * 4 = <<3*4=12>>12 apples.\n#### 12", "1,000.50 / 2 = $500.25", "5% of 20 is 0.05*20=<<.05*20=1>>1", "-3 - -2 = -1", "x = 2(3+4)/7", "¾ + ½ = 1¼", "2^10 = 1e3", "#### 0x10"]
+TEXTS = ["5% of 20 is 0.05*2,=<<.05*20=1>9>1", "There are 3 * 4 = <<3*4=12>>12 apples.\n#### 12", "1,000.50 / 2 = $500.25", "5% of 20 is 0.05*20=<<.05*20=1>>1", "-3 - -2 = -1", "x = 2(3+4)/7", "¾ + ½ = 1¼", "2^10 = 1e3", "#### 0x10",
+         r"\[\begin{align*}\frac{1}{3} \times 18 &= 6 \\ &= \sqrt{36}\end{align*}\]", r"**Step 2:** $\$5 \cdot 3 = \$15$, so \boxed{15 \text{ dollars}}", "| a | 3 × 4 = 12 |\n|---|---|\n> * `2**3 = 8`",
+         "half of 48, which is 24; 18 / 4 = 4 remainder 2; 2 1/2 + ½ = 3", "2,5 · 3 = 7,5", r"\left(\dfrac{a+b}{c}\right) \approx 1{,}000 {\bf x"]
 
 
 def solution(raw):
     "Parse, check, and ask for every kind of error."
     text = raw.decode("utf-8", "ignore")
     parsed = solution_.parse(text)
-    for equation in solution_.check(text):
-        assert 0 <= equation.start < equation.end <= len(text), "an equation stands in its text"
+    plain = canonical.canonical(text)
+    assert canonical.canonical(plain.text).text == plain.text, "a canonical form is its own"
+    equations, unread = solution_.findings(text)
+    for place in [*equations, *unread]: assert 0 <= place.start < place.end <= len(text), "what is found stands in its text"
     for kind in ("computational", "conceptual"):
         made = errors.inject({"question": "How many?", "solution": text}, kind)
         assert not made or made.solution != text, "an injected error changes the solution"

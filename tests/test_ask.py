@@ -25,8 +25,9 @@ def test_check_says_probability_verdict_and_every_equation(adapter):
     said = ask("check", PROBLEM, FALSE, "--adapter", adapter)
     assert said.exit_code == 0
     lines = said.stdout.splitlines()
-    assert lines[0].startswith("P(flawed) = 0.9") and "threshold 0.50" in lines[0] and lines[0].endswith("verdict: flawed")
-    assert "threshold 0.47" in lines[1] and lines[2].split() == "step 1 3 * 4 = 12 true".split() and lines[3].split() == "step 2 12 - 2 = 11 false: it is 10 distrusted".split()
+    assert lines[0].split() == "step 1 3 * 4 = 12 true".split() and lines[1].split() == "step 2 12 - 2 = 11 false: it is 10".split()
+    assert lines[2].startswith("P(flawed) = 0.9") and "threshold 0.50" in lines[2] and lines[2].endswith("verdict: flawed")
+    assert "threshold 0.47" in lines[3] and lines[4] == "distrusted: line 2: 12 - 2 = 11 is false; it is 10"
 
 def test_check_says_whether_the_probability_is_calibrated(adapter):
     "Only what was fitted is called so."
@@ -77,6 +78,58 @@ def test_check_needs_no_training_library(adapter):
     code = f"import sys\nfrom verifier_nb import ask\nask.examine(ask.open_verifier({str(adapter)!r}), 'a', ['1 + 1 = 2'])\nprint([m for m in ('trl', 'peft', 'datasets', 'bitsandbytes', 'sklearn', 'statsmodels', 'matplotlib', 'papermill', 'gradio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
+
+def as_a_folder(folder, calibration=None, words=None):
+    "A tiny Llama with its tokenizer as a folder of this disk, and an adapter that was made for it."
+    base, adapter = folder/"base", make_adapter(folder/"adapter", calibration=PLAIN | (calibration or {}))
+    model_.load_base(ModelSettings(base="tiny:llama", device="cpu")).save_pretrained(base), prompt.tiny_tokenizer().save_pretrained(base)
+    said = files.read_json(adapter/"adapter_config.json")
+    files.write_json(adapter/"adapter_config.json", said | {"base_model_name_or_path": str(base)} | (words or {}))
+    return adapter
+
+PAIRS = [(PROBLEM, TRUE), (PROBLEM, FALSE), ("A <|end|> costs £2; 3 of them?", "3 × £2 = £6"), ("What is left? "*40, "nothing")]
+
+@pytest.mark.parametrize("fitted", [{}, {"marks": True, "method": "platt", "bias": -1.2}, {"method": "isotonic", "isotonic": {"x": [0.1, 0.9], "y": [0.2, 0.7]}}])
+def test_the_quick_verifier_says_what_the_full_one_says(fitted, tmp_path):
+    "Same probabilities and verdicts, shortened questions and special tokens in texts included."
+    folder = as_a_folder(tmp_path, fitted)
+    quick, full = ask_.open_quick(folder), load(folder, **({"marks": True} if fitted.get("marks") else {}))
+    for question, solution in PAIRS:
+        one, row = ask_.examine(quick, question, [solution])[0], ask_.examine(full, question, [solution])[0]
+        assert quick.ids(question, solution) == full.sample(question, solution)["input_ids"]
+        assert one["p_flawed"] == pytest.approx(row["p_flawed"], abs=1e-4) and one["verifier"]["uncalibrated"] == pytest.approx(row["verifier"]["uncalibrated"], abs=1e-4)
+        apart = {"p_flawed", "verifier"}
+        assert {k: v for k, v in one.items() if k not in apart} == {k: v for k, v in row.items() if k not in apart}
+    with pytest.raises(VerifierError, match="does not fit into 600 tokens"): quick.judge(PROBLEM, "word "*5000)
+
+def test_the_quick_verifier_knows_what_it_cannot_read(tmp_path):
+    assert ask_.open_quick(as_a_folder(tmp_path/"plain")) is not None
+    assert ask_.open_quick(as_a_folder(tmp_path/"hybrid", {"baselines": {"hybrid": HYBRID}})) is None
+    assert ask_.open_quick(as_a_folder(tmp_path/"dora", words={"use_dora": True})) is None
+    assert ask_.open_quick(make_adapter(tmp_path/"no base here")) is None
+    sharded = as_a_folder(tmp_path/"damaged")
+    weights = next((tmp_path/"damaged"/"base").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(VerifierError, match="weights cannot be read"): ask_.open_quick(sharded)
+
+def test_a_quick_check_loads_no_large_library_and_says_the_equations_first(tmp_path):
+    folder = as_a_folder(tmp_path)
+    code = f"import sys\nsys.argv = ['verifier-nb', 'check', 'a', '1 + 1 = 3', '--adapter', {str(folder)!r}]\nfrom verifier_nb.cli import main\n" \
+           "try: main()\nexcept SystemExit: print([m for m in ('torch', 'transformers', 'pandas', 'verifier_nb.config') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == "step 1 1 + 1 = 3 false: it is 2".split() and lines[1].startswith("P(flawed)") and lines[-1] == "[]", done.stdout + done.stderr
+
+def test_check_reads_more_tokens_when_told(adapter):
+    long = "word "*700 + "1 + 1 = 2"
+    assert ask("check", PROBLEM, long, "--adapter", adapter).exit_code == 2
+    assert ask("check", PROBLEM, long, "--adapter", adapter, "--max-length", 4000).exit_code == 0
+
+def test_what_no_equation_shows_is_told_as_an_estimate(tmp_path):
+    "A correct solution may get such a verdict, so the words say how often that happens."
+    known = {"measured": {"on": "100 solutions", "conceptual_recall": 0.55, "false_alarms": 0.026}}
+    said = ask_.examine(ask_.open_quick(as_a_folder(tmp_path, {"threshold": 0.0, **known})), PROBLEM, [TRUE])[0]
+    assert said["distrusted"]["kind"] == "reasoning" and "not a proof" in said["distrusted"]["why"] and "found 55 % of such errors" in said["distrusted"]["why"]
 
 @pytest.mark.parametrize("family", model_.TINY)
 def test_a_folded_adapter_is_the_adapter_and_its_base_comes_back(family, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from verifier_nb import question, solution, errors, fresh
+from verifier_nb import question, solution, forms, errors, fresh
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE/"golden"/"behaviour.json"
@@ -72,7 +72,7 @@ def refreshed(example, seed):
     return [made["question"], made["solution"], made["changed"]] if made else made.reason
 
 
-def reformed(example): return [solution.reform(example["solution"], form) for form in ("plain", *solution.FORMS)]
+def reformed(example): return [forms.reform(example["solution"], form) for form in ("plain", *forms.FORMS)]
 
 
 def engine_hashes(source):

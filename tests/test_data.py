@@ -323,6 +323,46 @@ def test_the_same_question_in_two_splits_is_refused(tmp_path, question):
     rows = [dict(r, split="train") for r in ROWS[:4]] + [dict(ROWS[4], split="test"), dict(ROWS[5], split="test", question=question)]
     with pytest.raises(VerifierError, match="train and test: the same question"): load(table(tmp_path, rows))
 
+def labelled_rows(problems):
+    "A correct and a flawed row of each problem."
+    told = [(i, f"What is {i} + 1?", f"{i} + 1 = {i+1+label}", label) for i in range(problems) for label in (0, 1)]
+    rows = pd.DataFrame(told, columns=["index", "question", "solution", "label"], dtype=object)
+    return rows.assign(error_type=["correct", "computational"]*problems, source="demo")
+
+
+@pytest.mark.parametrize("column", ["index", "label", "question", "solution", "error_type", "source"])
+def test_half_a_character_is_refused_in_every_column(column):
+    "pandas cannot even hash such a text; the person hears which column and row it is."
+    rows = labelled_rows(1).astype(object)
+    rows.at[1, column] = "cut \ud83d"
+    with pytest.raises(VerifierError, match=rf"{column} (holds half a Unicode|is not)") as e: rows_.validate({"train": rows})
+    str(e.value).encode()  # what is told can be printed
+
+
+def refused_texts(tmp_path, **columns):
+    table = pd.DataFrame({"question": [f"What is {i} + 1?" for i in range(6)], "solution": [f"{i} + 1 = {i+1}" for i in range(6)], **columns})
+    table.to_json(tmp_path/"texts.jsonl", orient="records", lines=True)
+    with pytest.raises(VerifierError) as e: data.load_source(DataSettings(source=str(tmp_path/"texts.jsonl")), 0)
+    return e.value
+
+
+def test_a_misnamed_label_does_not_make_flawed_solutions_correct(tmp_path):
+    e = refused_texts(tmp_path, lable=[0, 1]*3, error_type=["correct", "computational"]*3)
+    assert "error_type is there, but no label" in e.what and "data.columns" in e.fix
+
+
+def test_labelled_tables_are_not_joined_as_if_all_were_correct(tmp_path):
+    for name in "ab": labelled_rows(4).to_json(tmp_path/f"{name}.jsonl", orient="records", lines=True)
+    both = f"{tmp_path}/a.jsonl+{tmp_path}/b.jsonl"
+    with pytest.raises(VerifierError, match="label"): data.load_source(DataSettings(source=both), 0)
+
+
+def test_an_unknown_split_is_named(tmp_path):
+    e = refused_texts(tmp_path, split=["train"]*5 + ["holdout"])
+    assert "there is no split holdout" in e.what and "validation" in e.fix
+    assert "1 of 6 rows have no split" in refused_texts(tmp_path, split=["train"]*5 + [None]).what
+
+
 def test_missing_splits_come_out_of_train(tmp_path):
     rows = [dict(r, split="test" if r["index"] > 7 else "train") for r in ROWS]
     (tmp_path/"tables").mkdir()

@@ -698,7 +698,7 @@ def test_a_folded_adapter_is_the_adapter(tmp_path, rank_stabilised):
     with torch.no_grad():
         expected, without, here = (one_by_one(m, samples) for m in (net, base, folded))
         assert torch.allclose(here, expected, atol=1e-4) and not torch.allclose(here, without, atol=1e-2)
-        with pytest.raises(KeyError), folded.disable_adapter():
+        with pytest.raises(KeyError), scoring.without_adapter(folded):
             assert torch.equal(one_by_one(folded, samples), without)
             raise KeyError("in the middle")
         assert torch.equal(one_by_one(folded, samples), here), "the adapter is back, whatever happened"
@@ -718,7 +718,7 @@ def test_what_cannot_be_folded_is_left_alone(tmp_path, monkeypatch, why):
     if why == "16 bits": net = net.bfloat16()
     before = [p.clone() for p in net.parameters()]
     assert not scoring.fold(net, tmp_path) and all(map(torch.equal, before, net.parameters()))
-    assert not hasattr(net, "disable_adapter")
+    with scoring.without_adapter(net): assert all(map(torch.equal, before, net.parameters())), "there is nothing to swap"
 
 
 def test_calibration_is_read_from_the_first_folder_that_has_one(tmp_path):
@@ -754,9 +754,9 @@ def test_models_that_do_more_than_our_attention_are_named():
 def test_only_compiled_models_fill_buckets():
     net = load("llama")
     assert batches.bucket_of(net) is None and kernels.why_not_compiled(net) == "not asked for"
-    net.verifier_compile = True
+    kernels.note_engine(net, compile=True)
     assert kernels.why_not_compiled(net) == "there is no CUDA GPU" and batches.bucket_of(net) is None
-    net.verifier_compiled = True
+    kernels.note_engine(net, compiled=True)
     assert batches.bucket_of(net) == 128
 
 

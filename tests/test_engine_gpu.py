@@ -19,7 +19,7 @@ def on_gpu(family, dtype, kernel, lora=False, **changes):
     if lora:
         for p in net.parameters():
             if p.requires_grad: p.data = p.data.float()
-    kernels.base_of(net).verifier_attention = {"kernel": kernel, "why": "test"}
+    kernels.note_engine(net, kernel=kernel, why="test")
     return net
 
 
@@ -93,7 +93,6 @@ def test_compiled_layers(family):
     kernel = next(k for k in KERNELS if k not in ("sdpa", "flex"))
     net = on_gpu(family, torch.bfloat16, kernel, lora=True)
     plain = [gradients(on_gpu(family, torch.bfloat16, kernel, lora=True), s, "shared") for s in (samples, other)]
-    kernels.base_of(net).verifier_compiled = True
     kernels.compile_layers(net)
     for s, expected in zip((samples, other), plain):  # a second size does not break it
         net.zero_grad()

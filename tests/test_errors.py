@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import small_data
-from verifier_nb import numbers as numbers_, question as question_, solution as solution_, errors, amounts, fresh as fresh_
+from verifier_nb import numbers as numbers_, question as question_, solution as solution_, forms as forms_, errors, amounts, fresh as fresh_
 
 GSM8K = Path(__file__).resolve().parents[1].parent/"shared"/"data"/"gsm8k"
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
@@ -478,7 +478,7 @@ def test_no_text_raises(text):
     for kind in ("computational", "conceptual"): errors.inject({"question": text, "solution": text}, kind, None, random.Random(0))
     fresh_.reinstantiate({"question": text, "solution": text}, random.Random(0))
     solution_.sound({"question": text, "solution": text})
-    assert isinstance(solution_.reform(text, "hash"), str)
+    assert isinstance(forms_.reform(text, "hash"), str)
 
 
 # --- the equation checker --------------------------------------------------------------------------------------------
@@ -488,7 +488,7 @@ def test_check_finds_every_equation_of_our_own_problems(form):
     "One for each step, whole, with the value that the step was made with."
     for problem in small_data.problems():
         results = small_data.solved(small_data.KINDS[problem["kind"]], problem["numbers"], problem["who"])[1]
-        found = solution_.check(solution_.reform(problem["solution"], form))
+        found = solution_.check(forms_.reform(problem["solution"], form))
         assert [e.value for e in found] == results and all(e.ok for e in found), problem["solution"]
         assert [Fraction(e.stated) for e in found] == results
         if form == "original": assert [value(e.expression) for e in found] == results
@@ -518,7 +518,7 @@ def test_check_finds_visible_errors(source, annotated):
         m = rng.choice(hits)
         wrong = str(int(m[3]) + rng.choice([1, 2, 3, 10, 100]))
         flawed = example["solution"][:m.start(3)] + wrong + ">>" + wrong + example["solution"][m.end():]
-        if not annotated: flawed = solution_.strip_annotations(flawed)
+        if not annotated: flawed = forms_.strip_annotations(flawed)
         shown += 1
         found += any(not e.ok and e.stated.replace(",", "") == wrong for e in solution_.check(flawed))
     print(f"recall {found/shown:.4f} of {shown}, {'annotated' if annotated else 'prose only'}")
@@ -680,7 +680,7 @@ def test_wrong_arguments_are_refused():
     example = {"question": "3 and 4?", "solution": "3 + 4 = 7\n#### 7"}
     assert "there is no kind" in errors.inject(example, "typo").reason and "there is no computational subtype" in errors.inject(example, "computational", "operator swapped").reason
     assert not errors.inject({"solution": "3 + 4 = 7"}, "computational") and not errors.inject({}, "conceptual")
-    with pytest.raises(ValueError, match="form"): solution_.reform("#### 7", "fancy")
+    with pytest.raises(ValueError, match="form"): forms_.reform("#### 7", "fancy")
     for text in ("(" * 3000, "1" + "+1"*900 + "=901", "-" * 5000, "<<" * 2000, "=" * 3000): assert isinstance(solution_.parse(text).problem, str)
 
 
@@ -693,17 +693,17 @@ def test_a_sound_solution_ends_with_what_a_step_has_found():
 
 def test_other_forms_keep_what_stands_around_the_answer():
     text = "It is 4 - 11 = <<4-11=-7>>-7 below.\n#### -7\nThat is all."
-    assert solution_.reform(text, "final_answer") == "It is 4 - 11 = -7 below.\nFINAL ANSWER: -7\nThat is all."
-    assert solution_.reform(text, "plain") == solution_.reform(text, "hash") == "It is 4 - 11 = -7 below.\n#### -7\nThat is all."
+    assert forms_.reform(text, "final_answer") == "It is 4 - 11 = -7 below.\nFINAL ANSWER: -7\nThat is all."
+    assert forms_.reform(text, "plain") == forms_.reform(text, "hash") == "It is 4 - 11 = -7 below.\n#### -7\nThat is all."
 
 
 def test_forms():
     text = "4 + 3 = <<4+3=7>>7\n#### 7"
-    assert solution_.strip_annotations(text) == "4 + 3 = 7\n#### 7" == solution_.reform(text, "plain") == solution_.reform(text, "hash")
-    assert solution_.reform(text, "original") == text
+    assert forms_.strip_annotations(text) == "4 + 3 = 7\n#### 7" == forms_.reform(text, "plain") == forms_.reform(text, "hash")
+    assert forms_.reform(text, "original") == text
     for form, line in (("final_answer", "FINAL ANSWER: 7"), ("the_answer_is", "The answer is 7.")):
-        assert solution_.reform(text, form).splitlines()[-1] == line and solution_.sound({"solution": solution_.reform(text, form)}) is None
-        assert solution_.reform(solution_.reform(text, form), "hash") == solution_.reform(text, "hash")
+        assert forms_.reform(text, form).splitlines()[-1] == line and solution_.sound({"solution": forms_.reform(text, form)}) is None
+        assert forms_.reform(forms_.reform(text, form), "hash") == forms_.reform(text, "hash")
 
 
 def test_fast_and_light():

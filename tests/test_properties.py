@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, event, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, event, given, settings, strategies as st
 
 import small_data
 from verifier_nb import numbers, solution as solution_, errors, prompt, rows as rows_
+from verifier_nb.canonical import canonical
 from verifier_nb.config import RunConfig, check_config, dump_config, load_config, parse_overrides, read_yaml
 from verifier_nb.files import VerifierError, scrub
 
@@ -129,7 +130,7 @@ def holds(tokenizer, question, s):
     zero, one = prompt.label_ids(tokenizer)
     assert zero != one and tokenizer.pad_token_id not in (zero, one)
     for label, expected in ((0, zero), (1, one)):
-        whole = prompt._ids(tokenizer, prompt.messages(question, s, label), False)
+        whole = prompt._read(tokenizer, prompt.messages(question, s, label), False).ids
         assert whole[:len(ids)] == ids and whole[len(ids)] == expected, "prompt and label are how the conversation begins"
 
 
@@ -157,6 +158,8 @@ def test_a_shortened_sample_fits_and_keeps_the_solution():
     @quick
     @given(questions, solutions, st.integers(-60, 260))
     def holds(question, s, too_many):
+        question, s = canonical(question).text, canonical(s).text  # what the model reads
+        assume(canonical(question).text == question and canonical(s).text == s)
         tokenizer = tiny()
         whole = prompt.prompt_ids(tokenizer, question, s)
         limit = len(whole) + 1 - too_many
@@ -218,8 +221,8 @@ def tables(draw):
     rows = draw(st.sampled_from([train, test]))
     if how == "a cell": draw(st.sampled_from(rows))[draw(st.sampled_from([*rows[0]]))] = draw(value)
     if how == "a character":
-        row, column = draw(st.sampled_from(rows)), draw(st.sampled_from(["question", "solution"]))
-        row[column] += draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
+        row, column = draw(st.sampled_from(rows)), draw(st.sampled_from(["question", "solution", "index", "source"]))
+        row[column] = str(row[column]) + draw(st.sampled_from(["\0", "\ud800", "\udfff", "\ue000", "\U0001d800"]))
     if how == "a row": rows.append(dict(draw(st.sampled_from(rows))))
     if how == "a question": test[-1]["question"] = train[0]["question"].upper() + "!"
     return train, test
@@ -234,8 +237,9 @@ def sound(rows):
         whole = type(row["label"]) is int and row["label"] in TYPES
         named = isinstance(row["index"], str) or is_number(row["index"])
         sourced = row["source"] is not None and row["source"] == row["source"]
+        written = not any("\ud800" <= c <= "\udfff" for said in row.values() if isinstance(said, str) for c in said)
         told = is_text(row["question"]) and is_text(row["solution"])
-        return whole and named and sourced and told and row["error_type"] in TYPES[row["label"]]
+        return whole and named and sourced and written and told and row["error_type"] in TYPES[row["label"]]
     keys = [(str(row["index"]), str(row["label"])) for row in rows]
     return len(rows) > 0 and all(map(is_row, rows)) and len(set(keys)) == len(keys)
 

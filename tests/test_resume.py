@@ -193,7 +193,7 @@ def test_resume_goes_on_with_the_stages_that_were_wanted(played, tmp_path, monke
     "The publish stage among them, when the run was to be published."
     run, _ = played
     finished = []
-    monkeypatch.setattr(cli_, "finish", lambda run, stages: finished.append(tuple(stages)))
+    monkeypatch.setattr(runs, "finish", lambda run, stages: finished.append(tuple(stages)))
     assert cli.invoke(cli_.app, ["resume", "--root", str(tmp_path)]).exit_code == 0
     assert finished == [PLAYED]
 

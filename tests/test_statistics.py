@@ -3,6 +3,7 @@ import json, math, shutil, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from scipy import stats
+from verifier_nb.distrust import distrust
 from verifier_nb import files, metrics as metrics_, probability, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
 
 from fake_run import make_run
@@ -358,15 +359,15 @@ def test_surface_features_are_learned_from_every_part():
 FLAWED = "Tom buys 3 * 4 = 12 apples.\nHe eats 12 - 2 = 11.\nSo 11 + 1 = 13 stay.\n#### 13"
 
 def test_the_first_false_equation_is_distrusted():
-    found = baselines.distrust(FLAWED, 9.0, 0, 1.0)
+    found = distrust(FLAWED, 9.0, 0, 1.0)
     assert found["kind"] == "equation" and found["step"] == 2 and found["text"] == "12 - 2 = 11"
 
 def test_a_number_that_the_base_did_not_expect_is_distrusted():
     "The third = stands in line 3; what is usual is no reason."
     solution = FLAWED.replace("= 11.", "= 10.").replace("11 + 1 = 13", "10 + 3 = 13")
-    surprised = baselines.distrust(solution, 5.1, 2, 5.0)
+    surprised = distrust(solution, 5.1, 2, 5.0)
     assert surprised["kind"] == "surprise" and surprised["step"] == 3 and surprised["text"].startswith("So 10 + 3 = 13")
-    for surprisal, at in ((5.0, 2), (5.1, 3), (5.1, -1)): assert baselines.distrust(solution, surprisal, at, 5.0)["kind"] == "reasoning"
+    for surprisal, at in ((5.0, 2), (5.1, 3), (5.1, -1)): assert distrust(solution, surprisal, at, 5.0)["kind"] == "reasoning"
 
 def test_digits_of_results_are_found():
     "After the = of the solution only; a number that goes on over two tokens is two places of one equation."

@@ -14,7 +14,7 @@ from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
 
 BASE = {"training.max_steps": 6, "training.evals_per_epoch": 3, "training.best_metric": "loss", "lora.dropout": 0.1}
-PINNED = [5.782, 5.7245, 5.4989, 5.3564, 4.9099, 4.9408]
+PINNED = [5.782, 5.7413, 5.4813, 5.3576, 4.9288, 4.9249]  # since the model reads the canonical text: × ÷ • are * / -
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +256,9 @@ def test_the_checkpoint_that_is_best_by_its_own_metric_becomes_the_adapter(small
         labels = np.array([label_tokens.index(t) for t in rows["label_id"]])
         odds = planted_scores(labels)[len(planted)]
         planted.append(odds)
-        return np.stack([-np.logaddexp(0, odds), -np.logaddexp(0, -odds)], 1)
+        return scoring.Scores(np.stack([-np.logaddexp(0, odds), -np.logaddexp(0, -odds)], 1), [])
 
-    monkeypatch.setattr(scoring, "label_log_probs", scores)
+    monkeypatch.setattr(scoring, "score_samples", scores)
     real = training.make_trainer
     snapshots = {}
 

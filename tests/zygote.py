@@ -137,11 +137,11 @@ def prepare(request):
     progress = setup.progress
     setup.progress = lambda *a, **k: (trigger.change(), progress(*a, **k))[1]
 
-    def execute(run, stage, label, extra=None):
+    def execute(run, stage, label, extra=None, kernels=None):
         if stage in kernels:
             os.environ["ZYGOTE_KILL"] = json.dumps({"root": os.path.abspath(root), "events": request["events"], "stage": stage, "kill": kill})
             os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *before])
-            return kernel_execute(run, stage, label, extra)
+            return kernel_execute(run, stage, label, extra, kernels)
         trigger.start(stage)
         if request.get("file_limit"): limit(request["file_limit"])
         if request.get("vanish") == stage: os.rename(run.reports.parent, run.reports.parent.with_name("away"))

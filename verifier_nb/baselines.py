@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'checker_scores', 'fit_surface', 'Place', 'digit_places', 'Prompt', 'Reading', 'read_base',
-           'hybrid_features', 'Weights', 'fit_weights', 'apply_weights', 'distrust']
+           'hybrid_features', 'Weights', 'fit_weights', 'apply_weights']
 
 # %% ../nbs/06c_baselines.ipynb #8fefc38c
-import contextlib, math, re
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 import numpy as np, pandas as pd
@@ -178,12 +178,11 @@ def read_base(
 )->pd.DataFrame:  # the columns of Reading
     "What the untouched base model thinks: both labels' probabilities, and the largest surprisal after an `=`."
     import torch
-    from verifier_nb import batches
+    from verifier_nb import batches, scoring
     prompts = [Prompt.of(verifier, question, solution) for question, solution in zip(problems, solutions)]
     samples = [prompt.sample for prompt in prompts]
     model, out = verifier.model, np.zeros((len(prompts), len(Reading._fields)))
-    untouched = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
-    with torch.inference_mode(), untouched:
+    with torch.inference_mode(), scoring.without_adapter(model):
         for rows in batches.batches(samples, batch_tokens, verifier.layout):
             some = [prompts[row] for row in rows]
             for row, prompt, logs in zip(rows, some, _log_probabilities(verifier, some)):
@@ -233,35 +232,3 @@ def apply_weights(
     values = x[weights["features"]].to_numpy(float)
     standardised = (values - weights["mean"])/weights["scale"]
     return expit(standardised @ np.asarray(weights["coef"]) + weights["intercept"])
-
-# %% ../nbs/06c_baselines.ipynb #d6aea8dd
-_REASONING = "no equation is false: it is the reasoning that is distrusted"
-
-def _distrusted(kind, step, text, why)->dict: return {"kind": kind, "step": step, "text": text, "why": why}
-
-# %% ../nbs/06c_baselines.ipynb #ee7f3519
-def _line_of(text:str, at:int)->int:
-    "The line of a place in a text, from 1."
-    return text.count("\n", 0, at) + 1
-
-def _surprising_step(solution:str, at:int)->dict:
-    "The step whose `=` stands at a place: its line up to a few characters after that."
-    begin = solution.rfind("\n", 0, at) + 1
-    shown = solution[begin:at + 12].split("\n")[0]
-    line = _line_of(solution, at)
-    return _distrusted("surprise", line, shown, f"the base model did not expect the number after the = in line {line}")
-
-# %% ../nbs/06c_baselines.ipynb #fb084974
-def distrust(
-    solution:str,
-    surprisal:float=0.0, surprisal_at:int=-1,  # from `read_base`
-    usual:float=math.inf,  # surprisal that 95 of 100 correct solutions stay below
-)->dict:  # kind (equation, surprise or reasoning), step (line, from 1; 0: no one step), text, why
-    "The step that is distrusted, and why; for a solution that was called flawed."
-    from verifier_nb.solution import check
-    for equation in check(solution):
-        if equation.ok: continue
-        return _distrusted("equation", _line_of(solution, equation.start), equation.text, str(equation))
-    marks = [mark.start() for mark in re.finditer("=", solution)]
-    if surprisal > usual and 0 <= surprisal_at < len(marks): return _surprising_step(solution, marks[surprisal_at])
-    return _distrusted("reasoning", 0, "", _REASONING)

@@ -10,7 +10,7 @@ import itertools
 from typing import NamedTuple
 import numpy as np, torch
 from .files import VerifierError
-from .kernels import base_of, why_not_compiled
+from .kernels import known_engine, why_not_compiled
 
 # %% ../nbs/05_batches.ipynb #50bd11dc
 class Node(NamedTuple):
@@ -113,7 +113,7 @@ class Segments:
         self.paths = _paths(self.parents)
         self.keys = tuple(sum(self.lengths[j] for j in path) for path in self.paths)
         self.max_q, self.max_k = max(self.lengths), max(self.keys)
-        starts = _boundaries(self.lengths)
+        self.starts = starts = _boundaries(self.lengths)
         self.tokens = int(starts[-1])
         self.cu_q, self.cu_k = _int32(starts), _int32(_boundaries(self.keys))
         self.gather = self._key_places(starts) if self.shared else None
@@ -125,6 +125,16 @@ class Segments:
         "The places in the batch of all keys that the nodes read, node after node."
         places = [np.arange(starts[j], starts[j+1]) for path in self.paths for j in path]
         return torch.from_numpy(np.concatenate(places))
+
+    def places(self,
+        leaf:int,  # the node that a sample ends in
+        positions,  # positions in that sample
+    )->np.ndarray:
+        "Where in the batch a sample's tokens stand."
+        path = np.array(self.paths[leaf])
+        depths = _boundaries([self.lengths[j] for j in path])  # of the path's nodes in the sample
+        node = np.searchsorted(depths, positions, side="right") - 1
+        return self.starts[path[node]] + np.asarray(positions) - depths[node]
 
     def _change(self, change):
         "Replace every index tensor that is there."
@@ -169,6 +179,21 @@ def _padded(ids, pad_id):
             "attention_mask": (position >= 0).long(),
             "position_ids": position.clamp(min=0)}
 
+# %% ../nbs/05_batches.ipynb #d53be1c8
+def _steps(
+    samples,
+    places,  # function from a sample's number and its positions to places in the batch
+)->dict:
+    "The steps of all samples as the batch's entries; none where no sample has any."
+    positions = [s.get("step_positions") or [] for s in samples]
+    counts = [len(some) for some in positions]
+    if not sum(counts): return {}
+    found = [places(row, np.array(some)) for row, some in enumerate(positions) if some]
+    entries = {"step_positions": torch.from_numpy(np.concatenate(found)),
+               "step_rows": torch.from_numpy(np.repeat(np.arange(len(samples)), counts))}
+    targets = [target for s in samples for target in s.get("step_targets") or []]
+    return entries | ({"step_targets": torch.tensor(targets)} if len(targets) == sum(counts) else {})
+
 # %% ../nbs/05_batches.ipynb #e0cd5c09
 def _fill_up(nodes, bucket, pad_id):
     "The nodes, and one of padding behind them when their tokens are no multiple of `bucket`."
@@ -203,15 +228,19 @@ def collate(
     if not ids or not all(ids):
         what = "a batch needs at least one sample, and every sample at least one token"
         raise VerifierError(what, "collate", "drop empty samples")
-    if layout == "padded": return {**_padded(ids, pad_id), **_targets(samples)}
+    if layout == "padded":
+        longest = max(map(len, ids))
+        def places(row, positions): return row*longest + longest - len(ids[row]) + positions
+        return {**_padded(ids, pad_id), **_targets(samples), **_steps(samples, places)}
     nodes, leaf = plan_tree(ids, layout == "shared", least)
-    return {**_flat(_fill_up(nodes, bucket, pad_id), leaf), **_targets(samples)}
+    batch = _flat(_fill_up(nodes, bucket, pad_id), leaf)
+    def places(row, positions): return batch["segments"].places(leaf[row], positions)
+    return {**batch, **_targets(samples), **_steps(samples, places)}
 
 # %% ../nbs/05_batches.ipynb #fa2c1afa
 def bucket_of(model):
     "Fill flat batches to a multiple of this many tokens: only for compiled models."
-    compiled = getattr(base_of(model), "verifier_compiled", False)
-    return 128 if compiled or not why_not_compiled(model) else None
+    return 128 if known_engine(model).compiled or not why_not_compiled(model) else None
 
 # %% ../nbs/05_batches.ipynb #8703ee74
 def _unit_cost(ids, layout):

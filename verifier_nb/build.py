@@ -15,7 +15,7 @@ import pandas as pd
 from .files import VerifierError
 from .config import DataSettings
 from .rows import COLUMNS, MORE_COLUMNS, SPLITS, with_fingerprint
-from .solution import reform
+from .forms import reform, reform_alike
 from .rewording import reword
 from .balance import FlawMaker, balance, instances, mapped
 
@@ -31,13 +31,14 @@ class Pair:
 def ready_rows(
     problem,  # Problem with ready rows
     stride:int,  # how far apart the row numbers of two problems are
-    form_of,  # function from a place to the form of its rows
+    form_of,  # function from a place to the form of its rows and the draws for its wording
 )->tuple:  # (rows, counts)
     "The rows that a problem brings with it, numbered, and what was taken."
     def one(row):
-        solution = reform(row.solution, form_of(row.place)) if problem.restyle else row.solution
+        solution = reform(row.solution, *form_of(row.place)) if problem.restyle else row.solution
         return dict(index=problem.number * stride + row.place, source=problem.source, problem=problem.key, question=row.question,
-                    solution=solution, label=row.label, error_type=row.kind, subtype=row.subtype, step=row.step)
+                    solution=solution, label=row.label, error_type=row.kind, subtype=row.subtype, step=row.step,
+                    first_error=None if row.label else -1)  # where a flawed one goes wrong is not known
     rows = [one(row) for row in problem.ready]
     return rows, Counter(("made", row.kind, row.subtype) for row in problem.ready if row.label)
 
@@ -60,8 +61,9 @@ class PairMaker:
             pair = self.pair(problem, place, flaws)
             misses = 0 if pair else misses + 1
             if misses == 3: break  # this problem does not lend itself to it
-            if pair: rows += self.rows_of_pair(problem, place, pair)
-            if pair: flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
+            if not pair: continue
+            rows += self.rows_of_pair(problem, place, pair, flaws.counts)
+            flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
         return rows, flaws.counts
 
     def pair(self, problem, place, flaws):
@@ -91,19 +93,21 @@ class PairMaker:
         if not self.cfg.fresh_numbers or self.cfg.share_instance: return example
         return next(instances(problem, f"{key}/flawed", True)) or example
 
-    def form_of(self, problem, place)->str:
-        "The form of both rows of a place."
-        return random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}").choice(self.cfg.forms)
+    def form_of(self, problem, place):
+        "The form of both rows of a place, and the draws for its wording."
+        rng = random.Random(f"form/{self.seed}/{problem.source}/{problem.number}/{place}")
+        return rng.choice(self.cfg.forms), rng
 
-    def rows_of_pair(self, problem, place, pair)->list:
+    def rows_of_pair(self, problem, place, pair, counts)->list:
         "A pair as rows. The correct solution is written once where its numbers are always the same."
-        form = self.form_of(problem, place)
+        (form, rng), error = self.form_of(problem, place), pair.error
+        good, bad = reform_alike([pair.correct["solution"], error.solution], form, rng)
+        counts["written", form, "as drawn" if bad.form == form else f"{bad.form}: no style fitted"] += 1
         common = dict(index=problem.number * self.stride + place, source=problem.source, problem=problem.key)
-        correct = dict(common, question=pair.correct["question"], solution=reform(pair.correct["solution"], form),
-                       label=0, error_type="correct", subtype="correct", step=0)
-        error = pair.error
-        flawed = dict(common, question=pair.question, solution=reform(error.solution, form), label=1,
-                      error_type=error.kind, subtype=error.subtype, step=error.step + 1)
+        correct = dict(common, question=pair.correct["question"], solution=good.text,
+                       label=0, error_type="correct", subtype="correct", step=0, first_error=-1)
+        flawed = dict(common, question=pair.question, solution=bad.text, label=1, error_type=error.kind,
+                      subtype=error.subtype, step=error.step + 1, first_error=bad.step_at(error.marks[0][0]))
         return [correct, flawed] if self.cfg.fresh_numbers or not place else [flawed]
 
 # %% ../nbs/02e_build.ipynb #5ca39b8f
@@ -111,7 +115,7 @@ class PairMaker:
 def _arrow_features():
     "Column types of generated rows."
     from datasets import Features, Value
-    kinds = dict.fromkeys(("index", "label", "problem", "step"), "int64")
+    kinds = dict.fromkeys(("index", "label", "problem", "step", "first_error"), "int64")
     return Features({c: Value(kinds.get(c, "string")) for c in COLUMNS + MORE_COLUMNS})
 
 # %% ../nbs/02e_build.ipynb #b121655c
@@ -228,6 +232,6 @@ def build(
 
 # %% ../nbs/02e_build.ipynb #f142ae68
 def count_table(counts)->pd.DataFrame:
-    "Counts as a table: what (made, refused, excluded), which, why, number."
+    "Counts as a table: what (made, written, refused, excluded), which, why, number."
     rows = [(*key, n) for key, n in sorted(counts.items())]
     return pd.DataFrame(rows, columns=["what", "which", "why", "n"])

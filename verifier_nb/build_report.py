@@ -115,6 +115,11 @@ def _made_table(counts)->pd.DataFrame:
     lines = [(kind, subtype, n, round(n / total, 4)) for kind, subtype, n in made + again]
     return pd.DataFrame(lines, columns=["kind", "subtype", "n", "share"])
 
+def _forms_table(counts)->pd.DataFrame:
+    "Pairs by the form that was drawn for them, and how many were written so."
+    lines = [(form, how, n) for (what, form, how), n in sorted(counts.items()) if what == "written"]
+    return pd.DataFrame(lines, columns=["form", "written", "pairs"])
+
 # %% ../nbs/03a_build_report.ipynb #b7521940
 def _left_out_templates()->pd.DataFrame:
     "Templates of gsm_symbolic whose solutions do not hold."
@@ -138,6 +143,8 @@ ABOUT = {  # in the order of the page
     "splits": "Rows and problems (or templates) of each split; no problem stands in two.",
     "made": "Flawed solutions by kind and subtype, with their share of all; and how many were drawn again because the "
             "surface baseline might have guessed them.",
+    "forms": "How many pairs are written in which form, both solutions of a pair in one style. Where no style of a form fits, "
+             "they are plain.",
     "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals (lower, "
              "upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; 'equations' is "
              "what checking the arithmetic is worth.",
@@ -153,6 +160,7 @@ def _tables(cfg, splits, counts, sample, against, fit)->dict:
     "All tables of the report, without empty ones: name -> table."
     left_out = {key: n for key, n in counts.items() if key[0] in ("refused", "excluded")}
     tables = {"splits": _split_table(splits), "made": _made_table(counts), "refused": count_table(left_out)}
+    tables["forms"] = _forms_table(counts)
     made_here = any("problem" in d.column_names for d in splits.values())
     if cfg.data.source == "gsm_symbolic": tables["templates left out"] = _left_out_templates()
     if fit and made_here: tables["fitting"] = fitting(load_problems(cfg.data, cfg.seed)[0], fit, cfg.seed)

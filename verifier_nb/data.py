@@ -16,7 +16,8 @@ from .setup import seed_everything
 from .files import VerifierError, atomic, disk_errors, write_csv
 from .config import DataSettings
 from .folders import Run
-from .prompt import _controls, _ids, _render, encode, label_ids, load_tokenizer, messages, with_marks
+from .canonical import canonical
+from .prompt import _controls, _read, _render, encode, label_ids, load_tokenizer, messages, with_marks
 from .rows import ERROR_TYPES, _faults, _refuse, _shared_questions, with_fingerprint
 from .sources import MADE, _joined, _labelled, _read_source, _slices, load_problems
 from .build import build, count_table
@@ -72,7 +73,7 @@ def _batch_lengths(
     read = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
     plain, lengths = iter(read), []
     for talk, is_odd in zip(talks, odd):
-        ids = _ids(tokenizer, talk, True) if is_odd else next(plain)
+        ids = _read(tokenizer, talk, True).ids if is_odd else next(plain)
         lengths.append(len(ids) + 1)  # the label has its place too
     return lengths
 
@@ -93,12 +94,12 @@ def token_lengths(
     marks:bool=False,  # with the equation checker's findings written into the solutions
 )->np.ndarray:  # [rows], tokens of prompt and label
     "Length of every row in tokens, prompt and label together, before any cut."
-    marked = _marked_all(dataset["solution"][:]) if marks else None
+    solutions = [canonical(solution).text for solution in dataset["solution"][:]]
+    if marks: solutions = _marked_all(solutions)
     lengths = []
     for start in range(0, len(dataset), batch):
-        part = dataset[start:start+batch]
-        solutions = marked[start:start+batch] if marks else part["solution"]
-        talks = [messages(question, solution) for question, solution in zip(part["question"], solutions)]
+        questions = [canonical(question).text for question in dataset[start:start+batch]["question"]]
+        talks = [messages(*pair) for pair in zip(questions, solutions[start:start+batch])]
         lengths += _batch_lengths(tokenizer, talks)
     return np.array(lengths, dtype=np.int64)
 

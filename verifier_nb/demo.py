@@ -52,7 +52,7 @@ def demo_answers(verifier):  # -> (answer to one solution, answer to several can
     return one, several
 
 # %% ../nbs/11b_demo.ipynb #b0fddba9
-_MARKS = (".eq", ".fix", ".sr", ".track", ".soft")  # rules of the report's style that the pieces of the page need
+_MARKS = (".eq", ".fix", ".step", ".sr", ".track", ".soft")  # rules of the report's style that the pieces of the page need
 
 def demo_style()->str:
     "The report's colours and marks for the pieces of the page; Gradio says with a class whether it is dark."

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .numbers import LIMITS, Parsed, Refusal, as_written, without_annotations
 from .question import Facts, facts, implied_factors
 from .references import link
+from .canonical import canonical
 from .solution import check, read_cached, read_unlinked  # noqa: F401 (`errors.check` is in the README)
 from . import computational, conceptual  # noqa: F401 (importing them registers the subtypes)
 from .changes import COMPUTATIONAL, CONCEPTUAL, Change, Injected, Kind, Unfit, carry, highlight, rewrite
@@ -48,9 +49,14 @@ def _link_with_question(question, p):
 def _link_again(question, solution): return _link_with_question(question, read_cached(solution))
 
 # %% ../nbs/02a_errors.ipynb #b856009a
+def _in_plain_style(solution):
+    "A solution in its canonical form where it has LaTeX or bold type: errors are made in plain text."
+    readable = isinstance(solution, str) and len(solution) <= LIMITS["characters"]
+    return canonical(solution).text if readable and ("\\" in solution or "**" in solution) else solution
+
 def link_example(example, shared=True):
     "A problem and its solution read together: `Linked`, or a `Refusal`. Shared ones are kept, and must not be changed."
-    question, solution = example.get("question"), example.get("solution")
+    question, solution = example.get("question"), _in_plain_style(example.get("solution"))
     is_bearable = isinstance(question, str) and len(question) <= LIMITS["characters"]
     if not is_bearable: return Refusal("the question is not a text of bearable length")
     if shared and isinstance(solution, str): return _link_again(question, solution)

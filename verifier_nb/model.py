@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from . import setup, files, prompt
 from .files import VerifierError
 from .config import LoraSettings, ModelSettings
-from .kernels import fuse_lora
+from .kernels import fuse_lora, note_engine
 from .memory import MemoryMode, memory_mode
 
 # %% ../nbs/04_model.ipynb #23d7d9c9
@@ -268,8 +268,7 @@ def load_base(
     else: model = _load_pretrained(settings, device, dtype, attention.kernel)
     model.config.name_or_path = model.name_or_path = settings.base  # what an adapter will say it was made for
     model.config.use_cache = False  # there is no generation, so keys and values are never needed again
-    # the engine (05a_attention) reads both when it first meets the model
-    model.verifier_attention, model.verifier_compile = attention._asdict(), settings.compile
+    note_engine(model, kernel=attention.kernel, why=attention.why, compile=settings.compile)
     return model.requires_grad_(False).eval()
 
 # %% ../nbs/04_model.ipynb #fce0e1e8
@@ -380,7 +379,6 @@ def merge_adapter(
     "The base in 16 bits (float32 on a CPU) with the adapter added into its weights. Raises `VerifierError`."
     base = load_base(settings.model_copy(update={"quantization": "none"}))
     merged = load_adapter(base, adapter).merge_and_unload()
-    merged.verifier_attention, merged.verifier_compile = base.verifier_attention, base.verifier_compile
     return merged.requires_grad_(False).eval()
 
 # %% ../nbs/04_model.ipynb #5e2fd5e5

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'WORDS', 'CARDINALS', 'UNIT_PATTERN', 'Refusal', 'exact_value', 'exact_quotient', 'as_written', 'agrees',
-           'Role', 'Number', 'Equation', 'Step', 'Parsed', 'word_list', 'word_table', 'values_said', 'unit_behind',
-           'singular', 'without_annotations']
+           'about', 'Role', 'Number', 'Equation', 'Step', 'Parsed', 'word_list', 'word_table', 'values_said',
+           'unit_behind', 'singular', 'without_annotations']
 
 # %% ../nbs/02_numbers.ipynb #9edd30b5
 import configparser
@@ -65,6 +65,13 @@ def agrees(value, stated, text):
     rounded = off <= unit/2
     cut = 0 < value - stated
     return rounded or cut
+
+def about(value, stated, text):
+    "Whether `stated`, written as `text` behind ≈, is `value` rounded to the last digit that is not 0."
+    zeros = 0 if "." in text else len(text.replace(",", "")) - len(text.replace(",", "").rstrip("0"))
+    unit = Fraction(10)**(zeros or -len(text.partition(".")[2]))
+    off = value - stated
+    return abs(off) <= unit/2 or 0 < off < unit
 
 # %% ../nbs/02_numbers.ipynb #0013d336
 class Role(str, Enum):
@@ -134,6 +141,7 @@ class Step:
     noted: bool = False  # whether trees[-1] is the annotation
     percent: bool = False  # whether its result may be a percentage
     scales: tuple = ()  # per tree: how its percent signs are read (`solution.Percents`)
+    about: bool = False  # whether ≈ stands in front of its result
 
 # %% ../nbs/02_numbers.ipynb #9f94b0ac
 @dataclass

