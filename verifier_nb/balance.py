@@ -6,14 +6,17 @@
 __all__ = ['instances', 'weighted_order', 'chance_to_keep', 'FlawMaker', 'mapped', 'Trial', 'balance']
 
 # %% ../nbs/02e_balance.ipynb #86bfab2d
-import math, multiprocessing, random, sys
+import math
+import multiprocessing
+import random
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 import numpy as np
+from .appearance import BALANCED, Tilt, balanced_features
 from .config import DataSettings
 from .sources import symbolic
-from .appearance import BALANCED, Tilt, balanced_features
 
 # %% ../nbs/02e_balance.ipynb #86c0cb08
 def instances(
@@ -188,7 +191,7 @@ def balance(
     rounds:int=15,  # fits; each sees what the one before would keep
 )->dict:  # kind -> Tilt, or None with fewer than 200 problems
     "What gives errors away on the surface, by repeated logistic regression on trial errors."
-    every = sorted((p for ps in problems.values() for p in ps), key=lambda p: p.number)
+    every = sorted((p for ps in problems.values() for p in ps if not p.ready), key=lambda p: p.number)
     if len(every) < 200: return None
     every = random.Random(f"trials/{seed}").sample(every, min(trials, len(every) // 2))
     tasks = [(every[i:i+20], cfg, seed, 5) for i in range(0, len(every), 20)]

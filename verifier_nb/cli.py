@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
-           'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'build',
-           'sweep', 'publish', 'check', 'score', 'demo', 'main']
+           'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
+           'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, sys
@@ -195,6 +195,23 @@ def index(root:Root="."):
     from verifier_nb import index as index_
     typer.echo(f"{len(index_.index(root))} runs: {short_path(Path(root)/'reports'/'index.html')}")
 
+# %% ../nbs/12_cli.ipynb #bf72daa9
+@app.command()
+def sample(
+    config:Preset, override:Overrides=None, root:Root=".",
+    minutes:Annotated[Optional[float], _option("--minutes", help="begin no further block of samples after so many minutes; again with more goes on")]=None,
+):
+    "Have solvers try every training problem many times, and make a data set of their solutions, right and wrong."
+    import time
+    from pathlib import Path
+    from verifier_nb import sampling
+    from verifier_nb.config import load_config
+    from verifier_nb.runs import short_path
+    cfg = load_config(config, override)
+    until = time.monotonic() + 60*minutes if minutes else float("inf")
+    folder = sampling.sample(cfg, root, until, typer.echo)
+    typer.echo(f"data.sampled: {short_path(folder)}\nreport: {short_path(Path(root)/'reports'/cfg.name/'index.html')}")
+
 # %% ../nbs/12_cli.ipynb #18a37ff9
 @app.command()
 def build(
@@ -297,19 +314,23 @@ def _skipped_rows(rows:list)->str:
 @app.command()
 def score(
     file:Annotated[str, _argument("a .csv, .jsonl or .parquet file with question and solution")],
-    out:Annotated[str, _option("--out", "-O", help="the CSV file to write")],
+    out:Annotated[str, _option("--out", "-O", help="the file to write: .csv, .jsonl or .parquet")],
     adapter:Adapter="default", column:Columns=None, root:Root=".",
-    alone:Annotated[bool, _option("--alone", help="without equation checker and base model: about twice as fast")]=False,
+    alone:Annotated[bool, _option("--alone", help="without the hybrid's second pass, where the verifier has a hybrid")]=False,
+    every:Annotated[bool, _option("--all", help="every probability, also the uncalibrated ones")]=False,
     force:Annotated[bool, _option("--force", help="replace OUT")]=False,
 ):
     "Ask the verifier about every row of a file."
     from verifier_nb.ask import open_verifier
-    from verifier_nb.score_file import score_file
+    from verifier_nb.score_file import label_lines, score_file
     columns = _columns(column) or {}
-    done = score_file(lambda: open_verifier(adapter, root, _say_aside), file, out, columns, alone, force)
+    done = score_file(lambda: open_verifier(adapter, root, _say_aside), file, out, columns, alone, force, more=every)
+    if alone and not done["has_hybrid"]: _say_aside("--alone changed nothing: this verifier has no hybrid")
     if done["skipped"]: _say_aside(_skipped_rows(done["skipped"]))
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")
+    for line in label_lines(done["judged"]): typer.echo(line)
+
 
 # %% ../nbs/12_cli.ipynb #b31a43fb
 @app.command()

@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'StepsKind', 'Settings', 'DataSettings', 'ModelSettings',
-           'LoraSettings', 'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'RunConfig', 'read_yaml',
-           'merge', 'parse_overrides', 'check_config', 'presets', 'load_config', 'dump_config', 'config_hash']
+           'LoraSettings', 'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'SolverSettings',
+           'SamplingSettings', 'RunConfig', 'read_yaml', 'merge', 'parse_overrides', 'check_config', 'presets',
+           'load_config', 'dump_config', 'config_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
-import difflib, hashlib, json, re
+import difflib
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from .setup import find_shared
 from .files import VerifierError
+from .setup import find_shared
 
 # %% ../nbs/01_config.ipynb #fd428da3
 Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -40,9 +44,14 @@ class Settings(BaseModel):
 # %% ../nbs/01_config.ipynb #0403ea95
 class DataSettings(Settings):
     "Where the rows come from, how they are split and how long a sample may be."
-    # gsm_symbolic | gsm8k | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several are joined by +
+    # gsm_symbolic | gsm8k | everyday | sampled | a .zip, a DatasetDict folder, or a .csv/.jsonl/.parquet file; several
+    # are joined by +
     source: str = "gsm_symbolic"
-    problems: Optional[Count] = None  # use this many problems, of each source (none: all; gsm_symbolic needs a number)
+    # use this many problems, of each source (none: all; gsm_symbolic and everyday need a number)
+    problems: Optional[Count] = None
+    problems_of: dict[str, Count] = {}  # the same for single sources: {everyday: 5000, sampled: 7000} sets their shares
+    # for source sampled: the folder that `verifier-nb sample` made, or the preset that makes it
+    sampled: Optional[str] = None
     validation_fraction: Fraction01 = 0.1  # share of problems held out for choosing; ignored when the source has splits
     test_fraction: Fraction01 = 0.1  # share of problems held out for the final number
     columns: dict[str, str] = {}  # rename: {"our name": "the file's name"}
@@ -56,6 +65,9 @@ class DataSettings(Settings):
     subtypes: dict[str, Annotated[float, Field(ge=0)]] = {}  # weights of subtypes; empty: even
     # draw a problem's numbers anew for every row, so that no correct solution is learned by heart
     fresh_numbers: bool = False
+    fresh_words: bool = False  # other people, things and places in every row of a text: as new as other numbers
+    # ask for an earlier step's result too, where that can be worded: short problems with short solutions
+    short_problems: bool = False
     share_instance: bool = True  # a correct and a flawed row of a problem share their numbers (with fresh_numbers)
     repeats: Count = 1  # pairs made of each problem (with fresh_numbers each has its own numbers)
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
@@ -68,6 +80,10 @@ class DataSettings(Settings):
     marks: bool = False
     balance: bool = True  # draw errors that show on the surface less often, so that form says nothing about the label
     exclude: list[str] = []  # sets whose problems must not be learned from, such as level-1-binary.zip#validation+test
+
+    def limit(self, source:str)->Optional[int]:
+        "How many problems of a source are used; None: all."
+        return self.problems_of.get(source, self.problems)
 
     @model_validator(mode="after")
     def _mix(self):
@@ -94,7 +110,8 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _pinned(self):
         if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code: true needs model.revision, a commit, so that the code that runs is known")
+            why = "so that the code that runs is known"
+            raise ValueError(f"trust_remote_code: true needs model.revision, a commit, {why}")
         if self.quantization == "nf4" and self.base.startswith("tiny:") and self.device == "cuda":
             raise ValueError("a tiny: model is too small to quantise; use quantization: none")
         return self
@@ -155,8 +172,8 @@ class EvaluationSettings(Settings):
     # what the operating threshold is chosen for, on validation
     threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
-    # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps as can be
-    # named while in `clean_at_least` of the correct solutions none is
+    # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps
+    # as can be named while in `clean_at_least` of the correct solutions none is
     step_aim: Literal["f1", "clean"] = "f1"
     clean_at_least: Annotated[float, Field(gt=0, le=1)] = 0.9
     baselines: bool = True  # score the untouched base model and simple baselines too
@@ -179,6 +196,29 @@ class PublishSettings(Settings):
     merged: bool = False  # send the merged model too, not only the adapter
     overwrite: bool = False  # allow replacing files that are already in the repository
 
+# %% ../nbs/01_config.ipynb #8f0038b9
+class SolverSettings(Settings):
+    "How the models that solve the problems are trained: the base, all weights, on worked solutions."
+    instances: Count = 8  # tellings of each problem, with fresh numbers where they can be changed
+    epochs: Positive = 1.0  # passes over all of them
+    learning_rate: Positive = 1e-3  # all weights of a small model; a larger one wants less
+    warmup: Fraction01 = 0.03  # share of the steps over which the learning rate rises
+    batch_tokens: Annotated[int, Field(ge=64)] = 16_384  # in one optimiser step, padding included
+    max_length: Annotated[int, Field(ge=16)] = 512  # tokens of problem and solution; longer ones are left out
+
+class SamplingSettings(Settings):
+    "How solutions are sampled, and which of them are kept."
+    samples: Count = 24  # tries at each problem, at most
+    round: Count = 4  # tries between two looks at what is still lacking
+    # problems with so many different right solutions are tried no more; none: all get every try
+    enough_right: Optional[Count] = 2
+    temperature: Positive = 0.8  # higher: more various, and more often wrong
+    calculator: bool = True  # put the exact value behind <<a+b= and >>, so that what is wrong is the reasoning
+    new_tokens: Count = 224  # longest solution; an unfinished one is left out
+    rows: Count = 4096  # solutions that grow at the same time; the GPU's memory bounds it
+    stop_at: Annotated[float, Field(gt=0, le=1)] = 0.98  # do not wait for the slowest: end when this share has finished
+    keep: Count = 4  # most right and most wrong solutions of a problem in the data set
+
 # %% ../nbs/01_config.ipynb #6d1ccf43
 class RunConfig(Settings):
     "One whole run."
@@ -191,6 +231,8 @@ class RunConfig(Settings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    solver: SolverSettings = Field(default_factory=SolverSettings)
+    sampling: SamplingSettings = Field(default_factory=SamplingSettings)
 
     @model_validator(mode="after")
     def _training_fits_the_model(self):
@@ -205,10 +247,14 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _data_can_be_made(self):
-        if "gsm_symbolic" in self.data.source.split("+") and self.data.problems is None:
-            raise ValueError("data.source: gsm_symbolic makes as many problems as you want; say data.problems: 200")
+        for name in ("gsm_symbolic", "everyday"):
+            if name in self.data.source.split("+") and not self.data.limit(name):
+                raise ValueError(f"data.source: {name} makes as many problems as you want; say data.problems: 200")
+        if "sampled" in self.data.source.split("+") and not self.data.sampled:
+            raise ValueError("data.source: sampled needs data.sampled: the folder of a sampled data set, or its preset")
         if self.data.validation_fraction + self.data.test_fraction >= 1:
-            raise ValueError("data.validation_fraction + data.test_fraction leave nothing to train on; their sum must be below 1")
+            raise ValueError("data.validation_fraction + data.test_fraction leave nothing to train on; "
+                             "their sum must be below 1")
         return self
 
 # %% ../nbs/01_config.ipynb #0e7fa291
@@ -229,7 +275,8 @@ class _Loader(yaml.SafeLoader):
 def _without_dates(resolvers): return [r for r in resolvers if r[0] != "tag:yaml.org,2002:timestamp"]
 
 _FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
-_Loader.yaml_implicit_resolvers = {first: _without_dates(v) for first, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {first: _without_dates(found)
+                                   for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 def read_yaml(
@@ -325,7 +372,8 @@ def _preset_path(name:str)->Path:
     if name in known: return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise VerifierError(f"there is no preset {name!r}", "config", f"{guess}presets: {', '.join(known)}; or give a .yaml file")
+    raise VerifierError(f"there is no preset {name!r}", "config",
+                        f"{guess}presets: {', '.join(known)}; or give a .yaml file")
 
 # %% ../nbs/01_config.ipynb #f7a5778d
 def load_config(

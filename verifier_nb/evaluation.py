@@ -7,21 +7,33 @@ __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', '
            'Scored', 'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines',
            'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'add_columns', 'merge_check',
            'merge_summary', 'report_text', 'recompute', 'write_summary', 'train_if_missing', 'calibrate_run',
-           'run_stage']
+           'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
-from .setup import seed_everything
-from .files import VerifierError, read_json, write_csv, write_json, write_text
-from .metrics import (COLUMNS, Part, ScoredRows, as_rows, bootstrap, by_type, difference, metrics, read_exactly,
-                                 read_predictions)
-from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
-from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
-from .probability import StepRule
-from .steps import steps as steps_of
+import numpy as np
+import pandas as pd
+from . import parallel
 from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
+from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
+from .files import VerifierError, read_json, write_csv, write_json, write_text
+from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
+from verifier_nb.metrics import (
+    COLUMNS,
+    Part,
+    ScoredRows,
+    as_rows,
+    bootstrap,
+    by_type,
+    difference,
+    metrics,
+    read_exactly,
+    read_predictions,
+)
+from .probability import StepRule
+from .setup import seed_everything
+from .steps import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
@@ -242,7 +254,7 @@ def prompt_settings(run)->dict:
 # %% ../nbs/07_evaluation.ipynb #ca48ded5
 def untouched(run, verifier):
     "A verifier whose base model is as before training: the same one when its adapter can be switched off."
-    from verifier_nb import prompt, model, scoring
+    from verifier_nb import model, prompt, scoring
     if run.config.training.trainable == "lora": return verifier
     m = run.config.model
     return scoring.Verifier(model.load_base(m), prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
@@ -293,7 +305,7 @@ def merge_check(
     run, test:pd.DataFrame,  # predictions of the test split
 ):  # -> DataFrame index, true_label, p_adapter, p_merged, or None when there is nothing to merge
     "Score some rows with the adapter merged into the 16-bit base, beside what the adapter gave."
-    from verifier_nb import prompt, model, scoring
+    from verifier_nb import model, prompt, scoring
     n = min(run.config.evaluation.merge_check_rows, len(test))
     if not n or not run.adapter.exists(): return None
     m = run.config.model
@@ -383,14 +395,13 @@ def calibrate_run(
         fitted["steps"] = rule.to_json()
     return fitted | prompt_settings(run)
 
-# %% ../nbs/07_evaluation.ipynb #be0f99b1
-def run_stage(
+# %% ../nbs/07_evaluation.ipynb #0b7e319b
+def evaluate_and_write(
     run,  # Run
-)->dict:  # what metrics.json says
-    "Score, calibrate, compare with baselines, and write every file of this stage."
+)->dict:  # what metrics.json says; nothing in a process that does not write
+    "Score, calibrate and compare in this process, or in this one of several."
     from verifier_nb.scoring import Verifier
     seed_everything(run.config.seed, run.config.deterministic)
-    train_if_missing(run)
     verifier = Verifier.from_run(run)
     scored = {split: score_split(run, verifier, split) for split in ("validation", "test")}
     calibration = calibrate_run(run, *scored["validation"])
@@ -398,7 +409,19 @@ def run_stage(
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
     del verifier  # its memory is wanted for the merged model
-    _write_rows(run, frames, calibration, steps)
     check = merge_check(run, frames["test"])
+    if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
+    _write_rows(run, frames, calibration, steps)
     if check is not None: write_csv(run.report("merge_check.csv"), check)
     return write_summary(run)
+
+# %% ../nbs/07_evaluation.ipynb #be0f99b1
+def run_stage(
+    run,  # Run
+)->dict:  # what metrics.json says
+    "Score, calibrate, compare with baselines, and write every file of this stage; on several processes where they are asked for."
+    train_if_missing(run)
+    processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
+    if processes == 1: return evaluate_and_write(run)
+    parallel.launch("verifier_nb.evaluation:evaluate_and_write", run, processes)
+    return read_json(run.report("metrics.json"))
