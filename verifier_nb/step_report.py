@@ -8,8 +8,8 @@ __all__ = ['FAR', 'distance_table', 'distance_finding', 'plot_distances', 'dista
 # %% ../nbs/07e_step_report.ipynb #7efe9de9
 from dataclasses import dataclass
 import pandas as pd
-from .files import clean_cell
 from .figures import Figure, themed
+from .files import clean_cell
 from .probability import StepRule
 from .wording import ShadedStep, blame_words, mark_equations, percent, shade_steps
 
