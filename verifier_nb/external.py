@@ -126,8 +126,11 @@ LONG = 4096  # tokens of a solution whose steps are given: it is read whole, wha
 @contextmanager
 def _room_for(verifier, rows):
     "Let a verifier read long solutions for a while, where their steps are given."
-    usual = verifier.max_length
-    if "spans" in rows: verifier.max_length = max(usual, LONG)
+    usual = getattr(verifier, "max_length", None)  # a verifier of somebody else's may have none
+    if usual is None or "spans" not in rows:
+        yield
+        return
+    verifier.max_length = max(usual, LONG)
     try: yield
     finally: verifier.max_length = usual
 
@@ -135,10 +138,11 @@ def _scored(run, verifier, one:ExternalSet)->Scored:
     "A set's predictions, and what was read at the ends of its steps by a verifier that was trained on steps."
     problems, solutions = list(one.rows["question"]), list(one.rows["solution"])
     spans = list(one.rows["spans"]) if "spans" in one.rows else [steps_of(solution) for solution in solutions]
-    steps = spans if verifier.step_rule else False
-    scores = verifier.score(problems, solutions, batch_tokens=run.config.evaluation.batch_tokens, steps=steps)
+    knows_steps = getattr(verifier, "step_rule", None) is not None
+    how = {"batch_tokens": run.config.evaluation.batch_tokens} | ({"steps": spans} if knows_steps else {})
+    scores = verifier.score(problems, solutions, **how)
     frame = as_predictions(one.rows, scores, one.name)
-    return Scored(frame, scored_steps(frame, solutions, spans, scores) if verifier.step_rule else None)
+    return Scored(frame, scored_steps(frame, solutions, spans, scores) if knows_steps else None)
 
 def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
     "Score a set and write its files; returns what its metrics.json says."
