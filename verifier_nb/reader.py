@@ -14,7 +14,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 from .numbers import Role, exact_quotient, word_list
-from .tokens import (CURRENCY, EQUALS, LEFT, MINUS, NOTHING, NUMBER, OPERATOR, RIGHT, WORD, Kind, Token)
+from .tokens import CURRENCY, EQUALS, LEFT, MINUS, NOTHING, NUMBER, OPERATOR, RIGHT, WORD, Kind, Token
 
 # %% ../nbs/02_reader.ipynb #2e643da6
 _BLUR = frozenset(word_list("change a number's worth"))
