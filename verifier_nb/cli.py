@@ -149,7 +149,7 @@ def compare(
 # %% ../nbs/12_cli.ipynb #d376dc59
 @app.command()
 def evaluate(
-    run:RunName, files:Annotated[list[str], _argument(".csv, .jsonl or .parquet files with question, solution, label")], root:Root=".",
+    run:RunName, files:Annotated[list[str], _argument(".csv, .jsonl or .parquet files with question, solution, label, or with question, steps, first_error")], root:Root=".",
     trained:Annotated[str, _option(help="problems that the run learned from: refuse, drop or keep")]="refuse", column:Columns=None,
 ):
     "Score other test sets with a run, and add them to its report."
@@ -157,7 +157,9 @@ def evaluate(
     from verifier_nb import analysis, external, wording
     found = find_run(run, root)
     results = external.evaluate(found, files, _columns(column), trained)
-    for name, metrics in results.items(): typer.echo(f"{name}: {wording.with_interval(metrics, 'accuracy')} accuracy")
+    for name, metrics in results.items():
+        typer.echo(f"{name}: {wording.with_interval(metrics, 'accuracy')} accuracy")
+        if "steps" in metrics: typer.echo(f"  {wording.step_words(metrics['steps'])}")
     analysis.write_report(found)
     typer.echo(f"report: {short_path(found.report('report.html'))}")
 
