@@ -41,7 +41,7 @@ demo: $(VENV)/.demo  ## open the page to try the verifier
 test: develop lint notebooks-test pytest  ## the code's look, every notebook's own tests, then tests/
 
 notebooks-test: develop
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|colab'
 
 pytest: develop
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
