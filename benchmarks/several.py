@@ -5,7 +5,7 @@
 
 Each measurement is a run of its own, started as `verifier-nb run … --processes N` starts its training stage: the same launcher, trainer and engine.
 A result is written as soon as it is there. Steps are timed by a callback after `torch.cuda.synchronize`; the first three are left out."""
-import argparse, json, os, shutil, subprocess, sys, time
+import argparse, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -132,7 +132,6 @@ def one_run(args, processes, size, passes, compiled, steps, kind="ddp", target="
 
 def killed(run, processes, after):
     "Start a training, SIGKILL its last process once a checkpoint is there, and tell what was said."
-    import signal
     code = ("import sys; from verifier_nb import parallel; from verifier_nb.folders import open_run\n"
             f"parallel.ask_for({processes})\n"
             f"try: parallel.launch('several:train_timed', open_run(sys.argv[1]), {processes})\n"
@@ -159,12 +158,14 @@ def plan(args):
     for compiled in (False, True):
         for size in (32, 128):
             for n in many: yield f"{n} GPU, {size} a step each, {'compiled' if compiled else 'not compiled'}", dict(processes=n, size=size, passes=n, compiled=compiled, steps=args.steps)
-            if size == 32 and not compiled:
-                yield "1 GPU, the same 64 samples a step as 2 GPUs", dict(processes=1, size=32, passes=2, compiled=False, steps=args.steps)
-                yield "fsdp2, 32 a step each", dict(processes=many[-1], size=32, passes=many[-1], compiled=False, steps=8, kind="fsdp2")
+    yield "1 GPU, the same 64 samples a step as 2 GPUs", dict(processes=1, size=32, passes=2, compiled=False, steps=args.steps)
     yield "killed", dict(processes=many[-1], size=32, passes=many[-1], compiled=False, steps=20, kill_at=10)
     yield "resumed on one", dict(processes=1, like="killed")
-    for n in many: yield f"scoring on {n}", dict(processes=n, like="killed", target="several:score_timed")
+    for n in many: yield f"scoring on {n}", dict(processes=n, like="resumed on one", target="several:score_timed")
+    yield "fsdp2, 32 a step each", dict(processes=many[-1], size=32, passes=many[-1], compiled=False, steps=8, kind="fsdp2")
+
+
+def too_long(*_): raise TimeoutError("150 seconds")
 
 
 def measure(args):
@@ -179,11 +180,16 @@ def measure(args):
             print("no time left for:", name)
             continue
         settings = {"size": 32, "passes": 1, "compiled": False, "steps": 0, **settings}
-        settings["like"] = last.get(settings["like"]) if settings.get("like") else None
+        if settings.get("like"):
+            if settings["like"] not in last: continue
+            settings["like"] = last[settings["like"]]
+        signal.signal(signal.SIGALRM, too_long)
+        signal.alarm(150)  # processes that wait for each other for ever must not cost the rest
         try:
             run, facts = one_run(args, **settings)
             last[name] = run.reports
         except Exception as e: facts = {"error": str(e)[-1500:]}
+        signal.alarm(0)
         known["results"][name] = facts
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(known, indent=1))
