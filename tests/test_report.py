@@ -1,10 +1,11 @@
 "The report and the index as files: complete, honest about what is missing, the same bytes each time."
 import shutil
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fake_run import make_run
 from verifier_nb import files, metrics, calibration as calibration_, evaluation, figures, wording, page, analysis
-from verifier_nb import comparisons, index
-from verifier_nb.folders import Run
+from verifier_nb import comparisons, index, verify
+from verifier_nb.folders import Run, open_run
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -123,3 +124,15 @@ def test_judges_stand_in_order_of_accuracy():
 @pytest.mark.parametrize("p,words", [([0.001, 0.2, 0.9], "1 of 3"), ([0.2, 0.3], "None of 2"), ([0.01, 0.02], "All 2")])
 def test_a_comparison_counts_the_pairs_that_differ(p, words):
     assert comparisons.forest_finding(pd.DataFrame({"p_holm": p})) == f"{words} pairs differ beyond chance"
+
+
+COMMITTED = sorted((Path(__file__).resolve().parent.parent/"reports").glob("*/*/config.yaml"))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", COMMITTED, ids=lambda path: path.parent.parent.name)
+def test_every_committed_report_follows_from_its_rows(config):
+    "Written by code of any age: its settings are read, and all its numbers come out again."
+    wrong = verify.verify(open_run(config.parent))
+    assert wrong.empty, wrong.to_string(index=False)
+
+def test_there_are_committed_reports(): assert len(COMMITTED) >= 5

@@ -11,9 +11,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from .changes import CURRENCY
 from .numbers import CARDINALS, exact_value
 from .question import NUMBER_PATTERN
-from .changes import CURRENCY
 
 # %% ../nbs/02b_amounts.ipynb #4a49b5ea
 @dataclass(slots=True)

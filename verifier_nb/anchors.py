@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from .numbers import CARDINALS, Parsed, WORDS, exact_quotient, singular, without_annotations
+from .amounts import PART, words_in
+from .changes import line_around
+from .numbers import CARDINALS, WORDS, Parsed, exact_quotient, singular, without_annotations
 from .question import STEM_PATTERN, Facts, implied_factors
 from .reader import operators_of
-from .changes import line_around
-from .amounts import PART, words_in
 
 # %% ../nbs/02b_anchors.ipynb #461b4bb3
 @dataclass

@@ -6,14 +6,17 @@
 __all__ = ['ATTENTION', 'tree_attention', 'why_not_flat', 'pick_layout', 'engine_of', 'prepare_attention']
 
 # %% ../nbs/05a_attention.ipynb #d7bf8801
-import functools, importlib, inspect
-import torch, torch.nn.functional as F
+import functools
+import importlib
+import inspect
+import torch
+import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from . import model as model_
-from .files import VerifierError
 from .config import ModelSettings
+from .files import VerifierError
 from .kernels import Engine, base_of, compile_layers, known_engine, note_engine, why_not_compiled
 
 # %% ../nbs/05a_attention.ipynb #ea7abf23

@@ -6,10 +6,11 @@
 __all__ = ['auroc', 'audit']
 
 # %% ../nbs/02f_audit.ipynb #0177eaa2
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
+from .appearance import WORD_OR_NUMBER, equation_features, surface_features
 from .files import VerifierError
 from .rows import ERROR_TYPES
-from .appearance import WORD_OR_NUMBER, equation_features, surface_features
 
 # %% ../nbs/02f_audit.ipynb #61c2ed07
 def _placements(score, label)->tuple:  # ([positive rows], [negative rows])

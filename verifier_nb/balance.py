@@ -6,14 +6,17 @@
 __all__ = ['instances', 'weighted_order', 'chance_to_keep', 'FlawMaker', 'mapped', 'Trial', 'balance']
 
 # %% ../nbs/02e_balance.ipynb #86bfab2d
-import math, multiprocessing, random, sys
+import math
+import multiprocessing
+import random
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 import numpy as np
+from .appearance import BALANCED, Tilt, balanced_features
 from .config import DataSettings
 from .sources import symbolic
-from .appearance import BALANCED, Tilt, balanced_features
 
 # %% ../nbs/02e_balance.ipynb #86c0cb08
 def instances(

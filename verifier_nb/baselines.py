@@ -10,7 +10,8 @@ __all__ = ['BASELINES', 'checker_scores', 'fit_surface', 'Place', 'digit_places'
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.special import expit
 from .metrics import logit
 

@@ -8,7 +8,8 @@ __all__ = ['LAYOUTS', 'Node', 'plan_tree', 'Segments', 'collate', 'bucket_of', '
 # %% ../nbs/05_batches.ipynb #18d73fe4
 import itertools
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
+import torch
 from .files import VerifierError
 from .kernels import known_engine, why_not_compiled
 

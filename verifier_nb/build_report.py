@@ -6,19 +6,25 @@
 __all__ = ['ABOUT', 'compare_words', 'Twins', 'side_by_side', 'fitting', 'build_report']
 
 # %% ../nbs/03a_build_report.ipynb #f2da4ba7
-import functools, os, random, re, tempfile, time
+import functools
+import os
+import random
+import re
+import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
+from .audit import audit
+from .balance import instances
+from .build import count_table
+from .data import load_counted
 from .files import write_csv, write_json, write_text
 from .rows import ERROR_TYPES, SPLITS
 from .similarity import overlap, questions_of
 from .sources import held_out, load_problems, short_name, sound_templates
-from .balance import instances
-from .build import count_table
-from .audit import audit
-from .data import load_counted
+from .templating import html_templates
 
 # %% ../nbs/03a_build_report.ipynb #2788849c
 _PIECE = re.compile(r"\d+(?:[.,]\d+)*|\w+|\s+|.", re.S)
@@ -40,8 +46,7 @@ def compare_words(
 @functools.cache
 def _template(name):
     "A page template of the package. What is put into it is escaped."
-    from jinja2 import Environment, PackageLoader
-    return Environment(loader=PackageLoader("verifier_nb"), autoescape=True).get_template(name)
+    return html_templates().get_template(name)
 
 # %% ../nbs/03a_build_report.ipynb #034980b4
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def side_by_side(
     groups = [g.sort_values("label") for _, g in df.groupby("index")]
     pairs = [g for g in groups if len(g) == 2 and g.question.nunique() == 1]
     pairs = random.Random(seed).sample(pairs, min(n, len(pairs)))
-    return _template("pairs.html.j2").render(pairs=map(_twins, pairs)).strip()
+    return _template("pairs").render(pairs=map(_twins, pairs)).strip()
 
 # %% ../nbs/03a_build_report.ipynb #b2fc9185
 def _tried(examples, kind, subtype, seed)->tuple:  # (line of the table, numbers of the examples that it fits)
@@ -103,7 +108,8 @@ def _split_table(splits)->pd.DataFrame:
     lines = []
     for split, rows in splits.items():
         problem, types = "problem" if "problem" in rows.column_names else "index", Counter(rows["error_type"])
-        lines.append(dict(split=split, rows=len(rows), problems=len(set(rows[problem])), **{t: types[t] for t in ERROR_TYPES}))
+        lines.append(dict(split=split, rows=len(rows), problems=len(set(rows[problem])),
+                          **{t: types[t] for t in ERROR_TYPES}))
     return pd.DataFrame(lines)
 
 def _made_table(counts)->pd.DataFrame:
@@ -143,10 +149,12 @@ ABOUT = {  # in the order of the page
     "splits": "Rows and problems (or templates) of each split; no problem stands in two.",
     "made": "Flawed solutions by kind and subtype, with their share of all; and how many were drawn again because the "
             "surface baseline might have guessed them.",
-    "forms": "How many pairs are written in which form, both solutions of a pair in one style. Where no style of a form fits, "
+    "forms": "How many pairs are written in which form, both solutions of a pair in one style. "
+             "Where no style of a form fits, "
              "they are plain.",
-    "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals (lower, "
-             "upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; 'equations' is "
+    "audit": "AUROC of three baselines that understand nothing, cross-validated by problem, with 95 % intervals "
+             "(lower, upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; "
+             "'equations' is "
              "what checking the arithmetic is worth.",
     "overlap": "How many questions of a split stand in another split or set: the same, with other names, with other "
                "numbers too, or nearly so.",
@@ -173,7 +181,7 @@ def _page(cfg, rows, tables, pairs)->str:
     sections = [dict(name=name, about=about, html=tables[name].to_html(index=False, border=0))
                 for name, about in ABOUT.items() if name in tables]
     lead = f"{rows:,} rows from {short_name(cfg.data.source)}, seed {cfg.seed}."
-    return _template("build_report.html.j2").render(title=f"Data build: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
+    return _template("build_report").render(title=f"Data build: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
 
 def _settings(cfg)->dict:
     "The data block, with sources named without their folders."

@@ -9,7 +9,8 @@ __all__ = ['SMALLEST', 'LARGEST', 'CANNOT_FIT', 'SAYS_NOTHING', 'fit_temperature
 # %% ../nbs/06b_calibration.ipynb #494cb456
 import math
 from dataclasses import replace
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from .metrics import count_metrics, levels_of, logit
 from .probability import Calibration, Curve, log_odds_of

@@ -6,11 +6,13 @@
 __all__ = ['seal', 'is_whole', 'latest_checkpoint', 'code_of_training', 'origin', 'claim_checkpoints', 'check_room']
 
 # %% ../nbs/06_checkpoints.ipynb #cd168296
-import hashlib, shutil, warnings
+import hashlib
+import shutil
+import warnings
 from pathlib import Path
-from . import setup, files
-from .files import VerifierError
+from . import files, setup
 from .config import config_hash
+from .files import VerifierError
 
 # %% ../nbs/06_checkpoints.ipynb #2ab6c197
 def seal(folder:Path):

@@ -7,9 +7,10 @@ __all__ = ['SHOWN', 'forest_finding', 'plot_forest', 'write_comparison']
 
 # %% ../nbs/08a_comparisons.ipynb #8a9447f2
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
+from .figures import Picture, Theme, _wrap, as_table, picture, png, themed
 from .files import atomic, write_csv, write_text
-from .figures import Picture, Theme, as_table, _wrap, picture, png, themed
 from .page import render_page
 
 # %% ../nbs/08a_comparisons.ipynb #1f696f68

@@ -9,9 +9,9 @@ __all__ = ['LOOKALIKE_DIGITS', 'shuffled', 'off_by_n', 'digit_transposition', 'd
 # %% ../nbs/02a_computational.ipynb #1c5a7b8f
 from fractions import Fraction
 from typing import NamedTuple
+from .changes import computational, decimals_of, int_if_whole
 from .numbers import exact_quotient, singular, unit_behind
 from .reader import leaves_of, operators_of
-from .changes import computational, decimals_of, int_if_whole
 
 # %% ../nbs/02a_computational.ipynb #36fc1752
 def shuffled(rng, items):

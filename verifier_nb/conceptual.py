@@ -11,13 +11,23 @@ __all__ = ['UNIT_FACTORS', 'operator_swapped', 'wrong_operand', 'input_misread',
 import re
 from fractions import Fraction
 from typing import NamedTuple
+from .chains import alike, terms_of, tree_of, values_of, with_operator
+from verifier_nb.changes import (
+    Change,
+    Edit,
+    Unfit,
+    check_human,
+    conceptual,
+    int_if_whole,
+    is_money,
+    line_around,
+    new_result,
+    write_like,
+)
+from .computational import LOOKALIKE_DIGITS, shuffled
 from .numbers import as_written, without_annotations
 from .question import DERIVED
 from .reader import BINDING, leaves_of, operators_of
-from .changes import (
-    Change, Edit, Unfit, check_human, conceptual, is_money, int_if_whole, line_around, new_result, write_like)
-from .chains import alike, terms_of, tree_of, values_of, with_operator
-from .computational import LOOKALIKE_DIGITS, shuffled
 
 # %% ../nbs/02a_conceptual.ipynb #bc6cdd0b
 _SWAPS = {"+": "-*", "-": "+", "*": "+/", "/": "*"}  # an operator -> those that are taken for it

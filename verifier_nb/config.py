@@ -9,13 +9,16 @@ __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'StepsKind', 'Se
            'load_config', 'dump_config', 'config_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
-import difflib, hashlib, json, re
+import difflib
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from .setup import find_shared
 from .files import VerifierError
+from .setup import find_shared
 
 # %% ../nbs/01_config.ipynb #fd428da3
 Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -107,7 +110,8 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _pinned(self):
         if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code: true needs model.revision, a commit, so that the code that runs is known")
+            why = "so that the code that runs is known"
+            raise ValueError(f"trust_remote_code: true needs model.revision, a commit, {why}")
         if self.quantization == "nf4" and self.base.startswith("tiny:") and self.device == "cuda":
             raise ValueError("a tiny: model is too small to quantise; use quantization: none")
         return self
@@ -168,8 +172,8 @@ class EvaluationSettings(Settings):
     # what the operating threshold is chosen for, on validation
     threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
-    # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps as can be
-    # named while in `clean_at_least` of the correct solutions none is
+    # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps
+    # as can be named while in `clean_at_least` of the correct solutions none is
     step_aim: Literal["f1", "clean"] = "f1"
     clean_at_least: Annotated[float, Field(gt=0, le=1)] = 0.9
     baselines: bool = True  # score the untouched base model and simple baselines too
@@ -249,7 +253,8 @@ class RunConfig(Settings):
         if "sampled" in self.data.source.split("+") and not self.data.sampled:
             raise ValueError("data.source: sampled needs data.sampled: the folder of a sampled data set, or its preset")
         if self.data.validation_fraction + self.data.test_fraction >= 1:
-            raise ValueError("data.validation_fraction + data.test_fraction leave nothing to train on; their sum must be below 1")
+            raise ValueError("data.validation_fraction + data.test_fraction leave nothing to train on; "
+                             "their sum must be below 1")
         return self
 
 # %% ../nbs/01_config.ipynb #0e7fa291
@@ -270,7 +275,8 @@ class _Loader(yaml.SafeLoader):
 def _without_dates(resolvers): return [r for r in resolvers if r[0] != "tag:yaml.org,2002:timestamp"]
 
 _FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
-_Loader.yaml_implicit_resolvers = {first: _without_dates(v) for first, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {first: _without_dates(found)
+                                   for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 def read_yaml(
@@ -366,7 +372,8 @@ def _preset_path(name:str)->Path:
     if name in known: return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise VerifierError(f"there is no preset {name!r}", "config", f"{guess}presets: {', '.join(known)}; or give a .yaml file")
+    raise VerifierError(f"there is no preset {name!r}", "config",
+                        f"{guess}presets: {', '.join(known)}; or give a .yaml file")
 
 # %% ../nbs/01_config.ipynb #f7a5778d
 def load_config(

@@ -11,13 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-from .numbers import CARDINALS, Parsed, Refusal, WORDS, exact_quotient
+from .amounts import COMPARES, Variable, question_numbers, words_in
+from .anchors import Problem, factors_of, frozen_values, literals_of
+from .errors import link_example
+from .numbers import CARDINALS, WORDS, Parsed, Refusal, exact_quotient
 from .question import DERIVED
 from .reader import leaves_of, operators_of
 from .references import in_fraction
-from .errors import link_example
-from .amounts import COMPARES, Variable, question_numbers, words_in
-from .anchors import Problem, factors_of, frozen_values, literals_of
 
 # %% ../nbs/02b_constraints.ipynb #fd9cd557
 SAME = "same"

@@ -7,20 +7,25 @@ __all__ = ['load_counted', 'load_source', 'token_lengths', 'summarise_split', 'p
            'load_split']
 
 # %% ../nbs/03_data.ipynb #1548ce99
-import io, multiprocessing, os, shutil, tempfile
+import io
+import multiprocessing
+import os
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
-from .setup import seed_everything
-from .files import VerifierError, atomic, disk_errors, write_csv
-from .config import DataSettings
-from .folders import Run
+import numpy as np
+import pandas as pd
+from .build import build, count_table
 from .canonical import canonical
+from .config import DataSettings
+from .files import VerifierError, atomic, disk_errors, write_csv
+from .folders import Run
 from .prompt import _controls, _read, _render, encode, label_ids, load_tokenizer, messages, with_marks
 from .rows import ERROR_TYPES, _faults, _refuse, _shared_questions, with_fingerprint
+from .setup import seed_everything
 from .sources import MADE, _joined, _labelled, _read_source, _slices, load_problems
-from .build import build, count_table
 
 # %% ../nbs/03_data.ipynb #46c124a6
 def _check_built(

@@ -6,11 +6,12 @@
 __all__ = ['EXAMPLE', 'Example', 'split_candidates', 'demo_answers', 'demo_style', 'demo_page', 'demo_launch']
 
 # %% ../nbs/11b_demo.ipynb #efd3dcae
-import os, re
+import os
+import re
 from typing import NamedTuple
 import typer
-from .files import VerifierError
 from .ask import answer_html, examine, ranking_html
+from .files import VerifierError
 
 # %% ../nbs/11b_demo.ipynb #2fe02901
 class Example(NamedTuple):

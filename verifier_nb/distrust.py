@@ -6,7 +6,8 @@
 __all__ = ['distrust']
 
 # %% ../nbs/02_distrust.ipynb #6fa834d8
-import math, re
+import math
+import re
 
 # %% ../nbs/02_distrust.ipynb #c10a9e65
 _REASONING = "no equation is false; this is the model's estimate of the reasoning, not a proof"

@@ -12,17 +12,28 @@ __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', '
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from . import parallel
-from .setup import seed_everything
-from .files import VerifierError, read_json, write_csv, write_json, write_text
-from .metrics import (COLUMNS, Part, ScoredRows, as_rows, bootstrap, by_type, difference, metrics, read_exactly,
-                                 read_predictions)
-from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
-from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
-from .probability import StepRule
-from .steps import steps as steps_of
 from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
+from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
+from .files import VerifierError, read_json, write_csv, write_json, write_text
+from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
+from verifier_nb.metrics import (
+    COLUMNS,
+    Part,
+    ScoredRows,
+    as_rows,
+    bootstrap,
+    by_type,
+    difference,
+    metrics,
+    read_exactly,
+    read_predictions,
+)
+from .probability import StepRule
+from .setup import seed_everything
+from .steps import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
@@ -243,7 +254,7 @@ def prompt_settings(run)->dict:
 # %% ../nbs/07_evaluation.ipynb #ca48ded5
 def untouched(run, verifier):
     "A verifier whose base model is as before training: the same one when its adapter can be switched off."
-    from verifier_nb import prompt, model, scoring
+    from verifier_nb import model, prompt, scoring
     if run.config.training.trainable == "lora": return verifier
     m = run.config.model
     return scoring.Verifier(model.load_base(m), prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
@@ -294,7 +305,7 @@ def merge_check(
     run, test:pd.DataFrame,  # predictions of the test split
 ):  # -> DataFrame index, true_label, p_adapter, p_merged, or None when there is nothing to merge
     "Score some rows with the adapter merged into the 16-bit base, beside what the adapter gave."
-    from verifier_nb import prompt, model, scoring
+    from verifier_nb import model, prompt, scoring
     n = min(run.config.evaluation.merge_check_rows, len(test))
     if not n or not run.adapter.exists(): return None
     m = run.config.model

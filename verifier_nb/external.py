@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
-from .files import VerifierError, read_json, write_csv, write_json
-from .steps import steps as steps_of
-from .selection import choices
+import numpy as np
+import pandas as pd
 from .evaluation import Scored, add_columns, as_predictions, conclude, scored_steps, untouched, write_summary
+from .files import VerifierError, read_json, write_csv, write_json
+from .selection import choices
+from .steps import steps as steps_of
 
 # %% ../nbs/07a_external.ipynb #10102f77
 BETWEEN = "\n\n"  # stands between two given steps
@@ -31,7 +32,7 @@ def from_steps(
     rows:pd.DataFrame,  # question, steps, first_error, …
     name:str,  # of the set, for messages
 )->pd.DataFrame:
-    "Rows with `solution`, `label` and `spans` made of labelled steps. Raises `VerifierError` for steps that are not there."
+    "Rows with `solution`, `label` and `spans` made of labelled steps. Raises `VerifierError` for a missing step."
     if "steps" not in rows: return rows
     if "first_error" not in rows:
         raise VerifierError("the column first_error is missing", name, "give the first wrong step from 0, -1 for none")
@@ -72,7 +73,7 @@ class Trained(str, Enum):
 # %% ../nbs/07a_external.ipynb #42258f49
 def _known_questions(run, rows)->set:
     "Questions of these rows that the run has learned from. Raises `VerifierError` when nobody can tell."
-    from verifier_nb import similarity, data
+    from verifier_nb import data, similarity
     if not run.dataset.exists():
         said = "the run's training data is not on this machine, so nobody can tell which problems it has seen"
         what_to_do = "run its data stage again, or allow trained problems (trained: keep)"
@@ -146,7 +147,8 @@ def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
     with _room_for(verifier, one.rows):
         scored = _scored(run, verifier, one)
         frame = conclude(scored, calibration)
-        if calibration.get("baselines"): add_columns(frame, untouched(run, verifier), problems, solutions, calibration, cfg)
+        if calibration.get("baselines"): add_columns(frame, untouched(run, verifier), problems, solutions, calibration,
+                                                     cfg)
     write_csv(folder/"predictions.csv", frame)
     if scored.steps is not None: write_csv(folder/"steps.csv", scored.steps)
     if one.dropped:
@@ -159,7 +161,7 @@ def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
 # %% ../nbs/07a_external.ipynb #82db14cb
 def evaluate(
     run,  # a finished Run
-    files,  # .csv, .jsonl or .parquet files with question, solution, label, or with question, steps, first_error; or name -> data frame
+    files,  # .csv, .jsonl or .parquet with question, solution, label or question, steps, first_error; or name -> table
     columns:dict=None,  # {"our name": "the file's name"}
     trained:str=Trained.REFUSE,  # problems that the run learned from: refuse | drop | keep
     verifier=None,  # a loaded Verifier; default: the run's

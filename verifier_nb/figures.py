@@ -9,11 +9,15 @@ __all__ = ['THEMES', 'VERDICTS', 'Theme', 'themed', 'png', 'confusion', 'error_m
            'none_for_nan', 'as_table', 'thin', 'Picture', 'picture', 'Figure', 'figure_set', 'save_figures']
 
 # %% ../nbs/07b_figures.ipynb #a7f31009
-import base64, io, math, textwrap
+import base64
+import io
+import math
+import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from . import metrics
 from .files import atomic, write_csv
 from .metrics import TYPES, as_rows

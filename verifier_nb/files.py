@@ -7,7 +7,11 @@ __all__ = ['FREE_SOME', 'VerifierError', 'clean_cell', 'secret_values', 'scrub',
            'read_json', 'write_csv', 'disk_errors', 'flush', 'sha256']
 
 # %% ../nbs/00a_files.ipynb #f37c0e16
-import hashlib, html, json, os, re
+import hashlib
+import html
+import json
+import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -83,7 +87,8 @@ def scrub(
     return _SECRET_SHAPE.sub("[secret]", text)
 
 # %% ../nbs/00a_files.ipynb #223a9c57
-FREE_SOME = "free some space, or check that the folder is there and may be written to; what was there before is untouched"
+FREE_SOME = ("free some space, or check that the folder is there and may be written to; "
+             "what was there before is untouched")
 
 @contextmanager
 def atomic(
@@ -137,7 +142,8 @@ def read_json(path):
     except FileNotFoundError:
         raise VerifierError(f"{path.name} is missing", path.parent, "run the stage that writes it first") from None
     except ValueError as e:
-        raise VerifierError(f"{path.name} is not valid JSON: {e}", path, "restore the file or run the stage again") from None
+        raise VerifierError(f"{path.name} is not valid JSON: {e}", path,
+                            "restore the file or run the stage again") from None
 
 # %% ../nbs/00a_files.ipynb #80947a19
 def write_csv(path, df):

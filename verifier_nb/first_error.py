@@ -8,7 +8,8 @@ __all__ = ['STEP_COLUMNS', 'FOLDS', 'AIMS', 'CANNOT_FIT', 'NAMES', 'step_table',
 
 # %% ../nbs/06e_first_error.ipynb #c424d85b
 from dataclasses import dataclass, replace
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 from .metrics import resample
 from .probability import StepRule, first_at_least

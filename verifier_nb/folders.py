@@ -6,11 +6,14 @@
 __all__ = ['MIRROR', 'Run', 'new_run', 'open_run', 'mirror']
 
 # %% ../nbs/01a_folders.ipynb #fce3f089
-import os, shutil, tempfile, warnings
+import os
+import shutil
+import tempfile
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
-from .files import VerifierError, flush, scrub, write_text
 from .config import RunConfig, check_config, config_hash, dump_config, load_config, read_yaml
+from .files import VerifierError, flush, scrub, write_text
 
 # %% ../nbs/01a_folders.ipynb #07408456
 class Run:
@@ -28,7 +31,7 @@ class Run:
         return self.reports/name
 
     def still_there(self):
-        "Raises `VerifierError` when the run's folder has vanished (a dropped mount): writing on would make another one."
+        "Raises `VerifierError` when the run's folder has vanished (a dropped mount): writing would make another one."
         if not (self.reports/"config.yaml").exists():
             fix = "mount or restore it, then: verifier-nb resume; what was written before is as it was"
             raise VerifierError("the run's folder has vanished", self.reports, fix)
@@ -61,7 +64,8 @@ def _no_secret(block, key=""):
         if isinstance(value, dict): _no_secret(value, f"{key}{name}.")
         elif scrub(str(value)) != str(value):
             what = "a setting holds what looks like a credential, and settings are written into the report"
-            fix = "put it into the environment (such as HF_TOKEN), or download the file first, and leave it out of the settings"
+            fix = ("put it into the environment (such as HF_TOKEN), or download the file first, "
+                   "and leave it out of the settings")
             raise VerifierError(what, key + name, fix)
 
 # %% ../nbs/01a_folders.ipynb #71898ef8
@@ -147,7 +151,7 @@ def _worth_copying(run:Run)->list:
 
 # %% ../nbs/01a_folders.ipynb #ccb8dbb5
 def _copy_all(run:Run, paths, folder:Path):
-    "Copy files and folders of a run into the same places below another root; remove checkpoints that the run has removed."
+    "Copy files and folders of a run into the same places below another root, without checkpoints that are gone."
     root = run.reports.resolve().parent.parent.parent
     for path in paths: _copy_whole(Path(path), folder/Path(path).resolve().relative_to(root))
     copies = folder/run.checkpoints.resolve().relative_to(root)

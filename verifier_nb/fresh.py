@@ -10,16 +10,26 @@ import random
 import re
 from fractions import Fraction
 from typing import NamedTuple
+from .amounts import IN_WORDS
+from verifier_nb.changes import (
+    Edit,
+    as_read,
+    begins_with_vowel,
+    decimals_of,
+    follow,
+    has_article,
+    in_proportion,
+    int_if_whole,
+    is_money,
+    rewrite,
+    write_like,
+)
+from .computational import shuffled
+from .constraints import SAME, recipe
 from .numbers import Number, Parsed, Refusal, as_written, exact_quotient, unit_behind
 from .question import DERIVED
 from .reader import evaluate_tree
 from .solution import read_cached
-from verifier_nb.changes import (
-    Edit, as_read, begins_with_vowel, decimals_of, follow, has_article, in_proportion, int_if_whole, is_money, rewrite,
-    write_like)
-from .computational import shuffled
-from .amounts import IN_WORDS
-from .constraints import SAME, recipe
 
 # %% ../nbs/02b_fresh.ipynb #8da6ba40
 def _grain(value):

@@ -7,10 +7,12 @@ __all__ = ['low_rank_linear', 'fuse_lora', 'base_of', 'decoder_layers', 'Engine'
            'why_not_compiled', 'compile_layers']
 
 # %% ../nbs/04a_kernels.ipynb #217e2d82
-import functools, weakref
+import functools
+import weakref
 from dataclasses import dataclass, replace
 from typing import Optional
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/04a_kernels.ipynb #9b2a1053

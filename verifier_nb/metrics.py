@@ -10,17 +10,27 @@ __all__ = ['COLUMNS', 'TYPES', 'OLD_NAMES', 'EVERYTHING', 'RATES', 'LARGEST_SOUR
            'calibration_error', 'count_metrics', 'levels_of', 'logit']
 
 # %% ../nbs/06a_metrics.ipynb #8612aff8
-import math, os
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.special import expit
 from .files import VerifierError, read_json
-from .formulas import (
-    abstention_metrics, bin_count, bins_of, calibration_error, count_metrics, levels_of, ranking_metrics, ratio)
+from verifier_nb.formulas import (
+    abstention_metrics,
+    bin_count,
+    bins_of,
+    calibration_error,
+    count_metrics,
+    levels_of,
+    ranking_metrics,
+    ratio,
+)
 from .probability import logit
 
 # %% ../nbs/06a_metrics.ipynb #1b247c4c

@@ -8,16 +8,19 @@ __all__ = ['TINY', 'HUB_NAME', 'tiny_config', 'smollm2_folder', 'check_folder', 
            'merge_adapter', 'extract_adapter']
 
 # %% ../nbs/04_model.ipynb #fc1faa72
-import contextlib, importlib.util, os, shutil
+import contextlib
+import importlib.util
+import os
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
-from . import setup, files, prompt
-from .files import VerifierError
+from . import files, prompt, setup
 from .config import LoraSettings, ModelSettings
+from .files import VerifierError
 from .kernels import fuse_lora, note_engine
 from .memory import MemoryMode, memory_mode
 

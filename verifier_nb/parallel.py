@@ -7,7 +7,15 @@ __all__ = ['PROCESSES', 'KIND', 'KINDS', 'World', 'world', 'is_first', 'wait_for
            'take_over', 'divides', 'share', 'settings_file', 'command', 'launch', 'work']
 
 # %% ../nbs/01b_parallel.ipynb #9b17a386
-import builtins, importlib, os, re, signal, socket, subprocess, sys, traceback
+import builtins
+import importlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 from . import files
@@ -62,8 +70,10 @@ def ask_for(processes, kind="ddp"):
     "Keep how many processes are wanted (a number or `auto`) and of what kind. Raises `VerifierError`."
     said = str(processes)
     if said != "auto" and not (said.isdigit() and int(said) > 0):
-        raise VerifierError(f"{said!r} is no number of processes", "--processes", "give 1, 2, … or auto: one for each GPU")
-    if kind not in KINDS: raise VerifierError(f"there is no {kind!r}", "--parallel", f"choose one of {', '.join(KINDS)}")
+        raise VerifierError(f"{said!r} is no number of processes", "--processes",
+                            "give 1, 2, … or auto: one for each GPU")
+    if kind not in KINDS: raise VerifierError(f"there is no {kind!r}", "--parallel",
+                                              f"choose one of {', '.join(KINDS)}")
     os.environ[PROCESSES], os.environ[KIND] = said, kind
 
 # %% ../nbs/01b_parallel.ipynb #d3992578
@@ -74,15 +84,18 @@ def wanted(
     said, on_cpu = os.environ.get(PROCESSES, "1"), cfg.model.device == "cpu" or not _gpus()
     n = max(_gpus(), 1) if said == "auto" else int(said)
     if not on_cpu and n > _gpus():
-        raise VerifierError(f"{n} processes need {n} GPUs and there are {_gpus()}", "--processes", f"give at most {_gpus()}, or auto")
+        raise VerifierError(f"{n} processes need {n} GPUs and there are {_gpus()}", "--processes",
+                            f"give at most {_gpus()}, or auto")
     passes = cfg.training.gradient_accumulation
     if passes % n:
-        fix = f"set training.gradient_accumulation to a multiple of {n} (and batch_size or batch_tokens to as much less)"
+        fix = (f"set training.gradient_accumulation to a multiple of {n} "
+               "(and batch_size or batch_tokens to as much less)")
         raise VerifierError(f"{n} processes cannot share the {passes} passes of a step evenly", "--processes", fix)
     return n
 
 # %% ../nbs/01b_parallel.ipynb #ad602243
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK",
+             "ROLE_RANK")
 
 def take_over()->bool:
     "Whether this process is to run the stages, when a launcher has started several of the whole program."
@@ -94,7 +107,7 @@ def take_over()->bool:
 
 # %% ../nbs/01b_parallel.ipynb #cdc7bc8c
 def divides()->bool:
-    "Whether each process may make passes of its own. Where the model lies in parts over all of them, they pass together."
+    "Whether each process may make passes of its own. Where the model lies in parts over all, they pass together."
     return world().size > 1 and os.environ.get(KIND, "ddp") == "ddp"
 
 def share(
@@ -129,7 +142,8 @@ def command(
     work = ["-m", "verifier_nb.parallel", target, str(run.reports)]
     port = str(_free_port())
     if on_cpu:
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port, *work]
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port",
+                port, *work]
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings_file(kind)),
             "--num_processes", str(processes), "--main_process_port", port, *work]
 
@@ -139,9 +153,10 @@ _DIED = re.compile(r"local_rank: (\d+)\)\s+exitcode\s*: (-?\d+)")
 def _logs(run)->Path: return run.artifacts/"ranks"
 
 def _environment(on_cpu:bool)->dict:
-    "The workers' environment. NCCL's multicast over NVLink is left off: on shared hosts it can take GPUs out of service."
+    "The workers' environment. NCCL's multicast over NVLink is left off: on shared hosts it can put GPUs out of use."
     threads = max((os.cpu_count() or 2)//2, 1) if on_cpu else 4
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "NCCL_NVLS_ENABLE": "0",
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
 
 def launch(
     target:str,  # module:function, called with the run in every process
@@ -155,7 +170,8 @@ def launch(
     _logs(run).mkdir(parents=True, exist_ok=True)
     for old in _logs(run).glob("rank-*"): old.unlink()
     args = command(target, run, processes, kind, on_cpu)
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(on_cpu)) as workers:
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=_environment(on_cpu)) as workers:
         try:
             heard = [line for line in workers.stdout if _hear(line, say)]
             code = workers.wait()
@@ -179,12 +195,15 @@ def _failed(run, heard:str)->VerifierError:
         said = files.read_json(path)
         if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
         rank = path.stem.removeprefix("rank-")
-        return VerifierError(f"process {rank} failed: {said['what']}", _logs(run)/f"rank-{rank}.log", "read the log; mend the cause, then resume the run")
-    return VerifierError("the processes ended without a word", _logs(run), f"read the logs there; the launcher said: {heard.strip()[-300:]}")
+        return VerifierError(f"process {rank} failed: {said['what']}", _logs(run)/f"rank-{rank}.log",
+                             "read the log; mend the cause, then resume the run")
+    return VerifierError("the processes ended without a word", _logs(run),
+                         f"read the logs there; the launcher said: {heard.strip()[-300:]}")
 
 def _killed(run, rank)->VerifierError:
     again = "finished checkpoints are kept: resume the run, with as many processes as you like"
-    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out", _logs(run)/f"rank-{rank}.log", again)
+    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out",
+                         _logs(run)/f"rank-{rank}.log", again)
 
 # %% ../nbs/01b_parallel.ipynb #4be65b5a
 def _meet(on_cpu:bool):

@@ -6,11 +6,14 @@
 __all__ = ['GPUS', 'Status', 'Check', 'run_estimate', 'beforehand', 'Preflight', 'preflight', 'make_missing_data', 'run_stage']
 
 # %% ../nbs/04b_preflight.ipynb #90c07221
-import inspect, math, subprocess
+import inspect
+import math
+import subprocess
 from dataclasses import asdict, dataclass
 from enum import Enum
-import pandas as pd, torch
-from . import setup, files, prompt, data
+import pandas as pd
+import torch
+from . import data, files, prompt, setup
 from .files import VerifierError
 from .folders import Run
 from .kernels import known_engine
@@ -137,16 +140,18 @@ def run_estimate(
 GPUS = {"T4": 15, "L4": 22, "A100": 40, "H100": 80}  # GiB that are there to use
 
 def beforehand(cfg)->str:
-    "The memory of a training step on a GPU, in words, from the sizes of a known base; on this machine nothing is loaded."
+    "The memory of a training step on a GPU, in words, from the sizes of a known base; nothing is loaded."
     shape = known_config(cfg.model.base)
     if shape is None: return f"the sizes of {cfg.model.base} are not known here"
     t, m = cfg.training, cfg.model
     tokens = t.batch_tokens or t.batch_size*cfg.data.max_length
     dtype = "float16" if m.dtype == "auto" else m.dtype
     quantization, again = "none" if m.quantization == "auto" else m.quantization, m.gradient_checkpointing is True
-    table = estimate_memory(shape, tokens, t.batch_size, quantization, dtype, cfg.lora.r if t.trainable == "lora" else 0,
+    table = estimate_memory(shape, tokens, t.batch_size, quantization, dtype,
+                            cfg.lora.r if t.trainable == "lora" else 0,
                             again, optimizer_bytes=2 if "8bit" in t.optimizer else 8).set_index("part").GiB
-    parts = ", ".join(f"{part} {gib:.1f}" for part, gib in table.drop("sum").sort_values(ascending=False).head(3).items())
+    parts = ", ".join(f"{part} {gib:.1f}" for part,
+                      gib in table.drop("sum").sort_values(ascending=False).head(3).items())
     fits = [name for name, gib in GPUS.items() if table["sum"] < 0.85*gib]
     return (f"about {table['sum']:.1f} GiB for a step of {tokens:,} tokens ({parts}); "
             f"enough: {', '.join(fits) or 'none of ' + ', '.join(GPUS)}")

@@ -7,13 +7,18 @@ __all__ = ['SYSTEM', 'CUT', 'messages', 'tiny_tokenizer', 'load_tokenizer', 'pro
            'false_in_steps', 'encode', 'show_sample']
 
 # %% ../nbs/02c_prompt.ipynb #29026920
-import functools, html, importlib.util, os, re, tempfile
+import functools
+import html
+import importlib.util
+import os
+import re
+import tempfile
 from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
-from .setup import cache_dir
-from .files import VerifierError
 from .canonical import canonical
+from .files import VerifierError
+from .setup import cache_dir
 from .steps import steps as steps_of
 
 # %% ../nbs/02c_prompt.ipynb #aa742585

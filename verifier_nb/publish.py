@@ -7,15 +7,18 @@ __all__ = ['MERGE_TOLERANCE', 'Scorer', 'contents', 'check_merge', 'save_merged'
            'verifier_scorer', 'Push', 'push', 'evaluated', 'run_stage']
 
 # %% ../nbs/09_publish.ipynb #926a50ed
-import hashlib, json, os, tempfile
+import hashlib
+import json
+import os
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 import pandas as pd
+from .card import is_adapter, model_card, model_folder, public_base, report_or_empty
 from .files import VerifierError, read_json, scrub, sha256, write_csv, write_json, write_text
 from .folders import Run
-from .card import report_or_empty, is_adapter, model_card, model_folder, public_base
 
 # %% ../nbs/09_publish.ipynb #007d7958
 _SUFFIXES = {".safetensors", ".json", ".md", ".txt", ".jinja", ".model"}
@@ -102,7 +105,7 @@ def save_merged(
     check_merge(run)
     if not (run.merged/"config.json").exists():
         import shutil
-        from verifier_nb import prompt, model
+        from verifier_nb import model, prompt
         tmp = run.merged.with_name("merged.tmp")
         shutil.rmtree(tmp, ignore_errors=True)
         model.merge_adapter(run.config.model, run.adapter).save_pretrained(tmp)
@@ -328,7 +331,7 @@ def run_stage(
     run:Run,
     dry_run:bool=True,  # False: really send, to config.publish.repo_id
 )->Push:
-    "Write the model card and the plan; send when asked. Raises `VerifierError`, also when asked to send without a repository's name."
+    "Write the model card and the plan; send when asked. Raises `VerifierError`, also for sending without a name."
     to = evaluated(run).config.publish
     if not dry_run and not to.repo_id:
         fix = "add -o publish.repo_id=your-name/verifier-level1"

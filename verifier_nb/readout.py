@@ -7,7 +7,8 @@ __all__ = ['last_hidden', 'step_log_odds', 'step_loss']
 
 # %% ../nbs/05a_readout.ipynb #54a7c548
 from contextlib import contextmanager
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import nn
 from .files import VerifierError
 from .kernels import base_of

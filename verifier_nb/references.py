@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from .numbers import Parsed, Role, singular, unit_behind
 from .reader import leaves_of, operators_of
-
 OPERAND, RESULT, MENTION, ANSWER, FIXED, UNREAD = Role  # looked up once: every number is compared with them
 
 # %% ../nbs/02_references.ipynb #c33ea6d9

@@ -7,7 +7,7 @@ __all__ = ['NOT_COMPARED', 'environment_differences', 'suspects', 'differences',
 
 # %% ../nbs/10a_reproduce.ipynb #a1bb309b
 import hashlib
-from . import setup, files
+from . import files, setup
 from .folders import Run, new_run
 from .runs import code_hash, finish, read_manifest, snapshot
 

@@ -306,6 +306,14 @@ def _names_of(folder:Path)->tuple:
     "What a run may be called: its folder, its preset, or both."
     return folder.name, folder.parent.name, f"{folder.parent.name}/{folder.name}"
 
+def _no_run(name, reports, found)->VerifierError:
+    "What to say where no run is: a build's report and a comparison are no runs, and the newest ones are named."
+    what = f"there is no run {name!r}"
+    if (Path(name)/"build.json").exists(): what = f"{name} is the report of a data build, not of a run"
+    fix = "give a run's folder, such as reports/quickstart/20261122T093000Z-3f9a2c1, or 'latest'"
+    if found: fix += f"; here are: {', '.join(str(p) for p in found[-3:])}"
+    return VerifierError(what, reports, fix)
+
 def find_run(
     name:str,  # a path, a run's folder name, a config's name (its newest run), or "latest"
     root=".",
@@ -315,9 +323,7 @@ def find_run(
     found = sorted((p.parent for p in Path(root).glob("reports/*/*/config.yaml")), key=lambda p: p.name)
     hits = found if name == "latest" else [p for p in found if name in _names_of(p)]
     if hits: return open_run(hits[-1])
-    fix = "give a run's folder, such as reports/quickstart/20261122T093000Z-3f9a2c1, or 'latest'"
-    if found: fix += f"; here are: {', '.join(str(p) for p in found[-3:])}"
-    raise VerifierError(f"there is no run {name!r}", Path(root)/"reports", fix)
+    raise _no_run(name, Path(root)/"reports", found)
 
 # %% ../nbs/10_runs.ipynb #e22942a6
 @contextmanager

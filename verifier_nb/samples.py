@@ -6,18 +6,23 @@
 __all__ = ['NO_LABEL', 'quiet', 'step_targets', 'to_samples', 'EpochBatches', 'TokenRows', 'make_collator', 'blank']
 
 # %% ../nbs/06_samples.ipynb #1f36e4d6
-import functools, itertools, math, warnings
+import functools
+import itertools
+import math
+import warnings
 from contextlib import contextmanager
-import numpy as np, torch
+import numpy as np
+import torch
 from torch.utils.data import Sampler
-from . import prompt, batches as batches_
+from . import batches as batches_, prompt
 from .files import VerifierError
 
 # %% ../nbs/06_samples.ipynb #ebd4a191
 @contextmanager
 def quiet():
     "Without the warnings about renamed options, and without the progress bars, of the libraries that we call."
-    import datasets, transformers
+    import datasets
+    import transformers
     shown, level = datasets.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

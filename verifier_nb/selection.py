@@ -9,7 +9,8 @@ __all__ = ['STEP_JUDGES', 'CANDIDATES', 'Candidates', 'with_steps', 'best_of_n',
 import math
 from collections import Counter
 from dataclasses import dataclass
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from .files import VerifierError
 from .metrics import resample
 from .probability import BY_STEPS, StepRule, flawed_by_steps
@@ -77,7 +78,8 @@ def with_steps(
     rule:StepRule,
 )->pd.DataFrame:
     "Predictions with P(flawed) by their steps, in the columns of `STEP_JUDGES`."
-    by_row = {row: rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool)) for row, part in steps.groupby("row")}
+    by_row = {row: rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool)) for row,
+              part in steps.groupby("row")}
     p = [by_row.get(row, np.array([])) for row in range(len(frame))]
     return frame.assign(**{f"p_{by}": [flawed_by_steps(some, by) for some in p] for by in BY_STEPS})
 
@@ -109,7 +111,7 @@ def _check_candidates(candidates:pd.DataFrame):
 
 # %% ../nbs/06d_selection.ipynb #8a2ae61b
 def best_of_n(
-    candidates:pd.DataFrame,  # index (problem), p_flawed, true_label (0: right), answer for the vote, and STEP_JUDGES' columns
+    candidates:pd.DataFrame,  # index (problem), p_flawed, true_label (0: right), answer for the vote, STEP_JUDGES' columns
     ns=(1, 2, 4, 8, 16, 32, 64),  # sizes; those above the smallest number of candidates are left out
     resamples:int=10_000,
     seed:int=0,

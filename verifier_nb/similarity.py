@@ -6,7 +6,9 @@
 __all__ = ['Match', 'questions_of', 'overlap']
 
 # %% ../nbs/02d_similarity.ipynb #017bca84
-import functools, re, unicodedata
+import functools
+import re
+import unicodedata
 from collections import Counter
 from importlib import resources
 from typing import NamedTuple

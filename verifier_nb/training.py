@@ -8,18 +8,24 @@ __all__ = ['validation_metrics', 'step_metrics', 'LabelTrainer', 'Progress', 'pi
            'train_and_save', 'run_stage']
 
 # %% ../nbs/06_training.ipynb #ac081f90
-import io, itertools, math, shutil, time
+import io
+import itertools
+import math
+import shutil
+import time
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from . import setup, files, parallel, prompt, data, model as model_, batches as batches_, attention, scoring
+from . import attention, batches as batches_, data, files, model as model_, parallel, prompt, scoring, setup
+from .checkpoints import check_room, claim_checkpoints, latest_checkpoint, seal
 from .files import VerifierError
 from .folders import mirror
 from .samples import EpochBatches, blank, make_collator, quiet, to_samples
-from .checkpoints import check_room, claim_checkpoints, latest_checkpoint, seal
 
 # %% ../nbs/06_training.ipynb #c52d10d9
 def _auroc(labels, score)->float:

@@ -8,9 +8,17 @@ __all__ = ['COLUMNS', 'PREDICTIONS', 'STEPS', 'verify']
 # %% ../nbs/07a_verify.ipynb #d59c2561
 import math
 import pandas as pd
+from verifier_nb.evaluation import (
+    Scored,
+    calibrate_run,
+    conclude,
+    fit_baselines,
+    fixed_lines,
+    recompute,
+    share_of_flawed,
+)
 from .files import read_json
 from .metrics import read_exactly, read_metrics, read_predictions
-from .evaluation import Scored, calibrate_run, conclude, fit_baselines, fixed_lines, recompute, share_of_flawed
 
 # %% ../nbs/07a_verify.ipynb #5bc92ba9
 def _flat_numbers(x, key:str="")->dict:

@@ -6,13 +6,24 @@
 __all__ = ['PRELOADED', 'can_warm', 'serve', 'follow', 'WarmKernels', 'warm_kernels']
 
 # %% ../nbs/09c_warm.ipynb #13249760
-import importlib, json, os, select, signal, socket, subprocess, sys, tempfile, time
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../nbs/09c_warm.ipynb #5f042ed2
-PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib", "torch", "torch._dynamo", "transformers", "transformers.models.llama",
-             "transformers.models.llama.modeling_llama", "transformers.integrations.bitsandbytes", "peft", "datasets", "sklearn.linear_model", "statsmodels.api",
+PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib", "torch", "torch._dynamo", "transformers",
+             "transformers.models.llama",
+             "transformers.models.llama.modeling_llama", "transformers.integrations.bitsandbytes", "peft", "datasets",
+             "sklearn.linear_model", "statsmodels.api",
              "verifier_nb.training", "verifier_nb.evaluation", "verifier_nb.analysis", "verifier_nb.preflight")
 
 def can_warm()->bool:
@@ -85,7 +96,8 @@ class _Server:
         for one, pid in list(self.kernels.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if not done: continue
-            with suppress(OSError): one.sendall(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
+            line = json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode() + b"\n"
+            with suppress(OSError): one.sendall(line)
             self.drop(one)
 
     def drop(self, one):
@@ -156,7 +168,8 @@ class WarmKernels:
         "Start the process; it imports while the first kernel waits."
         code = f"from verifier_nb.warm import serve; serve({str(self.path)!r}, {self.more!r})"
         calm = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # threads that wait without spinning: a machine may be busy
-        self.server = subprocess.Popen([sys.executable, "-c", code], env=calm, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        self.server = subprocess.Popen([sys.executable, "-c", code], env=calm, stdin=subprocess.PIPE,
+                                       stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL, start_new_session=True)
 
     def command(self, cold:list)->list:
@@ -178,7 +191,8 @@ def _manager(warm):
 
     class WarmManager(AsyncKernelManager):
         "Starts the follower in the place of `python -m ipykernel_launcher`."
-        def format_kernel_cmd(self, extra_arguments=None): return warm.command(super().format_kernel_cmd(extra_arguments))
+        def format_kernel_cmd(self,
+                              extra_arguments=None): return warm.command(super().format_kernel_cmd(extra_arguments))
     return WarmManager
 
 @contextmanager
