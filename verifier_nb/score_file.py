@@ -56,7 +56,8 @@ def _unreadable(e, path):
     "What an error of a reader means to a person."
     if isinstance(e, UnicodeDecodeError):
         what = f"the file cannot be read as UTF-8: byte {e.object[e.start]:#04x} is no part of it; it looks like Latin-1 or Windows-1252"
-        return VerifierError(what, path, f"save it as UTF-8 (Excel: CSV UTF-8), or: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv")
+        return VerifierError(what, path,
+                             f"save it as UTF-8 (Excel: CSV UTF-8), or: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv")
     why = (str(e) or type(e).__name__).splitlines()[0][:200]
     fix = f"check that it is a whole {path.suffix} file in UTF-8"
     return VerifierError(f"the file cannot be read: {why}", path, fix)
@@ -129,7 +130,8 @@ _WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": None}  # Par
 def _check_result(path, out, force):
     "Raises `VerifierError` when the result may not be written."
     if out.suffix.lower() not in _WRITERS:
-        raise VerifierError("the format of the result is not known", out, f"give a name that ends with {', '.join(_WRITERS)}")
+        raise VerifierError("the format of the result is not known", out,
+                            f"give a name that ends with {', '.join(_WRITERS)}")
     if not out.exists(): return
     is_input = out.resolve() == Path(path).resolve()
     if is_input: raise VerifierError("this file is there already", out, "give another name")
@@ -148,7 +150,8 @@ def _checked(path, out, columns, force)->Table:
 def _named(found, hybrid):
     "What `ask.judge` says under the names of the result's columns."
     p, verdict = ("p_hybrid", "hybrid_verdict") if hybrid else ("p_calibrated", "verdict")
-    found = found.assign(label_mass=found.prob_0 + found.prob_1, p_uncalibrated=found.p_flawed, verdict_alone=found.verdict,
+    found = found.assign(label_mass=found.prob_0 + found.prob_1, p_uncalibrated=found.p_flawed,
+                         verdict_alone=found.verdict,
                          false_equation=found.text.where(found.kind == "equation", ""), reason=found.why)
     found = found.assign(p_flawed=found[p], verdict=found[verdict])
     return found.assign(step=found.step.astype(object).where(found.step > 0, ""))  # 0: no one step
@@ -224,7 +227,8 @@ def _result(out):
     write, pieces = _WRITERS[out.suffix.lower()], []
     if write is None:
         yield pieces.append
-        with files.atomic(out, "wb") as f: pd.concat(pieces).infer_objects().replace({"": None}).to_parquet(f, index=False)
+        with files.atomic(out, "wb") as f: pd.concat(pieces).infer_objects().replace({"": None}).to_parquet(f,
+                                                                                                            index=False)
         return
     with files.atomic(out) as f:
         yield lambda piece: (write(f, piece, first=not pieces), pieces.append(None))
@@ -252,7 +256,8 @@ def score_file(
         for piece, found, missed in _score_pieces(verifier, path, table, rows, hybrid, batch_tokens):
             write(piece.join(found[wanted]))
             tally.add(found["verdict"], missed)
-            if "label" in piece: judged += zip(piece["label"], found["p_flawed"], found["verdict"], piece[table.question])
+            if "label" in piece: judged += zip(piece["label"], found["p_flawed"], found["verdict"],
+                                               piece[table.question])
             bar.update(len(piece))
     return {**asdict(tally), "seconds": time.time() - start, "has_hybrid": has_hybrid, "judged": judged}
 
@@ -270,13 +275,16 @@ def label_lines(
     import numpy as np, pandas as pd
     from verifier_nb import metrics
     from verifier_nb.wording import with_interval
-    known = [(_as_label(label), p, verdict, q) for label, p, verdict, q in judged if verdict and _as_label(label) is not None]
+    known = [(_as_label(label), p, verdict, q) for label, p, verdict,
+             q in judged if verdict and _as_label(label) is not None]
     if not known: return []
     y, p, verdicts, questions = zip(*known)
     called = [int(verdict == "flawed") for verdict in verdicts]
-    frame = pd.DataFrame({"true_label": y, "p_flawed": np.asarray(p, float), "index": pd.factorize(pd.Series(questions))[0]})
+    frame = pd.DataFrame({"true_label": y, "p_flawed": np.asarray(p, float),
+                          "index": pd.factorize(pd.Series(questions))[0]})
     limit = min((x for x, bad in zip(frame.p_flawed, called) if bad), default=1.1)  # the verdicts' own threshold
-    found = metrics.metrics(metrics.as_rows(frame, threshold=limit) if limit <= 1 else metrics.as_rows(frame, threshold=1.0), resamples)
+    found = metrics.metrics(metrics.as_rows(frame, threshold=limit) if limit <= 1 else metrics.as_rows(frame,
+                                                                                                       threshold=1.0), resamples)
     lines = [f"on {len(known)} rows with a label:"]
     for name in ("accuracy", "recall", "specificity", "auroc", "ece"):
         lines.append(f"  {name:12} {with_interval(found, name, name not in ('auroc', 'ece'))}")
