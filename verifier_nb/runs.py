@@ -340,7 +340,7 @@ def mirrored(
         if before is not None: os.environ[MIRROR] = before
 
 # %% ../nbs/10_runs.ipynb #ff621f62
-_MADE = {"gsm_symbolic": "reasoning-gym", "gsm8k": None}  # sources that are no files, and the package that holds them
+_NEEDS = {"gsm_symbolic": "reasoning-gym"}  # a source, and the package that holds it
 _LEAST = 2**28  # bytes that even a small run takes
 
 def _is_installed(package)->bool:
@@ -351,14 +351,15 @@ def _is_installed(package)->bool:
 
 def _look_for_source(source:str):
     "Raises `VerifierError` when a data source is not there."
+    from verifier_nb.sources import MADE
+    known = ("gsm8k", *MADE)
     for part in [source] if Path(source).exists() else source.split("+"):
-        package = _MADE.get(part)
-        if part in _MADE and (package is None or _is_installed(package)): continue
-        if part in _MADE:
+        package = _NEEDS.get(part)
+        if package and not _is_installed(package):
             fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
             raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
-        if not Path(part).expanduser().exists():
-            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(_MADE)}"
+        if part not in known and not Path(part).expanduser().exists():
+            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(known)}"
             raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
 
 def _look_for_base(base:str):
@@ -375,7 +376,8 @@ def look_before(cfg, root="."):
     _look_for_base(cfg.model.base)
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
     free = shutil.disk_usage(there).free
-    if free < _LEAST: raise VerifierError(f"only {free >> 20} MiB are free on the disk", there, "free some space, or give another --root")
+    if free < _LEAST:
+        raise VerifierError(f"only {free >> 20} MiB are free on the disk", there, "free some space, or give another --root")
     setup.pick_device(cfg.model.device)
 
 # %% ../nbs/10_runs.ipynb #15213435
