@@ -180,7 +180,9 @@ def measure(args):
             print("no time left for:", name)
             continue
         settings = {"size": 32, "passes": 1, "compiled": False, "steps": 0, **settings}
-        settings["like"] = last.get(settings["like"]) if settings.get("like") else None
+        if settings.get("like"):
+            if settings["like"] not in last: continue
+            settings["like"] = last[settings["like"]]
         signal.signal(signal.SIGALRM, too_long)
         signal.alarm(150)  # processes that wait for each other for ever must not cost the rest
         try:

@@ -28,7 +28,7 @@ def test_final_answer(solution, text, how, value):
     found = final_answer(solution)
     assert (found.text, found.how, found.value) == (text, how, value) and solution[found.start:found.end] == text
 
-SAME = [("$5", "5 dollars"), ("5.0", "5"), ("33 1/3 %", "1/3"), ("12%", "0.12"), ("12 percent", "12%"), ("9:05 am", "09:05"), ("10:4", "5 : 2"), ("1,000,000", "1000000"),
+SAME = [("$5", "5 dollars"), ("50%", "50"), ("50%", "1/2"), ("5.0", "5"), ("33 1/3 %", "1/3"), ("12%", "0.12"), ("12 percent", "12%"), ("9:05 am", "09:05"), ("10:4", "5 : 2"), ("1,000,000", "1000000"),
         ("\\frac{10}{4}", "2 1/2"), ("½", "0.5"), ("Tuesday", "tuesday"), ("−4", "-4"), ("€3,50", "€3,50"), ("3 a day", "3"), ("about 7 km", "7")]
 OTHER = [("$5", "6 dollars"), ("0.05", "5"), ("12%", "13"), ("9:05 am", "9:05 pm"), ("4:10", "5:2"), ("100", "1,000"), ("3 1/2", "31/2"), ("Monday", "tuesday"), ("4", "Tuesday"), ("x", "5")]
 
@@ -64,7 +64,7 @@ def test_any_text_is_read():
 
 @pytest.mark.parametrize("part", [*PARTS, "answer: ", "** 5", "1/2 ", "1:"])
 def test_time_is_bounded(part):
-    start = time.perf_counter()
+    start = time.process_time()
     answer = final_answer("5" + part * (20_000 // len(part)))
     answer and answer.value
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -161,16 +161,19 @@ def rows():
 def test_score_keeps_rows_order_and_columns(suffix, adapter, rows, tmp_path):
     path, out = tmp_path/f"in.{suffix}", tmp_path/"out.csv"
     {"csv": lambda: rows.to_csv(path, index=False), "jsonl": lambda: rows.to_json(path, orient="records", lines=True), "parquet": lambda: rows.to_parquet(path)}[suffix]()
-    got = ask("score", path, "-O", out, "--adapter", adapter)
+    got = ask("score", path, "-O", out, "--adapter", adapter, "--all")
     assert got.exit_code == 0 and "2 rows could not be scored" in got.stderr and "row 3, 7" in got.stderr, got.output
     table = pd.read_csv(out, dtype=str, keep_default_na=False)
-    assert list(table) == [*rows, *score_file.SCORES, *score_file.HYBRID_SCORES]
+    assert list(table) == [*rows, *score_file.SCORES, *score_file.MORE_SCORES]
     pd.testing.assert_frame_equal(table[list(rows)], rows.fillna("").astype(table.dtypes["id"]), check_dtype=False)
     scored = table[table.verdict != ""]
     assert [int(i) for i in scored.id] == [0, 1, 3, 4, 5, 7, 8]
     expected = load(adapter).score(list(scored.question), list(scored.solution))
-    for c in ("prob_0", "prob_1", "p_flawed", "label_mass", "p_calibrated"): assert np.allclose(scored[c].astype(float), expected[c], atol=1e-5), c
-    assert list(scored.verdict) == list(expected.verdict) and set(scored.hybrid_verdict[scored.solution == FALSE]) == {"flawed"}
+    for c in ("prob_0", "prob_1", "label_mass", "p_calibrated"): assert np.allclose(scored[c].astype(float), expected[c], atol=1e-5), c
+    assert np.allclose(scored.p_uncalibrated.astype(float), expected.p_flawed, atol=1e-5)
+    assert list(scored.verdict_alone) == list(expected.verdict) and set(scored.verdict[scored.solution == FALSE]) == {"flawed"}
+    assert set(scored.false_equation[scored.solution == FALSE]) == {"12 - 2 = 11"} and set(scored.step[scored.solution == FALSE]) == {"2"}
+    assert list(table.reason[table.verdict == ""]) == ["a text is empty", "longer than 600 tokens"]
 
 def test_score_does_not_depend_on_the_pieces(adapter, rows, tmp_path):
     rows.to_csv(tmp_path/"in.csv", index=False)
@@ -184,7 +187,34 @@ def test_score_does_not_depend_on_the_pieces(adapter, rows, tmp_path):
 def test_score_maps_columns_and_can_leave_out_the_hybrid(adapter, rows, tmp_path):
     rows.rename(columns={"question": "problem", "solution": "worked"}).to_csv(tmp_path/"in.csv", index=False)
     got = ask("score", tmp_path/"in.csv", "-O", tmp_path/"out.csv", "--adapter", adapter, "-c", "question=problem", "-c", "solution=worked", "--alone")
-    assert got.exit_code == 0 and list(pd.read_csv(tmp_path/"out.csv")) == ["id", "problem", "worked", "note", *score_file.SCORES]
+    assert got.exit_code == 0 and list(pd.read_csv(tmp_path/"out.csv")) == ["id", "problem", "worked", "note", *score_file.SCORES] and "changed nothing" not in got.stderr
+
+def test_score_reads_what_spreadsheets_write_and_writes_what_is_asked_for(adapter, tmp_path):
+    for sign in ";\t|":
+        (tmp_path/"in.csv").write_text(f'question{sign}solution{sign}"a,b"\n{PROBLEM}{sign}"{FALSE}"{sign}7\n', encoding="utf-8")
+        for suffix, read in {"csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True), "parquet": pd.read_parquet}.items():
+            got = ask("score", tmp_path/"in.csv", "-O", tmp_path/f"out.{suffix}", "--adapter", adapter, "--force")
+            assert got.exit_code == 0, got.output
+            table = read(tmp_path/f"out.{suffix}")
+            assert list(table) == ["question", "solution", "a,b", *score_file.SCORES] and table.verdict[0] == "flawed" and str(table["a,b"][0]) == "7"
+
+def test_score_says_which_line_and_which_encoding(tmp_path):
+    (tmp_path/"a.jsonl").write_text('{"question": "a", "solution": "b"}\n\n{oops\n')
+    (tmp_path/"b.jsonl").write_text('{"question": "a", "solution": "b"}\n[1]\n')
+    (tmp_path/"c.csv").write_bytes("question,solution\ncafé,1 + 1 = 2\n".encode("latin-1"))
+    for name, said in (("a.jsonl", "line 3 is not valid JSON"), ("b.jsonl", "line 2 is not a JSON object"), ("c.csv", "looks like Latin-1")):
+        got = ask("score", tmp_path/name, "-O", tmp_path/"out.csv")
+        assert got.exit_code == 2 and said in got.stderr, got.output
+
+def test_score_measures_where_there_are_labels(adapter, tmp_path):
+    rows = pd.DataFrame({"question": [PROBLEM, PROBLEM, "2 + 2?"], "solution": [FALSE, TRUE, "2 + 2 = 4"], "label": [1, 0, 1]})
+    rows.to_csv(tmp_path/"in.csv", index=False)
+    got = ask("score", tmp_path/"in.csv", "-O", tmp_path/"out.csv", "--adapter", adapter)
+    verdicts = list(pd.read_csv(tmp_path/"out.csv").verdict)
+    right = sum((v == "flawed") == bool(y) for v, y in zip(verdicts, rows.label))
+    assert f"accuracy     {100*right/3:.1f}" in got.stdout and "95 % interval" in got.stdout
+    correct, flawed = (list(map(int, line.split()[-2:])) for line in got.stdout.splitlines()[-2:])
+    assert sum(correct) == 1 and sum(flawed) == 2 and correct[0] + flawed[1] == right
 
 @pytest.mark.parametrize("content, more, said", [
     ("question,solution\n", (), "no rows"), ("", (), "no rows"), ("question,text\na,b\n", (), "these columns are missing: solution"), ("question,solution\na,b\n", ("-c", "label=x"), "label cannot be mapped"), ("question,solution\na,b\n", ("-c", "oops"), "is not our name"),
@@ -201,7 +231,7 @@ def test_score_overwrites_only_when_told(adapter, tmp_path):
     (tmp_path/"in.csv").write_text("question,solution\na,1 + 1 = 2\n")
     (tmp_path/"out.csv").write_text("precious")
     words = ("score", tmp_path/"in.csv", "--adapter", adapter, "-O")
-    for name, more, why in (("out.csv", (), "there already"), ("in.csv", ("--force",), "there already"), ("out.txt", (), "ends with .csv")):
+    for name, more, why in (("out.csv", (), "there already"), ("in.csv", ("--force",), "there already"), ("out.txt", (), "ends with .csv, .jsonl, .parquet")):
         got = ask(*words, tmp_path/name, *more)
         assert got.exit_code == 2 and why in got.stderr
     assert (tmp_path/"out.csv").read_text() == "precious" and ask(*words, tmp_path/"out.csv", "--force").exit_code == 0

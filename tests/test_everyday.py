@@ -160,3 +160,10 @@ def test_no_name_is_a_word_of_the_problem_lists():
     lists = rewording._lists()
     assert not set(lists["women"]) & set(lists["men"]) and not set(lists["women met"]) & set(lists["men met"])
     assert not any(name.endswith("s") or name.lower() in lists["before"] + lists["behind"] for name in lists["women"] + lists["men"])
+
+
+def test_a_line_separator_inside_a_text_does_not_cut_a_json_line(tmp_path):
+    "U+2028 and U+0085 may stand in a JSON string as they are; GSM8K has such texts."
+    text = "2 and\u2028 3\x85?"
+    (tmp_path/"own.jsonl").write_text('{"question": "%s", "solution": "5"}\n' % text, encoding="utf-8")
+    assert sources.read_table(tmp_path/"own.jsonl").question[0] == text

@@ -2,10 +2,14 @@
 import json, os, random, re
 from collections import Counter
 from pathlib import Path
+import datasets
+import pandas as pd
 import pytest
 import small_data
-from verifier_nb import errors, forms
+from verifier_nb import data, errors, forms
 from verifier_nb.answer import final_answer
+from verifier_nb.audit import audit
+from verifier_nb.config import DataSettings
 from verifier_nb.solution import check, sound
 from verifier_nb.steps import steps
 
@@ -75,6 +79,25 @@ def test_twins_share_their_style():
             assert shape(twins[0].text) == shape(twins[1].text), form
 
 
+def test_a_place_in_an_annotation_is_where_it_stood():
+    text = "So 2.\n<<1+1=2>>2 is right.\n#### 2"
+    assert [forms.plain_offset(text, at) for at in (0, 5, 6, 8, 14, 15, 17)] == [0, 5, 6, 6, 6, 6, 8]
+    found = forms.reform_alike([text], "plain", random.Random(0))[0]
+    assert [found.step_at(text.index(part)) for part in ("So", "1+1=2", "is right", "####")] == [0, 1, 1, 2]
+
+
+def test_what_the_answer_counts_is_said_of_both_twins_or_of_none():
+    known, unknown = "He has 3 + 4 = 7 pens.\n#### 7", "He has 3 + 4 = 8.\n#### 8"
+    closing = lambda text: text[steps(text)[-1].start:]
+    said = []
+    for seed in range(60):
+        alone = forms.reform_alike([known], "paragraphs", random.Random(seed))[0].text
+        one, other = (twin.text for twin in forms.reform_alike([known, unknown], "paragraphs", random.Random(seed)))
+        said.append("pens" in closing(alone))
+        assert "pens" not in closing(one) and closing(one).replace("7", "8") == closing(other)
+    assert 5 < sum(said) < 55
+
+
 def test_forms_are_drawn_by_the_rng():
     text = "Tom has 3 * 4 = <<3*4=12>>12 apples.\nThen 12 - 2 = <<12-2=10>>10 apples are left.\n#### 10"
     for form in forms.WRITTEN:
@@ -95,3 +118,43 @@ def test_a_form_looks_like_itself(form):
 @pytest.mark.parametrize("text", ["", " ", "5", "#### 5", "no number", "3 + = 4\n\n\n#### x", "<<1=1>>", "((((\n####", "a\nb\n#### 1/0", "x = 3 + 4 = 7 $ \\( {\n#### {}"])
 def test_any_text_gets_a_form(text):
     for form in ALL: assert isinstance(forms.reform(text, form, random.Random(1)), str)
+
+
+# rows on disk
+
+def made_rows(problems, seed=1, **more):
+    "Generated rows of the templates, in all forms."
+    settings = DataSettings(source="gsm_symbolic", problems=problems, forms=list(ALL), **more)
+    return data.load_source(settings, seed)
+
+
+def test_rows_carry_the_first_wrong_step(tmp_path):
+    splits = made_rows(150)
+    splits.save_to_disk(str(tmp_path/"rows"))
+    rows = pd.concat([d.to_pandas() for d in datasets.load_from_disk(str(tmp_path/"rows")).values()])
+    assert (rows.first_error[rows.label == 0] == -1).all() and rows.first_error[rows.label == 1].nunique() >= 4
+    seen = Counter()
+    for row in rows[rows.label == 1].itertuples():
+        start, end = steps(row.solution)[row.first_error]
+        false = [e.start for e in check(row.solution) if not e.ok]
+        seen[row.error_type, bool(false and start <= false[0] < end)] += 1
+    assert seen["computational", True] > 50 and seen["computational", False] <= 0.02 * seen["computational", True] and not seen["conceptual", True], seen
+
+
+def test_a_first_wrong_step_may_be_unknown_or_missing(tmp_path):
+    known = [dict(index=i, question=f"What is {i} + 1?", solution=f"{i} + 1 = {i+1}\n#### {i+1}", label=i % 2, error_type="unknown" if i % 2 else "correct", source="file") for i in range(20)]
+    for name, more in (("old", {}), ("new", {"first_error": [-1, None] * 10})):
+        pd.DataFrame(known).assign(**more).to_json(tmp_path/f"{name}.jsonl", orient="records", lines=True)
+    old, new = (data.load_source(DataSettings(source=str(tmp_path/f"{name}.jsonl")), 1)["train"] for name in ("old", "new"))
+    assert "first_error" not in old.column_names
+    assert {row["label"]: row["first_error"] for row in new} == {0: -1, 1: None}
+
+
+def test_forms_are_no_shortcut():
+    "Learners that understand nothing guess, though a set is written in all forms."
+    rows = pd.concat([d.to_pandas() for d in made_rows(500, seed=4).values()])
+    found = audit(rows).query("error_type == 'all'").set_index("baseline").auroc
+    assert found["surface"] <= 0.55 and found["words"] <= 0.55, found
+    for mark in (r"\boxed", "**", "Step 1", "####", "et's"):
+        share = rows.groupby("label").solution.apply(lambda texts: texts.str.contains(mark, regex=False).mean())
+        assert share[0] > 0.03 and abs(share[0] - share[1]) < 0.02, mark

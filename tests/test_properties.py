@@ -70,7 +70,7 @@ def test_any_text_can_be_parsed_and_checked():
             assert e.ok or e.expected, "a false equation says what is right"
 
     holds()
-    outcomes.check(0.15)
+    outcomes.check(0.12)
 
 
 def test_any_text_can_be_asked_for_an_error():

@@ -519,3 +519,128 @@ def test_labels_that_cannot_be_are_refused(change, said):
     from verifier_nb import external
     rows = training.pd.DataFrame([{"question": "q", "steps": ["a", "b"], "first_error": 0, **change}])
     with pytest.raises(VerifierError, match=said): external.from_steps(rows, "ours")
+
+
+# where people see it
+
+def test_check_prints_the_steps_and_marks_the_first_wrong_one(learned_steps):
+    from verifier_nb import ask
+    run, _ = learned_steps
+    verifier = scoring.Verifier.from_run(run)
+    text = "0+3\n1+4~\n2+5"
+    found, = ask.examine(verifier, "q", [text])
+    assert [step["verdict"] for step in found["steps"]] == ["correct", "flawed", "behind"]
+    table = verifier.steps("q", text)
+    np.testing.assert_allclose([step["p"] for step in found["steps"]], table.p_calibrated, atol=1e-6)
+    lines = ask.verdict_lines(found)
+    marked = [line for line in lines if "the first wrong step" in line]
+    assert len(marked) == 1 and marked[0].startswith("step 2") and sum(line.startswith("step ") for line in lines) == 3
+    page = ask.answer_html(found)
+    assert page.count('class="step') == 3 and page.count("blamed") == 1 and "the first wrong step" in page
+    clean, = ask.examine(verifier, "q", [text.replace("~", "")])
+    assert not any("first wrong" in line for line in ask.verdict_lines(clean)) and "none is called wrong" in ask.answer_html(clean)
+
+
+def test_a_verifier_without_steps_shows_none():
+    from verifier_nb import ask
+    found, = ask.examine(scoring.Verifier(load("llama"), TOKENIZER), "q", ["2+2=4\n3+3=6"])
+    assert found["steps"] == [] and not any("[" in line for line in ask.step_lines([])) and 'class="step' not in ask.answer_html(found)
+
+
+def test_the_lean_verifier_says_the_same_of_steps(tmp_path):
+    "The quick way of `check`, without PyTorch."
+    from verifier_nb.files import write_json
+    from verifier_nb.lean import open_lean
+    from verifier_nb.probability import StepRule
+    net = load("llama")
+    net.save_pretrained(tmp_path), TOKENIZER.save_pretrained(tmp_path)
+    rule = StepRule(temperature=0.1, equation=2.0, threshold=0.6).to_json()
+    write_json(tmp_path/"calibration.json", {"steps": rule})
+    lean = open_lean(tmp_path)
+    text = "3 * 4 = 13\n13 - 1 = 12\n#### 12"
+    table = scoring.Verifier(net, TOKENIZER, steps=rule).steps("q", text)
+    found = lean.judge("q", text)
+    np.testing.assert_allclose(found["p_steps"], table.p_calibrated, atol=1e-4)
+    assert found["first_error"] == next((k for k, v in enumerate(table.verdict) if v == "flawed"), -1)
+
+
+def test_the_report_shows_where_it_goes_wrong(learned_steps):
+    run, _ = learned_steps
+    page = run.report("report.html").read_text()
+    assert 'id="steps"' in page and "Where it goes wrong" in page and "F1 (ProcessBench)" in page
+    assert page.count('class="step') >= 6 and "the first wrong step, named" in page.lower()
+    table = training.pd.read_csv(run.figures/"first_error.csv", index_col="distance")["solutions"]
+    from verifier_nb.files import read_json
+    assert table.sum() == read_json(run.report("metrics.json"))["steps"]["n"]["flawed"]
+    wrong = training.pd.read_csv(run.report("mistakes.csv"))
+    assert {"first_error", "named_step", "p_named"} <= set(wrong)
+
+
+# thresholds and results
+
+def judged_at_random(seed, n=60):
+    from verifier_nb.first_error import Judged
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, n)
+    first = np.array([rng.integers(-1, c) for c in counts])
+    return Judged(np.arange(n)//2, first, [np.round(rng.normal(0, 2, c), 1) for c in counts], [rng.random(c) < 0.2 for c in counts])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_by_brute_force(seed):
+    "With ties, whatever the threshold: the counted shares are those of naming every solution one by one, and no threshold is better than the chosen one."
+    from verifier_nb.first_error import choose_step_threshold, crossings, harmonic
+    from verifier_nb.probability import StepRule, first_at_least
+    judged = judged_at_random(seed)
+    p = judged.p(StepRule())
+    levels = np.unique(np.concatenate(p))
+    grid = np.unique(np.r_[levels, levels - 1e-9, levels + 1e-9])
+    flawed, clean = crossings(p, judged.first)
+    slow = np.array([[first_at_least(some, t) for some in p] for t in grid])
+    right = slow == judged.first
+    np.testing.assert_allclose(flawed.share(grid), right[:, judged.first >= 0].mean(1))
+    np.testing.assert_allclose(clean.share(grid), right[:, judged.first < 0].mean(1))
+    best = harmonic(flawed.share(grid), clean.share(grid)).max()
+    chosen = np.array([choose_step_threshold(p, judged.first)])
+    assert harmonic(flawed.share(chosen), clean.share(chosen))[0] >= best - 1e-12
+    kept = np.array([choose_step_threshold(p, judged.first, "clean", 0.8)])
+    assert clean.share(kept)[0] >= 0.8 and flawed.share(kept)[0] >= flawed.share(grid)[clean.share(grid) >= 0.8].max(initial=0)
+
+
+def test_results_by_hand():
+    from verifier_nb.first_error import Judged, first_error_metrics
+    from verifier_nb.probability import StepRule
+    logit = lambda *p: np.log(np.array(p)/(1 - np.array(p)))
+    judged = Judged(np.array([1, 1, 2, 2, 3]), np.array([1, -1, 0, -1, 2]),
+                    [logit(0.1, 0.8), logit(0.2, 0.3), logit(0.4, 0.9), logit(0.7, 0.1), logit(0.6, 0.7, 0.8)], [np.zeros(n, bool) for n in (2, 2, 2, 2, 3)])
+    found = first_error_metrics(judged, StepRule(thresholds={"f1": 0.5, "clean": 0.75}), resamples=300)
+    at = found["thresholds"]
+    assert at["f1"]["exact"] == pytest.approx(1/3) and at["f1"]["clean"] == 0.5 and at["f1"]["f1"] == pytest.approx(2*(1/3)*0.5/(1/3 + 0.5))
+    assert at["clean"]["exact"] == pytest.approx(2/3) and at["clean"]["clean"] == 1.0
+    assert at["best_here"]["f1"] >= max(at["f1"]["f1"], at["clean"]["f1"]) and at["best_here"]["chosen_on"] == "this set itself"
+    assert found["named_minus_true"] == {"-2": 1, "0": 1, "1": 1, "none": 0} and found["n"]["problems"] == 3
+
+
+@pytest.mark.parametrize("kind", ["flawed", "clean", "nothing"])
+def test_a_set_of_one_kind_only(kind):
+    from verifier_nb.first_error import Judged, first_error_metrics, fit_steps
+    from verifier_nb.probability import StepRule
+    from verifier_nb.wording import step_rows, step_words
+    n = 0 if kind == "nothing" else 6
+    judged = Judged(np.arange(n), np.full(n, 0 if kind == "flawed" else -1), [np.array([1.0, 2.0])]*n, [np.zeros(2, bool)]*n)
+    rule = fit_steps(judged)
+    assert rule.threshold == 0.5 and rule.notes
+    found = first_error_metrics(judged, StepRule(), resamples=50)
+    assert found["n"]["flawed"] == (6 if kind == "flawed" else 0)
+    assert step_words(found) and isinstance(step_rows(found), list)
+    if kind == "clean": assert found["thresholds"]["f1"]["exact"] is None and found["thresholds"]["f1"]["clean"] == 0.0
+
+
+def test_a_long_solution_counts_once_in_calibration():
+    "One solution of forty sure and right steps against many short ones that are wrong: it does not outweigh them."
+    from verifier_nb.first_error import Judged, fit_steps
+    rng = np.random.default_rng(0)
+    short = [np.array([z]) for z in rng.normal(0, 3, 200)]
+    first = np.array([int(rng.random() < 1/(1 + np.exp(-odds[0]/3))) - 1 for odds in short])  # three times too sure
+    def temperature(copies): return fit_steps(Judged(np.arange(200 + copies), np.r_[first, np.full(copies, -1)], short + [np.full(400, -4.0)]*copies, [np.zeros(len(o), bool) for o in short] + [np.zeros(400, bool)]*copies)).temperature
+    assert temperature(0) == pytest.approx(3, rel=0.4) and temperature(4) == pytest.approx(temperature(0), rel=0.1)

@@ -17,7 +17,10 @@ from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
 from .metrics import TYPES, logit, read_metrics, read_predictions
 from .figures import confusion, error_matrix, figure_set, picture, save_figures
-from .wording import Part, abstention_words, calibration_words, headline, lead, mark_equations
+from .probability import StepRule
+from .step_report import distance_figure, step_examples
+from .wording import (Part, abstention_words, calibration_words, headline, lead, mark_equations, step_rows,
+                                 step_words)
 from .page import (cards, clean_cell, distrust_of, external_sections, judges, matrix_cells, mistake_items,
                               notes_of, provenance_lines, read_types, render_page, subtype_of, type_rows)
 
@@ -113,6 +116,7 @@ class Evaluated:
     types:pd.DataFrame  # metrics_by_type.csv
     history:pd.DataFrame|None  # log_history.csv
     texts:object  # of the test rows; None when they are not on this machine
+    steps:pd.DataFrame|None = None  # steps.csv
 
     @property
     def headline(self)->str: return headline(self.result, self.types)
@@ -128,11 +132,12 @@ class Evaluated:
 # %% ../nbs/08_analysis.ipynb #52206527
 def read_evaluated(run:Run)->Evaluated:
     "Read a run's files."
-    log = run.report("log_history.csv")
+    log, steps = run.report("log_history.csv"), run.report("steps.csv")
     return Evaluated(
         run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
         calibration=read_json(run.report("calibration.json")), types=read_types(run.report("metrics_by_type.csv")),
-        history=pd.read_csv(log) if log.exists() else None, texts=load_texts(run))
+        history=pd.read_csv(log) if log.exists() else None, texts=load_texts(run),
+        steps=pd.read_csv(steps) if steps.exists() else None)
 
 # %% ../nbs/08_analysis.ipynb #cdf90643
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def _sections(figures:dict, judged:list, external:list, examples:list)->list[Sec
     others = [(f"external-{i}", other.name, True) for i, other in enumerate(external, 1)]
     parts = [("verdicts", "Verdicts", True), ("baselines", "Baselines", judged),
              ("probabilities", "Probabilities", True), ("abstention", "Abstention", True),
+             ("steps", "Steps", "first_error" in figures),
              ("training", "Training", "learning_curves" in figures), *others,
              ("caught", "Caught", examples), ("mistakes", "Mistakes", True),
              ("data", "Data", "token_lengths" in figures), ("provenance", "Provenance", True)]
@@ -211,7 +217,15 @@ def _result_values(found:Evaluated)->dict:
             "sources": type_rows(types, "source") if has_sources else [],
             "judges": judges(result) if result.get("baselines") else [],
             "calibration_words": calibration_words(result), "abstention_words": abstention_words(result),
-            "all_metrics": _all_metrics(result)}
+            "all_metrics": _all_metrics(result), **_step_values(found)}
+
+def _step_values(found:Evaluated)->dict:
+    "What the page says of steps; empty where none was judged."
+    steps, limit = found.result.get("steps"), found.run.config.evaluation.review_rows
+    if not steps or found.steps is None: return {"step_words": "", "step_rows": [], "step_examples": []}
+    rule = StepRule.from_json(found.calibration["steps"])
+    examples = step_examples(found.test, found.steps, found.texts, rule) if limit else []
+    return {"step_words": step_words(steps), "step_rows": step_rows(steps, rule.clean_at_least), "step_examples": examples}
 
 # %% ../nbs/08_analysis.ipynb #b28f22ac
 def _mistake_values(found:Evaluated)->dict:
@@ -232,7 +246,7 @@ def report_page(
     run, external = found.run, external_sections(found.run)
     values = _names(run) | _result_values(found) | _mistake_values(found)
     sections = _sections(figures, values["judges"], external, values["examples"])
-    may_be_missing = {"learning_curves": None, "token_lengths": None}
+    may_be_missing = {"learning_curves": None, "token_lengths": None, "first_error": None}
     return render_page("report", title=f"{run.config.name}: {found.headline}", sections=sections, external=external,
                        figures=may_be_missing | figures, provenance=provenance_lines(run),
                        notes=notes_of(found.result, found.calibration), **values)
@@ -240,8 +254,9 @@ def report_page(
 # %% ../nbs/08_analysis.ipynb #130cc909
 def _pictures(found:Evaluated)->dict:  # name -> Picture
     "Draw the figures anew; the one of the token lengths was drawn with the data."
-    run = found.run
-    pictures = save_figures(run, figure_set(found.test, found.result, found.history))
+    run, of_steps = found.run, distance_figure(found.result)
+    figures = figure_set(found.test, found.result, found.history) | ({"first_error": of_steps} if of_steps else {})
+    pictures = save_figures(run, figures)
     lengths = run.figures/"token_lengths.png"
     if lengths.exists():
         alt = "Histogram of the samples' lengths in tokens, with the limit."

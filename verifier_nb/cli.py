@@ -149,7 +149,7 @@ def compare(
 # %% ../nbs/12_cli.ipynb #d376dc59
 @app.command()
 def evaluate(
-    run:RunName, files:Annotated[list[str], _argument(".csv, .jsonl or .parquet files with question, solution, label")], root:Root=".",
+    run:RunName, files:Annotated[list[str], _argument(".csv, .jsonl or .parquet files with question, solution, label, or with question, steps, first_error")], root:Root=".",
     trained:Annotated[str, _option(help="problems that the run learned from: refuse, drop or keep")]="refuse", column:Columns=None,
 ):
     "Score other test sets with a run, and add them to its report."
@@ -157,7 +157,9 @@ def evaluate(
     from verifier_nb import analysis, external, wording
     found = find_run(run, root)
     results = external.evaluate(found, files, _columns(column), trained)
-    for name, metrics in results.items(): typer.echo(f"{name}: {wording.with_interval(metrics, 'accuracy')} accuracy")
+    for name, metrics in results.items():
+        typer.echo(f"{name}: {wording.with_interval(metrics, 'accuracy')} accuracy")
+        if "steps" in metrics: typer.echo(f"  {wording.step_words(metrics['steps'])}")
     analysis.write_report(found)
     typer.echo(f"report: {short_path(found.report('report.html'))}")
 
@@ -312,19 +314,23 @@ def _skipped_rows(rows:list)->str:
 @app.command()
 def score(
     file:Annotated[str, _argument("a .csv, .jsonl or .parquet file with question and solution")],
-    out:Annotated[str, _option("--out", "-O", help="the CSV file to write")],
+    out:Annotated[str, _option("--out", "-O", help="the file to write: .csv, .jsonl or .parquet")],
     adapter:Adapter="default", column:Columns=None, root:Root=".",
-    alone:Annotated[bool, _option("--alone", help="without equation checker and base model: about twice as fast")]=False,
+    alone:Annotated[bool, _option("--alone", help="without the hybrid's second pass, where the verifier has a hybrid")]=False,
+    every:Annotated[bool, _option("--all", help="every probability, also the uncalibrated ones")]=False,
     force:Annotated[bool, _option("--force", help="replace OUT")]=False,
 ):
     "Ask the verifier about every row of a file."
     from verifier_nb.ask import open_verifier
-    from verifier_nb.score_file import score_file
+    from verifier_nb.score_file import label_lines, score_file
     columns = _columns(column) or {}
-    done = score_file(lambda: open_verifier(adapter, root, _say_aside), file, out, columns, alone, force)
+    done = score_file(lambda: open_verifier(adapter, root, _say_aside), file, out, columns, alone, force, more=every)
+    if alone and not done["has_hybrid"]: _say_aside("--alone changed nothing: this verifier has no hybrid")
     if done["skipped"]: _say_aside(_skipped_rows(done["skipped"]))
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")
+    for line in label_lines(done["judged"]): typer.echo(line)
+
 
 # %% ../nbs/12_cli.ipynb #b31a43fb
 @app.command()

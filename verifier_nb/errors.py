@@ -137,7 +137,10 @@ def inject(
     rng:random.Random=None,  # source of all randomness
     keep=None,  # function of the flawed text: False ends the search with the refusal "not wanted" (`Unwanted`)
 ):  # Injected, or Refusal
-    "Make a flawed solution of a known kind from a correct one."
+    """Make a flawed solution of a known kind from a correct one.
+
+    `example` is a dictionary with the texts `question` and `solution`. Returns an `Injected` with the flawed text and
+    what was done where, or a `Refusal` with its reason where no such error fits."""
     rng = rng or random.Random(0)
     if wrong := _wrong_arguments(kind, subtype): return Refusal(wrong)
     linked = link_example(example)

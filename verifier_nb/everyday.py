@@ -6,7 +6,7 @@
 __all__ = ['REASONING', 'ARITHMETIC', 'Template', 'everyday_templates', 'Op', 'tree_of', 'value_of', 'told', 'Step', 'Plan',
            'Wrong', 'go_wrong', 'Style', 'draw_style', 'write', 'Everyday', 'everyday']
 
-# %% ../nbs/02c_everyday.ipynb #73a51a4f
+# %% ../nbs/02c_everyday.ipynb #c36ef6a8
 import ast, functools, random, re
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import yaml
 from .numbers import as_written, exact_quotient
 
-# %% ../nbs/02c_everyday.ipynb #d430cbbc
+# %% ../nbs/02c_everyday.ipynb #a97f7cf5
 @dataclass(frozen=True)
 class Template:
     "A kind of everyday problem."
@@ -37,7 +37,7 @@ def _template(entry)->Template:
                     {name: str(how) for name, how in entry.get("let", {}).items()},
                     tuple(entry.get("need", ())), entry.get("pick", {}))
 
-# %% ../nbs/02c_everyday.ipynb #a0b1b5fb
+# %% ../nbs/02c_everyday.ipynb #c5bf528c
 @functools.lru_cache(maxsize=None)
 def _words(name:str)->dict:
     "A file of words that comes with the library."
@@ -48,7 +48,7 @@ def everyday_templates()->tuple:
     "All templates of `words/everyday.yaml`."
     return tuple(_template(entry) for entry in _words("everyday.yaml")["templates"])
 
-# %% ../nbs/02c_everyday.ipynb #ad26b945
+# %% ../nbs/02c_everyday.ipynb #bf316dfa
 class Op(NamedTuple):
     "Two expressions and the sign between them; a leaf is a name or a whole number."
     sign: str
@@ -67,7 +67,7 @@ def tree_of(text:str):
     "An expression such as `(a + b) * 2` as a tree."
     return _as_tree(ast.parse(text, mode="eval").body)
 
-# %% ../nbs/02c_everyday.ipynb #27edb44c
+# %% ../nbs/02c_everyday.ipynb #1b27a138
 _COMPUTE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": exact_quotient}
 
 def value_of(
@@ -80,7 +80,7 @@ def value_of(
     value = _COMPUTE[tree.sign](value_of(tree.left, values), value_of(tree.right, values))
     return int(value) if value.denominator == 1 else value
 
-# %% ../nbs/02c_everyday.ipynb #58519e6e
+# %% ../nbs/02c_everyday.ipynb #a710dcb3
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 def _bracketed(tree, values, parent:str, is_right:bool)->str:
@@ -101,7 +101,7 @@ def told(
     left, right = _bracketed(tree.left, values, tree.sign, False), _bracketed(tree.right, values, tree.sign, True)
     return f"{left} {tree.sign} {right}"
 
-# %% ../nbs/02c_everyday.ipynb #a498918e
+# %% ../nbs/02c_everyday.ipynb #236b1821
 class Step(NamedTuple):
     "One step: what is computed, and the sentence that says its result."
     tree: object
@@ -132,7 +132,7 @@ class Plan:
     @property
     def answer(self): return self.results()[-1] if self.copied is None else self.copied
 
-# %% ../nbs/02c_everyday.ipynb #cef6645a
+# %% ../nbs/02c_everyday.ipynb #97f3633e
 class Wrong(NamedTuple):
     "A plan with an error."
     plan: Plan
@@ -159,7 +159,7 @@ def _with_tree(plan, k, tree)->Plan:
     steps = (*plan.steps[:k], plan.steps[k]._replace(tree=tree), *plan.steps[k+1:])
     return replace(plan, steps=steps)
 
-# %% ../nbs/02c_everyday.ipynb #c5653b91
+# %% ../nbs/02c_everyday.ipynb #a9c20fd6
 def _operator_swapped(plan, rng):
     "Another operator in one place."
     k = rng.randrange(len(plan.steps))
@@ -179,7 +179,7 @@ def _rate_inverted(plan, rng):
     sign, left, right = _at(tree, path)
     return Wrong(_with_tree(plan, k, _put(tree, path, Op(sign, right, left))), "rate inverted", k)
 
-# %% ../nbs/02c_everyday.ipynb #b697562b
+# %% ../nbs/02c_everyday.ipynb #95775f2c
 def _wrong_operand(plan, rng):
     "One number of a step replaced by another one that is known by then."
     k = rng.randrange(len(plan.steps))
@@ -206,7 +206,7 @@ def _input_misread(plan, rng):
     values = {**plan.values, name: _misread(plan.values[name], rng)}
     return Wrong(replace(plan, values=values), "input misread", first)
 
-# %% ../nbs/02c_everyday.ipynb #8d33a905
+# %% ../nbs/02c_everyday.ipynb #f4392b9f
 def _renamed(tree, names:dict):
     "A tree with other names."
     if isinstance(tree, Op): return Op(tree.sign, _renamed(tree.left, names), _renamed(tree.right, names))
@@ -233,7 +233,7 @@ def _step_too_many(plan, rng):
     tree = Op(rng.choice("+-*"), f"s{len(plan.steps)}", name)
     return Wrong(replace(plan, steps=(*plan.steps, Step(tree, plan.steps[-1].said))), "step repeated", len(plan.steps))
 
-# %% ../nbs/02c_everyday.ipynb #60fce651
+# %% ../nbs/02c_everyday.ipynb #ea361323
 def _conversion_omitted(plan, rng):
     "A fixed number, such as 60 or 12, is left out."
     places = []
@@ -250,7 +250,7 @@ def _conversion_omitted(plan, rng):
 REASONING = (_operator_swapped, _operator_swapped, _wrong_operand, _input_misread, _step_left_out, _wrong_quantity,
              _rate_inverted, _step_too_many, _conversion_omitted)
 
-# %% ../nbs/02c_everyday.ipynb #d0941eda
+# %% ../nbs/02c_everyday.ipynb #7b4fcf82
 def _near_miss(value, rng):
     "A whole number as a slip of the pen or of the head gives it, with the name of the slip."
     digits = str(value)
@@ -277,7 +277,7 @@ def _bad_copy(plan, rng):
 
 ARITHMETIC = (_false_result,) * 5 + (_bad_copy,)
 
-# %% ../nbs/02c_everyday.ipynb #9103a253
+# %% ../nbs/02c_everyday.ipynb #7ea6f983
 def _passes(plan)->bool:
     "Whether the numbers of a wrong plan are such as people write."
     try: values = [*plan.results(), plan.answer]
@@ -297,7 +297,7 @@ def go_wrong(
         if made and _passes(made.plan) and made.plan.answer != plan.answer: return made
     return None
 
-# %% ../nbs/02c_everyday.ipynb #819c835b
+# %% ../nbs/02c_everyday.ipynb #c78b43b5
 class Style(NamedTuple):
     "How a solution is written."
     step: str  # annotated | plain | apart | words | value | bare
@@ -315,7 +315,7 @@ def draw_style(rng:random.Random)->Style:
     if style.step == "nothing" and not style.ending: return style._replace(ending="The answer is {answer}.")
     return style
 
-# %% ../nbs/02c_everyday.ipynb #2b2aabfb
+# %% ../nbs/02c_everyday.ipynb #db04df78
 _TIMES = {"plain": ("*", "/"), "times": ("×", "÷"), "x": ("x", "/"), "latex": (r"\times", r"\div")}
 
 def _equation(step, result, values, style)->str:
@@ -332,7 +332,7 @@ def _small(sentence)->str:
     "A sentence in the middle of another one."
     return sentence[0].lower() + sentence[1:] if re.match(r"[A-Z][a-z]* ", sentence) else sentence
 
-# %% ../nbs/02c_everyday.ipynb #2945b4f3
+# %% ../nbs/02c_everyday.ipynb #c082422c
 _VERBS = {"+": ("{x} plus {y} is {r}", "{x} and {y} make {r}", "adding {y} to {x} gives {r}"),
           "-": ("{x} minus {y} is {r}", "{x} less {y} leaves {r}", "taking {y} from {x} leaves {r}"),
           "*": ("{x} times {y} is {r}", "{x} times {y} makes {r}", "multiplying {x} by {y} gives {r}"),
@@ -345,7 +345,7 @@ def _in_words(step, result, values, pick:int)->str:
     x, y = told(tree.left, values), told(tree.right, values)
     return _VERBS[tree.sign][pick % 3].format(x=x, y=y, r=as_written(result))
 
-# %% ../nbs/02c_everyday.ipynb #749ad008
+# %% ../nbs/02c_everyday.ipynb #dc44daa4
 def _said(step, result, values)->str:
     "The sentence of a step with its result."
     return step.said.replace("{r}", as_written(result))
@@ -368,7 +368,7 @@ def _step_text(step, result, values, style, pick)->str:
         return step.said.replace("{r}", _equation(step, result, values, style)) + "."
     return f"{_equation(step, result, values, style)}. {said}."
 
-# %% ../nbs/02c_everyday.ipynb #f070b796
+# %% ../nbs/02c_everyday.ipynb #26c41936
 def _laid_out(lines:list, style)->list:
     "The steps in a layout, as lines."
     if style.layout == "numbered": return [f"{k}. {line}" for k, line in enumerate(lines, 1)]
@@ -389,7 +389,7 @@ def write(
     ending = [style.ending.replace("{answer}", as_written(plan.answer))] if style.ending else []
     return "\n".join(opening + _laid_out(lines, style) + ending)
 
-# %% ../nbs/02c_everyday.ipynb #f3c1632d
+# %% ../nbs/02c_everyday.ipynb #5af5aaf9
 @dataclass(frozen=True)
 class Everyday:
     "A short problem with a correct and a flawed solution in the same style."
@@ -418,7 +418,7 @@ def _holds(condition:str, values)->bool:
         if not (one > two if sign == ">" else one != two): return False
     return True
 
-# %% ../nbs/02c_everyday.ipynb #ae77206a
+# %% ../nbs/02c_everyday.ipynb #eba7dbf4
 def _slots(template, rng)->dict:
     "Two people, and words for the template's own slots."
     table, fresh = _words("everyday.yaml")["lists"], _words("fresh.yaml")
@@ -440,7 +440,7 @@ def _asked(text, values, slots, rng)->str:
     asked = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", asked)
     return asked[0].upper() + asked[1:]
 
-# %% ../nbs/02c_everyday.ipynb #d2a8c50d
+# %% ../nbs/02c_everyday.ipynb #504b7f93
 def _fill(said, values, slots)->str:
     "A step's sentence with all but its result."
     filled = {name: as_written(value) for name, value in values.items()} | slots | {"r": "{r}"}

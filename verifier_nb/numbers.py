@@ -47,6 +47,7 @@ def exact_quotient(a, b):
 def as_written(value, digits=4):
     "A value as a person would write it: exact where it ends within `digits` decimals, else rounded."
     if value.denominator == 1: return str(int(value))
+    while abs(value)*10**digits < 0.5 and digits < 12: digits += 4  # 0.000005667
     scaled = round(value*10**digits)
     sign = "-" if scaled < 0 else ""
     whole, part = divmod(abs(scaled), 10**digits)
@@ -140,7 +141,7 @@ class Step:
     shown: bool = False  # whether trees[0] is the expression in the prose
     noted: bool = False  # whether trees[-1] is the annotation
     percent: bool = False  # whether its result may be a percentage
-    scales: tuple = ()  # per tree: how its percent signs are read (`solution.Percents`)
+    scales: tuple = ()  # per tree: how its percent signs are read (`claims.Percents`)
     about: bool = False  # whether ≈ stands in front of its result
 
 # %% ../nbs/02_numbers.ipynb #9f94b0ac

@@ -10,7 +10,7 @@ __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'render', 'render_
 
 # %% ../nbs/07d_page.ipynb #5a943ee5
 import base64, hashlib, math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 import pandas as pd
 from . import baselines
@@ -20,7 +20,7 @@ from .distrust import distrust
 from .metrics import read_metrics, read_predictions
 from .selection import STEP_JUDGES
 from .figures import error_matrix, none_for_nan
-from .wording import Part, headline, mark_equations, percent
+from .wording import Part, StepLine, blame_words, headline, mark_equations, percent, step_rows, step_words
 
 # %% ../nbs/07d_page.ipynb #ad4a12af
 def __getattr__(name):
@@ -183,6 +183,7 @@ class Mistake:
     question:str
     parts:list[Part]
     why:str
+    blame:str = ""  # which step was blamed, and which it was
 
     @property
     def kind(self)->str: return "missed" if self.is_missed else "alarm"
@@ -216,7 +217,7 @@ def _mistake(row:dict, usual:float)->Mistake:
         title=_mistake_title(row["error_type"], is_missed), index=row["index"],
         p=f"{p:.3f}", sure=1 - p if is_missed else p,
         question=clean_cell(row["question"]), parts=mark_equations(solution),
-        why=distrust_of(row, solution, usual)["why"] if has_reason else "")
+        why=distrust_of(row, solution, usual)["why"] if has_reason else "", blame=blame_words(row))
 
 # %% ../nbs/07d_page.ipynb #2ed3c70a
 def mistake_items(
@@ -268,6 +269,8 @@ class OtherSet:
     judges:list[Judge]
     matrix:list[MatrixRow]
     best:BestOfN|None
+    step_words:str = ""  # of a set whose first wrong steps are known
+    steps:list[StepLine] = field(default_factory=list)
 
 # %% ../nbs/07d_page.ipynb #082362db
 def read_types(path)->pd.DataFrame:
@@ -291,7 +294,9 @@ def _other_set(folder)->OtherSet:
     matrix = matrix_cells(error_matrix(read_predictions(folder/"predictions.csv")))
     best = folder/"best_of_n.csv"
     best = best_rows(pd.read_csv(best)) if best.exists() else None
-    return OtherSet(folder.name, headline(result, types), _external_words(folder, result), judges(result), matrix, best)
+    steps = result.get("steps", {})
+    return OtherSet(folder.name, headline(result, types), _external_words(folder, result), judges(result), matrix, best,
+                    step_words(steps) if steps else "", step_rows(steps))
 
 # %% ../nbs/07d_page.ipynb #ec326436
 def external_sections(run)->list[OtherSet]:

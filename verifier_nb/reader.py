@@ -33,6 +33,8 @@ _REMAINDER = frozenset(word_list("tell of a remainder"))
 
 _HOURS = frozenset(word_list("tell the time"))
 
+_SAYING = frozenset(word_list("say what something is"))
+
 MEASURES = frozenset(word_list("measures"))
 
 _VARIABLES = frozenset("xyzBCDEFGHJKMNOPQRSTUVWXYZ")  # letters that stand for a number; not A, I, L and units
@@ -224,6 +226,9 @@ def _behind_operand(reader, before, token, after):
     "An operator behind an operand: it joins the next operand to the run, or it is part of a unit."
     hyphen = (reader.words and token.text == "-" and after.start == token.end
               and before.kind is WORD and before.end == token.start)  # 3 t-shirts
+    if reader.unit_word in _SAYING and reader.words and _is_sign(token, after):  # in 6 days it would be -25 + 30
+        reader.close()
+        return reader.add(Token(MINUS, token.start, token.end, "-"))
     if token.text == "^" and (reader.words or not reader.operand_follows()): return _unread_rest(reader)  # 2^n
     if not hyphen and reader.operand_follows():
         _note_division(reader, token.text)

@@ -59,7 +59,10 @@ def make_reward(
     question_column:str="question",  # the data set's column with the problem; without it, the prompt is the problem
     batch_tokens:int=4096,  # tokens in one forward pass
 ):  # -> a reward function for TRL: list of floats from 0 to 1
-    "A reward function: 1 − calibrated P(flawed) of each completion."
+    """A reward function for TRL's trainers: 1 − calibrated P(flawed) of each completion, between 0 and 1.
+
+    It is called with `prompts`, `completions` (texts or messages) and the data set's columns, and returns a list of
+    floats; a completion that is empty or too long earns 0. Raises `VerifierError` where the problem is missing."""
     def verifier_reward(prompts=None, completions=None, **columns)->list:
         pairs = _pairs(prompts, completions, columns, question_column)
         return _pay(verifier or default_verifier(), pairs, batch_tokens)

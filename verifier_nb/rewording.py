@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['people_in', 'reword']
 
-# %% ../nbs/02c_rewording.ipynb #0ba3ddcc
+# %% ../nbs/02c_rewording.ipynb #68504f41
 import functools, random, re
 from importlib.resources import files
 
@@ -13,7 +13,7 @@ import yaml
 from .question import NUMBER_PATTERN
 from .shorter import _verbs
 
-# %% ../nbs/02c_rewording.ipynb #2dd34239
+# %% ../nbs/02c_rewording.ipynb #7598010d
 @functools.lru_cache(maxsize=1)
 def _lists()->dict:
     "The word lists of `words/fresh.yaml`."
@@ -27,7 +27,7 @@ def _people()->dict:
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]*")
 
-# %% ../nbs/02c_rewording.ipynb #9bd2728b
+# %% ../nbs/02c_rewording.ipynb #879a19c6
 _TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Miss|Aunt|Uncle|Coach|Saint|St)\.? $")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:,;\n])\s*$")
 
@@ -74,7 +74,7 @@ def _new_people(text, rng)->dict:
     free = {kind: [name for name in _lists()[kind] if name not in text] for kind in ("women", "men")}
     return {name: free[kind].pop(rng.randrange(len(free[kind]))) for name, kind in people_in(text).items()}
 
-# %% ../nbs/02c_rewording.ipynb #9f88adc9
+# %% ../nbs/02c_rewording.ipynb #7b69daa7
 def _pairs(entry)->list:
     "Singular and plural of each word of an entry."
     return [tuple(words.split()) for words in entry["words"]]
@@ -95,7 +95,7 @@ def _exchange(old, new)->dict:
     forms = dict(zip(old, new))
     return forms | {a.capitalize(): b.capitalize() for a, b in forms.items()}
 
-# %% ../nbs/02c_rewording.ipynb #f32421e2
+# %% ../nbs/02c_rewording.ipynb #aac644ac
 def _new_of_kind(entry, text, rng)->dict:
     "Other words of a kind for those of a text; nothing where one word of the kind cannot be replaced."
     words = {word.lower() for word in _WORD.findall(text)}
@@ -126,7 +126,7 @@ def _new_places(text, rng)->dict:
     free = [place for place in lists["places"] if place not in here]
     return dict(zip(here, rng.sample(free, len(here)))) if len(free) >= len(here) else {}
 
-# %% ../nbs/02c_rewording.ipynb #8307241c
+# %% ../nbs/02c_rewording.ipynb #c74dea71
 def _replaced(text, changes)->str:
     "A text with its words exchanged at once, and `a` or `an` as the new word wants it."
     pattern = re.compile(r"\b(?:(an?|An?) )?(" + "|".join(sorted(map(re.escape, changes), key=len, reverse=True)) + r")\b")

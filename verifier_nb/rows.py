@@ -30,7 +30,7 @@ def _read_csv(path):
     return pd.read_csv(path, keep_default_na=False, na_values=empty_is_missing, encoding="utf-8")
 
 def _read_jsonl(path):
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too, which JSON allows in a text
     return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
 
 READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}  # by a file's suffix

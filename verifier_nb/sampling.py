@@ -7,8 +7,8 @@ __all__ = ['ABOUT', 'computed', 'Calculator', 'MostFinished', 'sample_block', 'T
            'kept', 'Place', 'place_of', 'judge_all', 'sample_half', 'SampledSet', 'summarise', 'write_report', 'sample',
            'with_samples']
 
-# %% ../nbs/06f_sampling.ipynb #11bafa2e
-import functools, json, os, time
+# %% ../nbs/06f_sampling.ipynb #452f1a53
+import functools, json, os, re, time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ from .files import VerifierError
 from .config import config_hash, dump_config, load_config, presets
 from .numbers import as_written
 from .rows import normalise
+from .forms import strip_annotations
 from .solution import check, parse
 from .sources import MADE, SAMPLED_FILE, load_problems, short_name
 from .balance import mapped
@@ -27,19 +28,22 @@ from .build_report import _template, side_by_side
 from .model import _quiet
 from .solver import PROMPT, half_of, load_solver, tellings, train_solver
 
-# %% ../nbs/06f_sampling.ipynb #05accc92
+# %% ../nbs/06f_sampling.ipynb #14569633
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+
 @functools.lru_cache(100_000)
 def computed(
     expression:str,  # as it stands in an annotation
 )->str:  # empty where it cannot be read
     "The exact value of an expression, as one writes it; two decimals where it does not end."
-    equations = check(f"<<{expression}=0>>") if 0 < len(expression) <= 80 else []
+    plain = _PERCENT.sub(r"(\1/100)", expression)
+    equations = check(f"<<{plain}=0>>") if 0 < len(expression) <= 80 else []
     if len(equations) != 1 or equations[0].value is None: return ""
     value = Fraction(equations[0].value)
     ends = (value * 10**4).denominator == 1
     return as_written(value) if ends else as_written(value, 2)
 
-# %% ../nbs/06f_sampling.ipynb #298eb311
+# %% ../nbs/06f_sampling.ipynb #8228d559
 class Calculator(LogitsProcessor):
     "Forces the value behind `<<a+b=`, and again behind `>>`."
     def __init__(self, tokenizer, rows:int):
@@ -71,7 +75,7 @@ class Calculator(LogitsProcessor):
             if value: self.queues[row] = list(_tokens(self.tokenizer, f"{value}>>{value}"))
         self.tails[row] = "" if "=" in tail or ">>" in tail or len(tail) > 90 else tail
 
-# %% ../nbs/06f_sampling.ipynb #54f3aa1d
+# %% ../nbs/06f_sampling.ipynb #79e0d87d
 _PIECES = {}  # name and size of a tokenizer -> the text of each of its tokens
 
 def _pieces(tokenizer)->list:
@@ -85,7 +89,7 @@ def _pieces(tokenizer)->list:
 
 def _tokens(tokenizer, text)->list: return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-# %% ../nbs/06f_sampling.ipynb #2a1706c2
+# %% ../nbs/06f_sampling.ipynb #2f2c7f26
 class MostFinished(StoppingCriteria):
     "Stops when a share of the rows has ended."
     def __init__(self, eos:int, share:float, every:int=8):
@@ -99,7 +103,7 @@ class MostFinished(StoppingCriteria):
         is_enough = self.calls % self.every == 0 and float(self.ended.float().mean()) >= self.share
         return torch.ones_like(now) if is_enough else torch.zeros_like(now)
 
-# %% ../nbs/06f_sampling.ipynb #818c3720
+# %% ../nbs/06f_sampling.ipynb #d3bb370d
 def _written(tokenizer, ids)->list:
     "The texts of rows that have ended; None for the others."
     eos, texts = tokenizer.eos_token_id, []
@@ -127,7 +131,7 @@ def sample_block(
         stopping_criteria=StoppingCriteriaList([MostFinished(tokenizer.eos_token_id, settings.stop_at)]))
     return _written(tokenizer, made[:, batch["input_ids"].shape[1]:])
 
-# %% ../nbs/06f_sampling.ipynb #3d81f32a
+# %% ../nbs/06f_sampling.ipynb #297d42b9
 class Task(NamedTuple):
     "A problem that is sampled."
     key: str  # its normalised question
@@ -150,10 +154,12 @@ class Judged(NamedTuple):
     "A sample and what it is worth."
     key: str
     solution: str
-    outcome: str  # right | wrong | unfinished | no answer | right by a false equation
+    outcome: str  # right | wrong | unfinished | broken annotation | no answer | right by a false equation
     answer: str
     equations: int = 0  # that can be read
     is_false: bool = False  # whether one of them is false
+
+_BROKEN = re.compile("<<|>>")
 
 def judge(
     task:Task,
@@ -161,13 +167,14 @@ def judge(
 )->Judged:
     "Label a sample by its final answer."
     if solution is None: return Judged(task.key, "", "unfinished", "")
+    if _BROKEN.search(strip_annotations(solution)): return Judged(task.key, solution, "broken annotation", "")
     parsed = parse(solution)
     if parsed.answer is None: return Judged(task.key, solution, "no answer", "")
     answer, is_false = parsed.numbers[parsed.answer].value, any(not equation.ok for equation in parsed.equations)
     outcome = "wrong" if answer != task.answer else "right by a false equation" if is_false else "right"
     return Judged(task.key, solution, outcome, as_written(answer), len(parsed.equations), is_false)
 
-# %% ../nbs/06f_sampling.ipynb #587980a5
+# %% ../nbs/06f_sampling.ipynb #aac459dd
 def _distinct(judged:list)->list:
     "The first of each text."
     first = {}
@@ -191,7 +198,7 @@ def kept(
     wrong = _by_new_answers(_distinct([one for one in judged if one.outcome == "wrong"]))
     return right[:most] + wrong[:most]
 
-# %% ../nbs/06f_sampling.ipynb #58038aba
+# %% ../nbs/06f_sampling.ipynb #2db19827
 class Place(NamedTuple):
     "Where a sampled data set is made."
     folder: Path
@@ -206,12 +213,12 @@ def _block_path(folder, half, number, block)->Path: return folder/"blocks"/f"hal
 
 def _read_block(path)->list:
     "(key, solution) of each sample of a block."
-    return [tuple(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [tuple(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 def _write_block(path, keys, texts):
     files.write_text(path, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in zip(keys, texts)))
 
-# %% ../nbs/06f_sampling.ipynb #244b4e7d
+# %% ../nbs/06f_sampling.ipynb #95e4b0fc
 def _judged_chunk(task): return [judge(*pair) for pair in task]
 
 def judge_all(
@@ -230,7 +237,7 @@ def _open(tasks, judged, settings)->list:
     enough = settings.enough_right or 10**9
     return sorted((task for task in tasks if right[task.key] < enough), key=lambda task: (len(task.question), task.key))
 
-# %% ../nbs/06f_sampling.ipynb #1a2949bb
+# %% ../nbs/06f_sampling.ipynb #f4a8791e
 def _solver(folder, model_settings):
     with _quiet(): return load_solver(folder, model_settings)
 
@@ -262,7 +269,7 @@ def sample_half(
         judged += judge_all(by_key, found)
     return judged
 
-# %% ../nbs/06f_sampling.ipynb #4eac4c1a
+# %% ../nbs/06f_sampling.ipynb #b99d954a
 class SampledSet(NamedTuple):
     "What sampling has brought."
     rows: pd.DataFrame  # question, solution, label
@@ -290,7 +297,7 @@ def _outcomes(judged)->pd.DataFrame:
     lines = [dict(outcome=name, samples=n, share=round(n/max(len(judged), 1), 4), distinct=distinct[name]) for name, n in count.most_common()]
     return pd.DataFrame(lines)
 
-# %% ../nbs/06f_sampling.ipynb #bce07458
+# %% ../nbs/06f_sampling.ipynb #d37c5564
 def _problems_table(tasks, judged, rows)->pd.DataFrame:
     "For how many problems there is something."
     right = {one.key for one in judged if one.outcome == "right"}
@@ -301,7 +308,7 @@ def _problems_table(tasks, judged, rows)->pd.DataFrame:
              "right samples that repeat the worked solution": copies, "rows kept, right": int((rows.label == 0).sum()), "rows kept, wrong": int((rows.label == 1).sum())}
     return pd.DataFrame([dict(what=what, n=n) for what, n in facts.items()])
 
-# %% ../nbs/06f_sampling.ipynb #64d1eb2e
+# %% ../nbs/06f_sampling.ipynb #7df48cf3
 def _looks(rows)->pd.DataFrame:
     "Length, equations and form of the kept rows, right and wrong."
     lines = []
@@ -321,7 +328,7 @@ def summarise(
     tables = {"outcomes": _outcomes(judged), "problems": _problems_table(tasks, judged, rows), "looks": _looks(rows)}
     return SampledSet(rows, tables)
 
-# %% ../nbs/06f_sampling.ipynb #d18e908c
+# %% ../nbs/06f_sampling.ipynb #efebc0e8
 ABOUT = {
     "outcomes": "How the samples ended, and how many different texts that were. Only right and wrong ones are kept; a right answer by a false equation is dropped.",
     "problems": "For how many problems there is something, and what was kept.",
@@ -346,7 +353,7 @@ def write_report(
     files.write_text(place.report/"index.html", page)
     return place.report/"index.html"
 
-# %% ../nbs/06f_sampling.ipynb #600e6abd
+# %% ../nbs/06f_sampling.ipynb #5807213d
 def _train_solvers(cfg, folder, problems, say):
     "Two solvers; solver 0 answers for half 0 and has learned from half 1."
     for half in (0, 1):
@@ -385,7 +392,7 @@ def sample(
     write_report(cfg, place, made)
     return place.folder
 
-# %% ../nbs/06f_sampling.ipynb #8433aaea
+# %% ../nbs/06f_sampling.ipynb #dbd92797
 def with_samples(
     cfg,  # RunConfig
     root=".",

@@ -346,6 +346,11 @@ class _Judge:
         fitted = ("temperature", "bias", "threshold", "isotonic")
         self.calibration = {name: getattr(self, name) for name in fitted}  # `_with` adds the rest of calibration.json
 
+    def __repr__(self):
+        base = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+        fitted = self.calibration.get("method") or "not calibrated"
+        return f"{type(self).__name__}({base!r}, {fitted}, threshold={self.threshold:.2f}, max_length={self.max_length})"
+
     def _with(self, known):
         "The same verifier, with all that calibration.json says."
         self.calibration = {**known, **self.calibration}
@@ -401,6 +406,10 @@ class _Judge:
 # %% ../nbs/05b_scoring.ipynb #bf144f64
 def _zip(problems, solutions, steps=False):
     "Problems, solutions and, where they are wanted, their steps; with an error of our kind when one is longer."
+    if isinstance(problems, str) != isinstance(solutions, str):
+        what = "one of problems and solutions is a text, the other a list of texts"
+        raise VerifierError(what, "Verifier.score", "give two texts, or two lists of the same length")
+    if isinstance(problems, str): problems, solutions = [problems], [solutions]
     end = object()
     texts = itertools.zip_longest(problems, solutions, fillvalue=end)
     given = None if isinstance(steps, bool) else iter(steps)
@@ -440,13 +449,18 @@ class _Scorer(_Judge):
         progress=None,  # show a progress bar; none: on a terminal only
         steps=False,  # True, or the steps' (start, end) of each solution: name the first wrong step, too
     )->pd.DataFrame:  # prob_0, prob_1, label_mass, p_flawed, p_calibrated, verdict; one row a solution, in order
-        """P(flawed) of each solution. Raises `VerifierError`, also when there are more of one than of the other.
+        """P(flawed) of each solution, one row a solution, in order.
+
+        Two texts are one problem and one solution; otherwise give as many solutions as problems. The columns:
+        `prob_0`, `prob_1` (the labels' probabilities among all tokens), `label_mass` (their sum), `p_flawed` (the share
+        of label 1), `p_calibrated` (what to believe) and `verdict` ("flawed" or "correct", by the fitted threshold).
+        Raises `VerifierError` when there are more of one than of the other, or a solution does not fit into `max_length`.
 
         With `steps` four columns more: first_error (from 0; -1: none), p_first_error (P at that step; of none: the
         largest), and of each solution the arrays p_steps and step_log_odds."""
         from tqdm.auto import tqdm
         if steps is not False: self.needs_steps()
-        total = len(problems) if hasattr(problems, "__len__") else None
+        total = len(problems) if hasattr(problems, "__len__") and not isinstance(problems, str) else None
         show = sys.stderr.isatty() if progress is None else progress
         frames = []
         with tqdm(total=total, unit=" rows", disable=not show, desc="scoring") as bar:
@@ -539,7 +553,10 @@ def _load_trained(run, merged):
 
 # %% ../nbs/05b_scoring.ipynb #ebdd3922
 class Verifier(_Scorer):
-    "Scores worked solutions: the probability that a solution is flawed."
+    """Scores worked solutions: the probability that a solution is flawed.
+
+    `Verifier.from_pretrained("default")` is the one in the box, `Verifier.from_run(folder)` the one that a run trained.
+    `score(problems, solutions)` judges many, `rank(problem, solutions)` compares candidates, `stream(pairs)` never ends."""
     @classmethod
     def from_run(cls,
         run,  # a Run, or its report folder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATTERNS', 'Verb', 'question_of', 'statement_of', 'shorten', 'short_problems']
 
-# %% ../nbs/02c_shorter.ipynb #4ade8463
+# %% ../nbs/02c_shorter.ipynb #0ac3c3c7
 import functools, re
 from importlib.resources import files
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .question import facts
 from .forms import strip_annotations
 from .solution import parse, sound
 
-# %% ../nbs/02c_shorter.ipynb #f21ab0de
+# %% ../nbs/02c_shorter.ipynb #f4698bc8
 class Verb(NamedTuple):
     "A verb as a question needs it."
     base: str
@@ -29,7 +29,7 @@ def _verbs()->dict:
         found |= {base: Verb(base, "do"), third: Verb(base, "does"), past: Verb(base, "did")}
     return found
 
-# %% ../nbs/02c_shorter.ipynb #d1b08165
+# %% ../nbs/02c_shorter.ipynb #a70622b1
 _WHO = r"""(?P<who>(?!It\b|They\b)(?:[A-Z][a-z]+(?:'s\ [a-z]+)?|[Hh]e|[Ss]he
            |[Tt]he\ (?!\w*(?:will|can|should)\b)[a-z]+(?:\ (?!will|can|should)[a-z]+)?|[A-Z][a-z]+\ and\ [A-Z][a-z]+))"""
 _NOUN = r"(?P<noun>(?:(?:[a-z-]+\ ){0,2}[a-z]+s|people|children)(?:\ of\ [a-z]+(?:\ [a-z]+(?=$))?)?)"
@@ -51,7 +51,7 @@ PATTERNS = [(re.compile(pattern, re.VERBOSE), asked) for pattern, asked in [  # 
     (rf"{_WHO}\ (?P<be>is|was)\ ⟨⟩\ years\ old(?P<rest>(?:\ now|\ today)?)", "How old {be} {who}{rest}"),
 ]]
 
-# %% ../nbs/02c_shorter.ipynb #797b7b0d
+# %% ../nbs/02c_shorter.ipynb #965b320e
 _OPENING = re.compile(r"^(?:(?:So|Then|Thus|Therefore|Hence|Now|Next|First|That means|This means|Finally)(?: that)?,? )+", re.I)
 _LEAD = re.compile(r"^((?:In|On|At|For|After|During) [A-Za-z' ]{2,30}|Altogether), (.*)$", re.I)
 _UNFIT = re.compile(r"""\b(?: because|which|so|and|or|that|if|than|since|as|each|more|less|times|twice|half|it|them|their|this|these|those
@@ -87,7 +87,7 @@ def question_of(
         return f"{question}{' ' + _lower_first(lead[1]) if lead else ''}?" if question else ""
     return ""
 
-# %% ../nbs/02c_shorter.ipynb #7ec56497
+# %% ../nbs/02c_shorter.ipynb #d84b3191
 _RESULT = re.compile(r"=\s*(\$?)\s*(\d[\d,]*\.?\d*|\.\d+)")
 _EXPRESSION = re.compile(r"(?<!\w)[$\d(.][\d\s+\-*/x×().,$%]*$")
 
@@ -103,7 +103,7 @@ def statement_of(
     if not expression: return ""
     return f"{plain[:expression.start()]}⟨{found[1]}⟩{plain[found.end():]}"
 
-# %% ../nbs/02c_shorter.ipynb #1853932b
+# %% ../nbs/02c_shorter.ipynb #8703b630
 _SENTENCE = re.compile(r"[^.?!]*(?:[.?!](?=\d)[^.?!]*)*[.?!]+[\"')\]]*\s*|[^.?!]+$")
 
 def _story_of(question)->str:
@@ -150,7 +150,7 @@ def shorten(
     why = sound(short)
     return Refusal(why) if why else short
 
-# %% ../nbs/02c_shorter.ipynb #01ef395c
+# %% ../nbs/02c_shorter.ipynb #517ed1e9
 def short_problems(
     example:dict,  # question, solution
 )->list:  # of dict(question, solution)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPT', 'half_of', 'tellings', 'Lesson', 'lessons', 'collate', 'LengthBatches', 'train_solver', 'load_solver']
 
-# %% ../nbs/06e_solver.ipynb #7c585015
+# %% ../nbs/06e_solver.ipynb #cd6fa938
 import os, random
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from .balance import instances, mapped
 from .model import load_base
 from .prompt import load_tokenizer
 
-# %% ../nbs/06e_solver.ipynb #0190e4c8
+# %% ../nbs/06e_solver.ipynb #8c489d6c
 def half_of(
     key:str,  # of a problem, such as its normalised question
 )->int:  # 0 or 1
     "The half that a problem belongs to."
     return random.Random(f"half/{key}").getrandbits(1)
 
-# %% ../nbs/06e_solver.ipynb #7f176832
+# %% ../nbs/06e_solver.ipynb #2e0d8034
 PROMPT = "Problem: {question}\n\nSolution: "
 
 def _tellings(task)->list:
@@ -49,7 +49,7 @@ def tellings(
     tasks = [(problems[i:i+50], count, seed) for i in range(0, len(problems), 50)]
     return [pair for chunk in mapped(_tellings, tasks, workers) for pair in chunk]
 
-# %% ../nbs/06e_solver.ipynb #21a108a6
+# %% ../nbs/06e_solver.ipynb #e47fc75e
 class Lesson(NamedTuple):
     "A telling as tokens."
     ids: list
@@ -80,7 +80,7 @@ def collate(
         labels[row, start:n] = ids[row, start:n]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-# %% ../nbs/06e_solver.ipynb #671f6001
+# %% ../nbs/06e_solver.ipynb #54e31e46
 class LengthBatches(Sampler):
     "Batches of rows of like lengths, of about so many tokens with what is filled up; their order is new in every epoch."
     def __init__(self, lengths, tokens:int, seed:int=0):
@@ -101,7 +101,7 @@ class LengthBatches(Sampler):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.batches))
         return iter([self.batches[i] for i in order])
 
-# %% ../nbs/06e_solver.ipynb #78d39344
+# %% ../nbs/06e_solver.ipynb #9bad50ba
 class _SolverTrainer(Trainer):
     "A Trainer that takes its batches as they are."
     batches: LengthBatches = None
@@ -118,11 +118,11 @@ def _arguments(settings, model_settings, folder, seed)->TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), seed=seed, num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=settings.warmup, weight_decay=0.0, max_grad_norm=1.0,
-        bf16=dtype == "bfloat16", fp16=dtype == "float16", use_cpu=device == "cpu", optim="adamw_torch",
+        bf16=dtype == "bfloat16", fp16=dtype == "float16", use_cpu=device == "cpu", optim="adamw_torch_fused" if device == "cuda" else "adamw_torch",
         save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=10, logging_first_step=True,
         remove_unused_columns=False, dataloader_pin_memory=device == "cuda", accelerator_config={"even_batches": False})
 
-# %% ../nbs/06e_solver.ipynb #7c219ae7
+# %% ../nbs/06e_solver.ipynb #bca55178
 def _save(model, tokenizer, folder, facts):
     "The solver in its folder, in 16 bits on a GPU; the facts last, as a sign that it is whole."
     if model.device.type == "cuda": model = model.to(torch.bfloat16)
@@ -154,7 +154,7 @@ def train_solver(
     with files.disk_errors(folder): _save(model.eval(), tokenizer, folder, facts)
     return facts
 
-# %% ../nbs/06e_solver.ipynb #f43593af
+# %% ../nbs/06e_solver.ipynb #05e107a0
 def load_solver(
     folder,  # of `train_solver`
     model_settings,  # ModelSettings, for device and format

@@ -1,0 +1,169 @@
+"What a newcomer types first, in Python and on the command line, and what a run does for it."
+import json, os, signal, subprocess, sys, time
+
+import pandas as pd, pytest
+from typer.testing import CliRunner
+from asking import load, make_adapter
+
+from verifier_nb import cli, files, preflight, runs, setup, warm
+from verifier_nb.config import load_config
+from verifier_nb.files import VerifierError
+from verifier_nb.folders import new_run
+
+
+def python(code, **env):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Python
+
+def test_the_package_offers_its_best_and_imports_nothing_large_for_it():
+    said = python("import sys, verifier_nb as v; print(v.check('2 + 2 = 5')[0].ok, len(v.steps('a = 1.\\nb = 2.')), 'torch' in sys.modules, set(v.__all__) <= set(dir(v)))\n"
+                  "from verifier_nb.steps import Span; print(callable(v.steps), v.inject.__name__, v.make_reward.__name__, v.Verifier.__name__)")
+    assert said.split() == ["False", "2", "False", "True", "True", "inject", "make_reward", "Verifier"]
+
+
+def test_the_package_knows_what_it_has_not():
+    import verifier_nb
+    with pytest.raises(AttributeError, match="no attribute 'Verifyer'"): verifier_nb.Verifyer
+    assert "verifier_nb.check(" in verifier_nb.__doc__
+
+
+@pytest.mark.parametrize("name", ["Verifier.score", "Verifier.rank", "inject", "make_reward"])
+def test_help_says_what_goes_in_and_what_comes_out(name):
+    import verifier_nb
+    thing = verifier_nb
+    for part in name.split("."): thing = getattr(thing, part)
+    words = thing.__doc__.lower()
+    assert len(words) > 150 and "return" in words or "columns" in words
+
+
+def test_a_verifier_tells_itself_and_takes_two_plain_texts(tmp_path):
+    verifier = load(make_adapter(tmp_path))
+    assert repr(verifier).startswith("Verifier('tiny:llama', temperature, threshold=0.47, max_length=600)")
+    one, two = verifier.score("2 + 2?", "2 + 2 = 4"), verifier.score(["2 + 2?"], ["2 + 2 = 4"])
+    pd.testing.assert_frame_equal(one, two)
+    for wrong in (("2 + 2?", ["2 + 2 = 4"]), (["2 + 2?"], "2 + 2 = 4")):
+        with pytest.raises(VerifierError, match="the other a list"): verifier.score(*wrong)
+
+
+# before a run, and in its middle
+
+@pytest.mark.parametrize("settings, said", [
+    ({"data.source": "missing.zip"}, "'missing.zip' was not found"), ({"data.source": "gsm_symbolic+missing.csv"}, "'missing.csv' was not found"),
+    ({"model.base": "pypi:no-such-package"}, "needs the package no-such-package"), ({"model.base": "./nowhere"}, "is not there")])
+def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VerifierError, match=said): runs.start("smoke", settings, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_before_the_first_stage(tmp_path, monkeypatch):
+    import shutil
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(VerifierError, match="MiB are free"): runs.look_before(load_config("smoke"), tmp_path)
+
+
+def test_resume_changes_what_no_finished_stage_has_read(tmp_path):
+    run = new_run(load_config("smoke"), tmp_path)
+    files.write_json(run.report("manifest.json"), {"config": "old", "stages": {name: {"status": "done"} for name in ("00_setup", "01_config", "03_data")} | {"04_model": {"status": "failed"}}})
+    changed = runs.change(run, ["training.batch_size=2"])
+    assert changed.config.training.batch_size == 2 and runs.read_manifest(run)["config"] == runs.config_hash(changed.config)
+    for setting in ("data.problems=30", "model.base=tiny:qwen3", "seed=3"):
+        with pytest.raises(VerifierError, match="finished stages have read"): runs.change(changed, [setting])
+    assert runs.change(changed, None) is changed
+
+
+# kernels
+
+@pytest.mark.skipif(not warm.can_warm(), reason="no fork here, or a GPU that a fork would inherit")
+class TestWarmKernels:
+    @pytest.fixture
+    def server(self, tmp_path):
+        "A process to fork from that imports next to nothing."
+        code = f"from verifier_nb import warm; warm.PRELOADED = ('ipykernel.kernelapp', 'decimal'); warm.serve({str(tmp_path/'s')!r})"
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        yield process
+        process.kill(), process.wait(), process.stdin.close()
+
+    def follower(self, tmp_path):
+        connection = tmp_path/"connection.json"
+        code = f"from verifier_nb.warm import follow; follow({str(tmp_path/'s')!r}, ['-f', {str(connection)!r}])"
+        process = subprocess.Popen([sys.executable, "-c", code])
+        for _ in range(600):
+            if connection.exists(): return process
+            time.sleep(0.05)
+        raise AssertionError("no kernel came up")
+
+    def kernels(self, server):
+        import psutil
+        return [child for child in psutil.Process(server.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+    def gone(self, server):
+        for _ in range(200):
+            if not self.kernels(server): return True
+            time.sleep(0.05)
+
+    def test_who_is_killed_takes_the_kernel_along(self, server, tmp_path):
+        follower = self.follower(tmp_path)
+        assert len(self.kernels(server)) == 1
+        follower.kill(), follower.wait()
+        assert self.gone(server)
+
+    def test_a_kernel_that_is_killed_is_told(self, server, tmp_path):
+        follower = self.follower(tmp_path)
+        self.kernels(server)[0].kill()
+        assert follower.wait(20) == -signal.SIGKILL
+
+    def test_no_kernel_outlives_the_process_that_started_it(self, server, tmp_path):
+        follower = self.follower(tmp_path)
+        server.stdin.close()
+        assert server.wait(20) == 0 and follower.wait(20) != 0
+
+
+def test_a_run_leaves_lessons_out_and_keeps_the_rest():
+    import nbformat
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), nbformat.v4.new_code_cell("config = 'smoke'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("#| export\ndef f(): return 1"), nbformat.v4.new_code_cell("import math\nfrom os import path"), nbformat.v4.new_code_cell("assert f() == 1"),
+        nbformat.v4.new_markdown_cell("## Run this stage"), nbformat.v4.new_code_cell("f()")])
+    assert [cell.source.split("\n")[-1] for cell in runs.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
+
+
+# doctor
+
+def test_doctor_tells_a_gpus_memory_on_a_laptop():
+    told = preflight.beforehand(load_config("t4"))
+    assert "enough: T4" in told and "weights" in told
+    big = preflight.beforehand(load_config("t4", {"model.quantization": "none", "model.gradient_checkpointing": False, "training.batch_size": 32}))
+    assert "T4" not in big.partition("enough:")[2]
+
+
+def test_without_a_network_the_hub_is_not_asked_again_and_again(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy"): monkeypatch.delenv(name, raising=False)
+    start = time.time()
+    assert setup.stay_offline("no-such-host.invalid", 1.0) and os.environ["HF_HUB_OFFLINE"] == "1" and time.time() - start < 5
+
+
+def test_what_could_not_be_looked_at_is_no_failure(tmp_path):
+    checks = {check.name: check for check in preflight.preflight(new_run(load_config("smoke", {"data.source": str(tmp_path/"none.csv")}), tmp_path))}
+    assert checks["data"].status == "failure" and "none.csv" in checks["data"].detail and checks["length"].status == "skipped"
+
+
+def test_a_sweep_ends_with_a_table(tmp_path, monkeypatch):
+    def start(config, settings, root, say):
+        run = new_run(load_config(config, settings), root)
+        files.write_json(run.report("metrics.json"), {"accuracy": 0.5 + run.config.lora.r/100, "auroc": 0.75, "ece": None})
+        return run
+    monkeypatch.setattr(runs, "start", start)
+    said = CliRunner().invoke(cli.app, ["sweep", "smoke", "-g", "lora.r=4,8", "--root", str(tmp_path)])
+    rows = [line.split()[:4] for line in said.output.splitlines()[-2:]]
+    assert rows == [["4", "0.540", "0.750", "–"], ["8", "0.580", "0.750", "–"]], said.output
+
+
+def test_a_run_writes_its_overview_where_git_does_not_look(root):
+    from verifier_nb import index
+    ignored = subprocess.run(["git", "-C", str(root), "check-ignore", *(f"reports/{name}" for name in index.OWN)], capture_output=True, text=True)
+    if ignored.returncode == 128: pytest.skip("not in a git checkout")
+    assert len(ignored.stdout.split()) == 2 and json.loads(json.dumps(index.OWN))
