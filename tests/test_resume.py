@@ -37,7 +37,7 @@ def played(tmp_path, monkeypatch):
     "A finished run whose stages only write files, and a function that resumes it and says which stages it did."
     run, done = new_run(load_config("smoke"), tmp_path), []
 
-    def execute(run, stage, label, extra=None):
+    def execute(run, stage, label, extra=None, kernels=None):
         done.append(stage)
         play(run, stage)
     monkeypatch.setattr(runs, "execute", execute)
