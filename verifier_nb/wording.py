@@ -53,15 +53,15 @@ class ShadedStep(NamedTuple):
 
 def _split_at(parts:list[Part], ends:list[int])->list[list[Part]]:
     "Parts cut at offsets of the whole text; an equation is never cut and stays where it begins."
-    out, at = [[] for _ in ends], 0
+    out, step, at = [[] for _ in ends], 0, 0
     for part in parts:
-        start = at
-        at += len(part.text)
-        while start < at:
-            step = next((k for k, end in enumerate(ends) if start < end), len(ends) - 1)
-            stop = at if part.ok is not None or step == len(ends) - 1 else min(at, ends[step])
-            out[step].append(part._replace(text=part.text[start - at + len(part.text):stop - at + len(part.text)]))
-            start = stop
+        rest = part.text
+        while rest:
+            while step < len(ends) - 1 and at >= ends[step]: step += 1
+            whole = part.said or step == len(ends) - 1
+            here = len(rest) if whole else min(len(rest), ends[step] - at)
+            out[step].append(part._replace(text=rest[:here]))
+            rest, at = rest[here:], at + here
     return out
 
 def shade_steps(
