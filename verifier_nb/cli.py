@@ -8,7 +8,7 @@ __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes
            'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
-import json, sys
+import json, os, sys
 from contextlib import suppress
 from typing import Annotated, Optional
 import typer
@@ -353,5 +353,8 @@ def main():
     "Entry point of `verifier-nb`."
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII only must not cost a run its last line
         with suppress(AttributeError): stream.reconfigure(errors="replace")
-    from verifier_nb.parallel import take_over
-    if take_over(): app()
+    is_launched = "WORLD_SIZE" in os.environ  # by torchrun or accelerate
+    if is_launched:
+        from verifier_nb.parallel import take_over
+        if not take_over(): return
+    app()

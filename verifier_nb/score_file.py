@@ -229,7 +229,8 @@ def _result(out):
     write, pieces = _WRITERS[out.suffix.lower()], []
     if write is None:
         yield pieces.append
-        with files.atomic(out, "wb") as f: pd.concat(pieces).infer_objects().replace({"": None}).to_parquet(f, index=False)
+        whole = pd.concat(pieces).infer_objects().replace({"": None})
+        with files.atomic(out, "wb") as f: whole.to_parquet(f, index=False)
         return
     with files.atomic(out) as f:
         yield lambda piece: (write(f, piece, first=not pieces), pieces.append(None))
