@@ -15,7 +15,7 @@ import pandas as pd
 from .files import VerifierError
 from .config import DataSettings
 from .rows import COLUMNS, MORE_COLUMNS, SPLITS, with_fingerprint
-from .forms import reform, reform_alike
+from .forms import reform_alike
 from .rewording import reword
 from .balance import FlawMaker, balance, instances, mapped
 
