@@ -1,5 +1,5 @@
 """Several processes compute what one does: the same losses, the same adapter, the same bytes of predictions; and a death is heard."""
-import os, signal, subprocess, sys, time
+import os, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from safetensors.numpy import load_file
@@ -20,6 +20,13 @@ def one_process_again():
     parallel.ask_for(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workers_find_this_folder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
 def prepared(folder, *more):
     "A run whose data are there."
     run = new_run(load_config("smoke", [*SETTINGS, *more]), folder)
@@ -34,16 +41,13 @@ def adapter(run): return load_file(run.adapter/"adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(tmp_path_factory, workers_find_this_folder):
     "The same run on one process and on two, trained and evaluated."
-    runs = []
-    for processes in (1, 2):
-        run = prepared(tmp_path_factory.mktemp(f"on_{processes}"))
-        parallel.ask_for(processes)
-        training.run_stage(run)
-        evaluation.run_stage(run)
-        runs.append(run)
-    return runs
+    one, two = (prepared(tmp_path_factory.mktemp(name)) for name in ("on_one", "on_two"))
+    training.run_stage(one)
+    evaluation.run_stage(one)
+    parallel.launch("in_workers:train_and_evaluate", two, 2)
+    return one, two
 
 
 def test_two_processes_take_the_steps_of_one(pair):
@@ -78,41 +82,31 @@ def test_the_facts_say_how_many_processes_it_were(pair):
     assert [read_json(run.report("training.json"))["processes"] for run in pair] == [1, 2]
 
 
-def test_a_killed_process_is_named_and_the_run_goes_on_with_one(tmp_path, pair):
-    run = prepared(tmp_path)
-    code = ("import sys; from verifier_nb import parallel, training; from verifier_nb.folders import open_run\n"
-            "parallel.ask_for(2)\n"
-            "try: training.run_stage(open_run(sys.argv[1]))\n"
-            "except Exception as e: print(e)")
-    with subprocess.Popen([sys.executable, "-c", code, str(run.reports)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as stage:
-        killed = None
-        while stage.poll() is None and killed is None:
-            if latest_of(run): killed = kill_worker(run, rank=1)
-            time.sleep(0.02)
-        said = stage.communicate(timeout=120)[0]
-    if killed is None: pytest.skip("it was done before it could be killed")
-    assert "process 1 died" in said and "resume" in said, said
-    assert latest_checkpoint(run.checkpoints) is not None
+class Stopped(Exception): pass
+
+
+class Stops(training.Progress):
+    "The training is broken off when a step is done."
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 1: raise Stopped
+
+
+def test_a_run_goes_on_from_one_to_two_processes_and_after_a_death_back_to_one(tmp_path, pair, monkeypatch):
+    run, launch = prepared(tmp_path), parallel.launch
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training, "Progress", Stops)
+        training.run_stage(run)
+    assert latest_checkpoint(run.checkpoints).name == "checkpoint-1"
+    parallel.ask_for(2)
+    monkeypatch.setattr(parallel, "launch", lambda target, *args: launch("in_workers:train_until_killed", *args))
+    with pytest.raises(VerifierError, match="process 1 died") as death: training.run_stage(run)
+    assert "resume the run" in death.value.fix and Path(death.value.where).exists()
+    assert latest_checkpoint(run.checkpoints).name == "checkpoint-3"
     parallel.ask_for(1)
     training.run_stage(run)
-    one, two = losses(pair[0]), losses(run)
-    pd.testing.assert_frame_equal(one.tail(3).reset_index(drop=True), two.tail(3).reset_index(drop=True), rtol=0, atol=1e-5)
-
-
-def latest_of(run):
-    "The newest sealed checkpoint; half-written ones are not looked at."
-    return sorted(run.checkpoints.glob("checkpoint-*/manifest.json"))
-
-
-def kill_worker(run, rank):
-    "SIGKILL the worker of this rank; returns its process id, or None."
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try: environment = entry.read_bytes().split(b"\0")
-        except OSError: continue
-        ours = f"RANK={rank}".encode() in environment and str(run.reports).encode() in (entry.parent/"cmdline").read_bytes()
-        if ours:
-            os.kill(int(entry.parent.name), signal.SIGKILL)
-            return int(entry.parent.name)
+    whole, broken = pair[0], run
+    pd.testing.assert_frame_equal(losses(whole), losses(broken), rtol=0, atol=1e-5)
+    for name, weights in adapter(whole).items(): np.testing.assert_allclose(adapter(broken)[name], weights, atol=1e-4, err_msg=name)
 
 
 def test_processes_that_cannot_share_a_step_are_refused():
@@ -133,8 +127,33 @@ def test_a_missing_settings_file_is_named(monkeypatch, tmp_path):
 
 
 def test_what_fails_in_a_worker_is_said_in_its_own_words(tmp_path):
-    run = new_run(load_config("smoke", SETTINGS), tmp_path)  # without data
-    with pytest.raises(VerifierError, match="the run has no data set yet"): parallel.launch("verifier_nb.training:train_and_save", run, 2)
+    run = new_run(load_config("smoke", SETTINGS), tmp_path)
+    run.adapter.mkdir(parents=True)
+    (run.adapter/"adapter_config.json").write_text("{}")  # and no weights beside it
+    parallel.ask_for(2)
+    with pytest.raises(VerifierError, match="this adapter has no adapter_model.safetensors"): evaluation.run_stage(run)
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "two", "1.5", ""])
+def test_what_is_no_number_of_processes_is_refused(said):
+    with pytest.raises(VerifierError, match="no number of processes"): parallel.ask_for(said)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "_gpus", lambda: 2)
+    cfg = load_config("smoke", [*SETTINGS, "model.device=auto"])
+    for said, n in (("2", 2), ("auto", 2), ("1", 1)):
+        parallel.ask_for(said)
+        assert parallel.wanted(cfg) == n
+    parallel.ask_for(4)
+    with pytest.raises(VerifierError, match="4 processes need 4 GPUs and there are 2"): parallel.wanted(cfg)
+    assert parallel.wanted(load_config("smoke", SETTINGS)) == 4  # on a CPU there is no such bound
+
+
+def test_a_port_in_use_is_not_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert parallel._free_port() != taken.getsockname()[1]
 
 
 def test_an_unchanged_command_under_torchrun(tmp_path):

@@ -37,7 +37,7 @@ def played(tmp_path, monkeypatch):
     "A finished run whose stages only write files, and a function that resumes it and says which stages it did."
     run, done = new_run(load_config("smoke"), tmp_path), []
 
-    def execute(run, stage, label, extra=None):
+    def execute(run, stage, label, extra=None, kernels=None):
         done.append(stage)
         play(run, stage)
     monkeypatch.setattr(runs, "execute", execute)
@@ -86,21 +86,21 @@ def test_a_stage_whose_input_alone_has_changed_is_not_skipped(played, stage, nam
     manifest = runs.read_manifest(run)
     now = runs.snapshot(run)
     assert name in manifest["stages"][stage]["inputs"] and name not in manifest["stages"][stage]["outputs"]
-    assert runs.may_skip(run, stage, manifest, now)
-    assert not runs.may_skip(run, stage, manifest, {**now, name: "0"*64})
+    assert not runs.why_again(run, stage, manifest, now)
+    assert runs.why_again(run, stage, manifest, {**now, name: "0"*64})
     without = {k: v for k, v in now.items() if k != name}
-    assert not runs.may_skip(run, stage, manifest, without)
+    assert runs.why_again(run, stage, manifest, without)
 
 
 def test_a_stage_is_not_skipped_with_other_settings_code_or_status(played):
     run, _ = played
     manifest, now = runs.read_manifest(run), runs.snapshot(run)
-    assert runs.may_skip(run, "03_data", manifest, now)
-    assert not runs.may_skip(run, "04_model", manifest, now), "it was never done"
-    assert not runs.may_skip(run, "03_data", {**manifest, "config": "0000000"}, now)
+    assert not runs.why_again(run, "03_data", manifest, now)
+    assert runs.why_again(run, "04_model", manifest, now), "it was never done"
+    assert runs.why_again(run, "03_data", {**manifest, "config": "0000000"}, now)
     for key, value in (("code", "0"*64), ("status", "failed"), ("status", "running")):
         entry = {**manifest["stages"]["03_data"], key: value}
-        assert not runs.may_skip(run, "03_data", {**manifest, "stages": {"03_data": entry}}, now), key
+        assert runs.why_again(run, "03_data", {**manifest, "stages": {"03_data": entry}}, now), key
 
 
 def test_what_a_stage_writes_anew_is_its_output_and_no_input(played):

@@ -51,7 +51,7 @@ def _exact(found):
     return value.numerator if value.denominator == 1 else value
 
 def value_found(text:str, last:bool=False):
-    "The match of `_VALUE` that counts in an answer in plain style, or None: the first (or last) one behind the last equals sign."
+    "The match of `_VALUE` that counts in a plain answer, or None: the first (or last) one behind the last equals sign."
     start = max(text.rfind("="), text.rfind("≈")) + 1
     matches = list(_VALUE.finditer(text, start)) or list(_VALUE.finditer(text))
     return matches[-1 if last else 0] if matches else None
@@ -135,7 +135,10 @@ def _boxed(text):
     return _answer_between(text, opened+1, closed, How.BOXED) if closed > 0 else None
 
 # %% ../nbs/02_answer.ipynb #3475f486
-_SAID = re.compile(r"\banswer\b[*_]*(?:\s+(?:is|was|will be|would be)\b|\s*=)?(?:[*_\s]*:)?[*_]*(?:(?<=is)|(?<=[:=*_\n])|(?<=\bbe)|(?<=was)|(?=[ \t]*\n))", re.IGNORECASE)
+_SAID = re.compile(r"""
+    \b answer \b [*_]* (?: \s+ (?: is | was | will[ ]be | would[ ]be ) \b | \s* = )? (?: [*_\s]* : )? [*_]*
+    (?: (?<= is ) | (?<= [:=*_\n] ) | (?<= \bbe ) | (?<= was ) | (?= [ \t]* \n ) )
+""", re.VERBOSE | re.IGNORECASE)
 
 _MOST_PLACES = 20  # that are looked at, from the last one back
 
@@ -195,7 +198,8 @@ print(bool(one and other and verify(one, other, timeout_seconds=None)))
 def _same_expression(one, other):
     "Whether two expressions in LaTeX are the same mathematics; False when that takes too long."
     try:
-        run = subprocess.run([sys.executable, "-c", _COMPARE], input=json.dumps([one, other]), capture_output=True, text=True, timeout=_SECONDS)
+        run = subprocess.run([sys.executable, "-c", _COMPARE], input=json.dumps([one, other]), capture_output=True,
+                             text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired: return False
     return run.stdout.strip() == "True"
 
@@ -211,6 +215,8 @@ def _as_answer(answer):
     text = str(answer).strip()
     return _answer_between(text, 0, len(text), How.SAID) or Answer("", 0, 0, How.SAID)
 
+def _is_algebra(text): return bool(_ALGEBRA.search(canonical(text).text))
+
 def _bare(text): return re.sub(r"[\s$]|\\[,;!]", "", text).casefold()
 
 # %% ../nbs/02_answer.ipynb #989267d5
@@ -223,5 +229,5 @@ def same_answer(
     one, other = _as_answer(one), _as_answer(other)
     if one.value is not None and other.value is not None: return not _readings(one).isdisjoint(_readings(other))
     if _bare(one.text) == _bare(other.text): return True
-    is_algebra = all(_ALGEBRA.search(canonical(answer.text).text) or answer.value is not None for answer in (one, other))
-    return is_algebra and _same_expression(one.text, other.text)
+    are_mathematics = all(answer.value is not None or _is_algebra(answer.text) for answer in (one, other))
+    return are_mathematics and _same_expression(one.text, other.text)

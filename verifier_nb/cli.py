@@ -8,7 +8,7 @@ __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes
            'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
-import json, sys
+import json, os, sys
 from contextlib import suppress
 from typing import Annotated, Optional
 import typer
@@ -234,8 +234,10 @@ def _sweep_table(rows)->str:
     "The runs of a sweep side by side: settings, what was measured, folder."
     import pandas as pd
     from verifier_nb.runs import short_path
-    def measured(run): return files_.read_json(run.report("metrics.json"))
-    table = [{**dict(s.split("=", 1) for s in settings), **{name: measured(run).get(name) for name in ("accuracy", "auroc", "ece")},
+    def measured(run):
+        found = files_.read_json(run.report("metrics.json"))
+        return {name: float("nan") if found.get(name) is None else found[name] for name in ("accuracy", "auroc", "ece")}
+    table = [{**dict(s.split("=", 1) for s in settings), **measured(run),
               "run": short_path(run.reports)} for settings, run in rows]
     return pd.DataFrame(table).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–")
 
@@ -351,5 +353,8 @@ def main():
     "Entry point of `verifier-nb`."
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII only must not cost a run its last line
         with suppress(AttributeError): stream.reconfigure(errors="replace")
-    from verifier_nb.parallel import take_over
-    if take_over(): app()
+    is_launched = "WORLD_SIZE" in os.environ  # by torchrun or accelerate
+    if is_launched:
+        from verifier_nb.parallel import take_over
+        if not take_over(): return
+    app()

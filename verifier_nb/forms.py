@@ -92,10 +92,14 @@ def drawn_style(
 def _simple_style(form, rng):
     "A style that fits nearly every solution."
     first = _phrases()[form]
-    return Style("", "{n}. " if form == "numbered" else "", "\n\n", "plain", "*", "/", False, first["closing"][0], rng.getrandbits(32))
+    lead = "{n}. " if form == "numbered" else ""
+    return Style("", lead, "\n\n", "plain", "*", "/", False, first["closing"][0], rng.getrandbits(32))
 
 # %% ../nbs/02_forms.ipynb #bc531747
-_TOKEN = re.compile(r"[$€£]?\d[\d,]*(?:\.\d+)?%?|[$€£]?\.\d+%?|[A-Za-z](?:[A-Za-z' -]*[A-Za-z])?|\s+|.", re.DOTALL)
+_TOKEN = re.compile(r"""
+    [$€£]? \d[\d,]* (?:\.\d+)? %? | [$€£]? \.\d+ %?  # a number
+  | [A-Za-z] (?: [A-Za-z'\ -]* [A-Za-z] )?            # words
+  | \s+ | .""", re.VERBOSE | re.DOTALL)
 
 def _is_tex(style): return style.maths in ("inline", "dollars", "display", "double")
 
@@ -255,7 +259,9 @@ class Source:
     def of(cls, text):
         spans, equations, stated = steps(text), check(text), stated_answer(text)
         has_line = bool(stated and spans and stated.start >= spans[-1].start and "####" in text[spans[-1].start:])
-        return cls(text, spans[:-1] if has_line else spans, equations, stated.text if has_line else "", has_line, _unit_of(text, equations))
+        unit = _unit_of(text, equations)
+        if not has_line: return cls(text, spans, equations, "", False, unit)
+        return cls(text, spans[:-1], equations, stated.text, True, unit)
 
     def equations_in(self, span): return [e for e in self.equations if span.start <= e.start < span.end]
 
@@ -324,7 +330,8 @@ def _says_the_same(source, text, starts, of_steps):
     by_start, found = {span.start: [] for span in spans}, check(text)
     for equation in found: by_start[starts[bisect_right(starts, equation.start) - 1]].append(_said(equation))
     of_source = [[_said(e) for e in source.equations_in(span)] for span in source.spans]
-    return [by_start[start] for start in of_steps[:len(source.spans)]] == of_source and len(found) == len(source.equations)
+    in_steps = [by_start[start] for start in of_steps[:len(source.spans)]]
+    return in_steps == of_source and len(found) == len(source.equations)
 
 def _said(equation): return equation.value, equation.ok, equation.expected
 
@@ -359,7 +366,9 @@ def _written_alike(solutions, form, rng):
 
 def _like_gsm8k(solution, form):
     "A solution in one of GSM8K's own forms."
-    if form == "original": return Reformed(form, solution, solution, tuple((plain_offset(solution, start), start) for start, _ in steps(solution)))
+    if form == "original":
+        places = tuple((plain_offset(solution, start), start) for start, _ in steps(solution))
+        return Reformed(form, solution, solution, places)
     plain = strip_annotations(solution)
     text = _with_answer_line(plain, form) if form in FORMS else plain
     return Reformed(form, solution, text, tuple((start, start) for start, _ in steps(plain)))
@@ -372,7 +381,7 @@ def reform_alike(
     form:str,
     rng:random.Random,
 )->list:  # of Reformed
-    "Solutions in one form and style. Where no style fits them all they are plain. Raises `ValueError` for an unknown form."
+    "Solutions in one form and style; plain where no style fits them all. Raises `ValueError` for an unknown form."
     if form not in KINDS_OF_FORM: raise ValueError(f"form {form!r}: choose one of {', '.join(KINDS_OF_FORM)}")
     made = _written_alike(solutions, form, rng) if form in WRITTEN else None
     if made: return made
@@ -380,7 +389,7 @@ def reform_alike(
 
 def reform(
     solution:str,
-    form:str="original",  # original; plain: no annotations; hash, final_answer, the_answer_is: and this answer line; or one of WRITTEN
+    form:str="original",  # one of KINDS_OF_FORM
     rng:random.Random=None,  # draws the style; none: always the same one
 )->str:
     "The same solution in another form. Raises `ValueError` for an unknown form."

@@ -168,7 +168,8 @@ def paragraphs_of(pieces:list)->list:  # of Piece
 
 # %% ../nbs/02_steps.ipynb #d6acd5e1
 _STOPS = re.compile(r"""
-    (?: (?<![.!?]) [.!?]+ ["'”’)*_\]]* | \\\] [.]? | (?<=\$\$) ) \s+ (?= ["'“‘(*_\[]* (?: [A-Z0-9$€£] | \\[(\[] ) )
+    (?: (?<![.!?]) [.!?]+ ["'”’)*_\]]* | \\\] [.]? | (?<=\$\$) )
+    \s+ (?= ["'“‘(*_\[]* (?: [A-Z0-9$€£] | \\[(\[] ) )
   | (?<=\S) \s+ (?= \#\#\#\# )
 """, re.VERBOSE)
 _ITEM_NUMBER = re.compile(r"[\s(*_]*\d{1,3}\.\s*")
@@ -193,6 +194,7 @@ def _ends_a_sentence(text, begin, stop):
     return not (_UNITS.search(text, near, stop.end()) and _GOES_ON.match(text, stop.end()))
 
 # %% ../nbs/02_steps.ipynb #31224cbf
+_PARTNERS = {"\\(": "\\)", "\\[": "\\]"}
 _FORMULA = re.compile(r"\\\\|\\[(\[)\]]")
 
 def _formulas(text, start, end):
@@ -203,7 +205,7 @@ def _formulas(text, start, end):
         if sign == closer:
             out.append((opened, found.end()))
             closer = None
-        elif closer is None and sign in ("\\(", "\\["): opened, closer = found.start(), {"\\(": "\\)", "\\[": "\\]"}[sign]
+        elif closer is None and sign in _PARTNERS: opened, closer = found.start(), _PARTNERS[sign]
     return out
 
 # %% ../nbs/02_steps.ipynb #99d45f99

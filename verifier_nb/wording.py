@@ -250,6 +250,11 @@ def _with_the_checker(result:dict)->str:
     return f"Together with an equation checker it reaches {with_interval(hybrid, 'accuracy')}."
 
 # %% ../nbs/07c_wording.ipynb #2d305e44
+def _over_the_limit(result:dict)->str:
+    "Where a limit chosen on validation does not hold on test: that, and why it may be so."
+    if (result["decided_errors"] or 0) <= result["budget"]: return ""
+    return " That is more than the limit: it was chosen on other problems, and on few solutions it holds by chance alone."
+
 def _by_itself(result:dict)->str:
     "How much the verifier may decide alone."
     budget = percent(result["budget"], 0)
@@ -258,7 +263,7 @@ def _by_itself(result:dict)->str:
     if not result.get("decided_share"): return ""
     share, errors = percent(result["decided_share"], 0), percent(result["decided_errors"])
     limit = f"a limit set on validation for {budget} errors"
-    return f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors."
+    return f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors.{_over_the_limit(result)}"
 
 # %% ../nbs/07c_wording.ipynb #31097048
 def lead(
