@@ -251,7 +251,7 @@ def training_arguments(
         # rows are samples already; our sampler and collator make the batches
         remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None,
         dataloader_num_workers=t.workers, dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"even_batches": False}, ddp_find_unused_parameters=False)
+        accelerator_config={"even_batches": False}, ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)
 
 # %% ../nbs/06_training.ipynb #aa71067d
 def _thaw_linear(base):
