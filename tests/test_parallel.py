@@ -121,6 +121,15 @@ def test_fsdp_needs_gpus(tmp_path):
     with pytest.raises(VerifierError, match="fsdp2 needs GPUs"): parallel.launch("verifier_nb.training:train_and_save", run, 2)
 
 
+def test_an_optimiser_of_the_other_kind_is_refused(pair, tmp_path):
+    checkpoint = latest_checkpoint(pair[0].checkpoints)
+    training._check_state(checkpoint, False)
+    with pytest.raises(VerifierError, match="written by ddp"): training._check_state(checkpoint, True)
+    (tmp_path/"optimizer.bin").touch()  # what accelerate writes of a model in parts
+    training._check_state(tmp_path, True)
+    with pytest.raises(VerifierError, match="written by fsdp2"): training._check_state(tmp_path, False)
+
+
 def test_weights_in_4_bits_do_not_lie_in_parts():
     parallel.ask_for(2, "fsdp2")
     with pytest.raises(VerifierError, match="4 bits cannot lie in parts"):

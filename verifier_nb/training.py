@@ -364,6 +364,13 @@ def plot_history(history:pd.DataFrame):
     return fig
 
 # %% ../nbs/06_training.ipynb #a9da23c2
+def _check_state(checkpoint, in_parts:bool):
+    "Whether the optimiser's state can be read. Raises `VerifierError`: without it, training would begin anew unheard."
+    wanted, other = ("optimizer.bin", "ddp") if in_parts else ("optimizer.pt", "fsdp2")
+    if (Path(checkpoint)/wanted).exists(): return
+    raise VerifierError(f"the optimiser's state in this checkpoint was written by {other}", checkpoint,
+                        f"resume with --parallel {other}" + (" and as many --processes" if other == "fsdp2" else ""))
+
 def train(
     run,  # Run
     net=None,  # a model to train; default: the one of the config
@@ -374,6 +381,7 @@ def train(
     if parallel.is_first(): check_room(run, trainer.model)
     parallel.wait_for_all()
     before = latest_checkpoint(run.checkpoints)
+    if before: _check_state(before, trainer.is_fsdp_enabled)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     with quiet(): trainer.train(resume_from_checkpoint=str(before) if before else None)
     return trainer
