@@ -369,7 +369,7 @@ def _check_state(checkpoint, in_parts:bool):
     wanted, other = ("optimizer.bin", "ddp") if in_parts else ("optimizer.pt", "fsdp2")
     if (Path(checkpoint)/wanted).exists(): return
     raise VerifierError(f"the optimiser's state in this checkpoint was written by {other}", checkpoint,
-                        f"resume with --parallel {other}" + (" and as many --processes" if other == "fsdp2" else ""))
+                        f"resume with --parallel {other}")
 
 def train(
     run,  # Run
