@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup develop demo
+.PHONY: box outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup develop demo
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,13 +35,16 @@ $(VENV)/.dev: $(VENV)/.demo requirements-dev.lock
 run: setup  ## run the main job (CONFIG=quickstart) and say where its report is
 	@$(BIN)/verifier-nb run $(CONFIG)
 
+box: setup  ## train the box's verifier anew, on one large GPU: solvers, samples, training, evaluation (DATA=a folder with GSM8K)
+	@$(BIN)/verifier-nb run default-verifier -o data.source=$(or $(DATA),gsm8k)+everyday+sampled -o data.exclude="[$(or $(DATA),gsm8k)#test]"
+
 demo: $(VENV)/.demo  ## open the page to try the verifier
 	@$(BIN)/verifier-nb demo
 
 test: develop lint notebooks-test pytest  ## the code's look, every notebook's own tests, then tests/
 
 notebooks-test: develop
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|colab'
 
 pytest: develop
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile

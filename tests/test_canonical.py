@@ -79,6 +79,16 @@ def test_twenty_thousand_characters_take_no_time():
         assert time.process_time() - begin < 1, text[:20]
 
 
+@pytest.mark.parametrize("text", ["It costs $5 and $7.", "from $5 to 7$ each", "US$5 + US$7 = US$12", "She has $20. 20$ - 5$ = 15$.", "5*3*2 = 30", "a * b * c", "x_1 and snake_case_name", "{1, 2}", "5 > 3", "#5 = 3", "1. First", "- 3"])
+def test_what_is_plain_stays(text): assert canonical(text).text == text
+
+
+@pytest.mark.parametrize("text, plain", [
+    (r"\(\frac{a+b}{c}\)", "(a+b)/c"), (r"\frac{1}{3} \times 18", "1/3 * 18"), (r"2\frac{1}{2}", "2 1/2"), ("we have $18 - 6 = 12$ at $5", "we have 18 - 6 = 12 at $5"), (r"\alpha + \beta", "α + β"), (r"\foo{3}", "foo 3"),
+    (r"12 \text{ apples}", "12 apples"), (r"\boxed{\$30}", "$30"), ("**Step 2:** *go*", "Step 2: go"), ("2½", "2 1/2"), ("3 m²", "3 m²"), ("5²", "5^2"), ("2,5 · 3 = 7,5", "2.5 * 3 = 7.5"), ("12 ÷ 3", "12 / 3"), ("６＋３", "6+3")])
+def test_what_marks_become(text, plain): assert canonical(text).text == plain
+
+
 def test_gsm8k_is_plain_already(shared):
     for split in ("train", "test"):
         path = shared/"data"/"gsm8k"/f"{split}.jsonl"

@@ -167,3 +167,26 @@ def test_a_line_separator_inside_a_text_does_not_cut_a_json_line(tmp_path):
     text = "2 and\u2028 3\x85?"
     (tmp_path/"own.jsonl").write_text('{"question": "%s", "solution": "5"}\n' % text, encoding="utf-8")
     assert sources.read_table(tmp_path/"own.jsonl").question[0] == text
+
+
+def test_the_flawed_step_is_known(tmp_path):
+    "A flawed everyday row says which step of its text goes wrong; a correct one has none."
+    from verifier_nb.steps import steps
+    cfg = DataSettings(source="everyday", problems=200, validation_fraction=0.0, test_fraction=0.0)
+    problems, _ = sources.load_problems(cfg, 5)
+    rows = build.build(problems, cfg, 5, tmp_path, workers=1, progress=False)[0]["train"].to_pandas()
+    for _, pair in rows.groupby("index"):
+        good, bad = pair.sort_values("label").itertuples()
+        assert good.first_error == -1
+        start, end = steps(bad.solution)[int(bad.first_error)]
+        assert good.solution[:start] == bad.solution[:start] and (bad.solution[start:end] != good.solution[start:end] or good.solution.startswith(bad.solution))
+
+
+def test_sampled_pairs_share_their_form_and_know_no_step():
+    rows = tuple(sources.Ready(place, "3 * 4?", f"It is 3*4=<<3*4={12 + label}>>{12 + label}.\n#### {12 + label}", label, "unknown", "sampled", 0)
+                 for place in range(8) for label in (0, 1))
+    problem = sources.Problem(1, 2, "sampled", "3 * 4?", ready=rows, restyle=True)
+    forms = ["original", "plain", "final_answer", "the_answer_is", "latex", "markdown", "numbered", "chat"]
+    made, _ = build.ready_rows(problem, 8, lambda place: (forms[place], random.Random(place)))
+    assert [row["first_error"] for row in made] == [-1, None] * 8
+    for good, bad in zip(made[::2], made[1::2]): assert good["solution"] == bad["solution"].replace("13", "12")

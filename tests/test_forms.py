@@ -9,8 +9,10 @@ import small_data
 from verifier_nb import data, errors, forms
 from verifier_nb.answer import final_answer
 from verifier_nb.audit import audit
+from verifier_nb.build import PairMaker
 from verifier_nb.config import DataSettings
 from verifier_nb.solution import check, sound
+from verifier_nb.sources import Problem
 from verifier_nb.steps import steps
 
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
@@ -158,3 +160,11 @@ def test_forms_are_no_shortcut():
     for mark in (r"\boxed", "**", "Step 1", "####", "et's"):
         share = rows.groupby("label").solution.apply(lambda texts: texts.str.contains(mark, regex=False).mean())
         assert share[0] > 0.03 and abs(share[0] - share[1]) < 0.02, mark
+
+
+def test_twins_of_a_solution_in_latex_are_alike():
+    "The correct solution does not keep its LaTeX while the flawed one, made in plain style, has lost it."
+    problem = Problem(0, 0, "mine", question="Tom has 3 bags of 4 apples and eats 2. How many are left?",
+                      solution="He has \\(3 \\times 4 = 12\\) apples.\nSo \\(12 - 2 = 10\\) are left.\n#### 10")
+    rows, _ = PairMaker(DataSettings(source="mine", forms=["original"]), "1").rows(problem)
+    assert len(rows) == 2 and "\\" not in rows[0]["solution"] + rows[1]["solution"] and "3 * 4 = 12" in rows[0]["solution"]

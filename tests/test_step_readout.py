@@ -644,3 +644,9 @@ def test_a_long_solution_counts_once_in_calibration():
     first = np.array([int(rng.random() < 1/(1 + np.exp(-odds[0]/3))) - 1 for odds in short])  # three times too sure
     def temperature(copies): return fit_steps(Judged(np.arange(200 + copies), np.r_[first, np.full(copies, -1)], short + [np.full(400, -4.0)]*copies, [np.zeros(len(o), bool) for o in short] + [np.zeros(400, bool)]*copies)).temperature
     assert temperature(0) == pytest.approx(3, rel=0.4) and temperature(4) == pytest.approx(temperature(0), rel=0.1)
+
+
+def test_a_false_equation_counts_from_its_step_on():
+    from verifier_nb.probability import StepRule
+    p = StepRule(equation=3.0).apply([0.0, 0.0, 0.0], [False, True, False])
+    np.testing.assert_allclose(p, [0.5, 1/(1 + np.exp(-3)), 1/(1 + np.exp(-3))])

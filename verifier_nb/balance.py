@@ -25,11 +25,12 @@ def instances(
     fresh:bool,  # draw a text's numbers anew; False: as it is
 ):
     "Candidates for one place: examples (question, solution) or refusals; five of a template, one of a text."
+    from verifier_nb.errors import in_plain_style
     from verifier_nb.fresh import reinstantiate
     if problem.template >= 0:
         yield from (symbolic(problem.template, f"{seed}/{attempt}") for attempt in range(5))
         return
-    example = dict(question=problem.question, solution=problem.solution)
+    example = dict(question=problem.question, solution=in_plain_style(problem.solution))  # as its flawed twin will be
     yield reinstantiate(example, random.Random(f"numbers/{seed}")) if fresh else example
 
 # %% ../nbs/02e_balance.ipynb #0e88402e

@@ -28,18 +28,24 @@ class Pair:
     error: object  # Injected
 
 # %% ../nbs/02e_build.ipynb #d69e6034
+def _ready_row(row, told)->dict:
+    "What a ready row says of itself; the flawed step by its place in the text, where that is known."
+    flawed = None if row.at is None else told.step_at(row.at)
+    return dict(question=row.question, solution=told.text, label=row.label, error_type=row.kind, subtype=row.subtype,
+                step=row.step, first_error=flawed if row.label else -1)
+
 def ready_rows(
     problem,  # Problem with ready rows
     stride:int,  # how far apart the row numbers of two problems are
     form_of,  # function from a place to the form of its rows and the draws for its wording
 )->tuple:  # (rows, counts)
-    "The rows that a problem brings with it, numbered, and what was taken."
-    def one(row):
-        solution = reform(row.solution, *form_of(row.place)) if problem.restyle else row.solution
-        return dict(index=problem.number * stride + row.place, source=problem.source, problem=problem.key, question=row.question,
-                    solution=solution, label=row.label, error_type=row.kind, subtype=row.subtype, step=row.step,
-                    first_error=None if row.label else -1)  # where a flawed one goes wrong is not known
-    rows = [one(row) for row in problem.ready]
+    "The rows that a problem brings with it, numbered, and what was taken. Rows of a place have one form."
+    rows = []
+    for place, part in groupby(problem.ready, key=lambda row: row.place):
+        part, first = [*part], dict(index=problem.number * stride + place, source=problem.source, problem=problem.key)
+        form, rng = form_of(place) if problem.restyle else ("original", random.Random(0))
+        told = reform_alike([row.solution for row in part], form, rng)
+        rows += [{**first, **_ready_row(row, text)} for row, text in zip(part, told)]
     return rows, Counter(("made", row.kind, row.subtype) for row in problem.ready if row.label)
 
 # %% ../nbs/02e_build.ipynb #e84e825a

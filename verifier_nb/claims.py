@@ -91,7 +91,8 @@ def claims_of(chain, draft):
             continue
         claim = _claim(left, right, len(members) == 2, draft)
         if claim is None and first and type(left.tree) is type(right.tree) is int:
-            claim = first._replace(result=right.tree, end=draft.parsed.numbers[right.tree].end, about=right.about, again=True)
+            claim = first._replace(result=right.tree, end=draft.parsed.numbers[right.tree].end, about=right.about,
+                                   again=True)
         elif claim:
             if right.about: claim = claim._replace(about=True)
             first = claim if claim.result == right.tree and type(claim.tree) is not int else None
@@ -103,7 +104,8 @@ def _claim(left, right, alone, draft):
     "What `left = right` claims, or None. `alone`: whether the chain has no other members."
     numbers, values = draft.parsed.numbers, draft.values
     if type(left.tree) is int:
-        turned = alone and type(right.tree) is not int and (_holds(left, right, values) or _fills_a_line(left, right, draft))
+        turned = alone and type(right.tree) is not int and (_holds(left, right, values) or _fills_a_line(left, right,
+                                                                                                         draft))
         return Claim(right.tree, left.tree, None, left.start, right.end) if turned else None  # 12 = 3 x 4
     if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
     if type(right.tree) is int:
@@ -142,7 +144,8 @@ def _claim_of_two_sides(left, right, draft):
 
 def _values_meant(left, right, draft):
     "The values of the numbers, with percentages as hundredths where people mean that: 30% of 50 = 0.3 * 50."
-    if not draft.hundredths or value_or_none(left, draft.values) == value_or_none(right, draft.values): return draft.values
+    if not draft.hundredths or value_or_none(left, draft.values) == value_or_none(right,
+                                                                                  draft.values): return draft.values
     percents = {draft.parsed.numbers[i].percent for i in leaves_of(left)}
     return draft.values if percents == {False} else draft.hundredths
 

@@ -234,8 +234,10 @@ def _sweep_table(rows)->str:
     "The runs of a sweep side by side: settings, what was measured, folder."
     import pandas as pd
     from verifier_nb.runs import short_path
-    def measured(run): return files_.read_json(run.report("metrics.json"))
-    table = [{**dict(s.split("=", 1) for s in settings), **{name: measured(run).get(name) for name in ("accuracy", "auroc", "ece")},
+    def measured(run):
+        found = files_.read_json(run.report("metrics.json"))
+        return {name: float("nan") if found.get(name) is None else found[name] for name in ("accuracy", "auroc", "ece")}
+    table = [{**dict(s.split("=", 1) for s in settings), **measured(run),
               "run": short_path(run.reports)} for settings, run in rows]
     return pd.DataFrame(table).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–")
 

@@ -85,7 +85,8 @@ SHOWN = 200  # rows where verdicts differ; the CSV has all
 def _comparison_page(found, forest:Picture)->str:
     "The comparison as HTML."
     title = forest_finding(found.pairs)
-    headline = title[:1].upper() + title[1:]
+    begins_with_a_name = any(title.startswith(str(name)) for name in found.table.name)
+    headline = title if begins_with_a_name else title[:1].upper() + title[1:]
     pairs = found.pairs.drop(columns=["words", "n"])
     return render_page(
         "comparison", title=headline, headline=headline, names=list(found.table.name), notes=found.notes,

@@ -7,7 +7,7 @@ __all__ = ['REASONING', 'ARITHMETIC', 'Template', 'everyday_templates', 'Op', 't
            'Wrong', 'go_wrong', 'Style', 'draw_style', 'write', 'Everyday', 'everyday']
 
 # %% ../nbs/02c_everyday.ipynb #c36ef6a8
-import ast, functools, random, re
+import ast, functools, os, random, re
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import NamedTuple
@@ -401,6 +401,12 @@ class Everyday:
     subtype: str
     step: int  # index of the first wrong step
     answer: str  # of the correct one
+
+    @property
+    def at(self)->int:
+        "Offset in the flawed solution of the first character that differs from the correct one."
+        same = os.path.commonprefix([self.correct, self.flawed])
+        return min(len(same), len(self.flawed) - 1)
 
 def _numbers(template, rng)->dict:
     "Numbers that hold. Raises `ValueError` for a template that never does."

@@ -306,7 +306,7 @@ def _logged(history:pd.DataFrame, column:str)->pd.DataFrame:
 def curve_finding(history:pd.DataFrame)->str:
     "What the learning curves say, in one line."
     validations = _logged(history, "eval_loss")
-    if len(validations) < 2: return "Learning curves (too few validations for a trend)"
+    if len(validations) < 3: return "Learning curves (too few validations for a trend)"
     best = validations.loc[validations.eval_loss.idxmin()]
     if best.step == validations.step.max(): return f"Validation loss was still falling at step {best.step:.0f}"
     last = validations.eval_loss.iloc[-1]

@@ -64,7 +64,8 @@ def _unknown(r, found, place):
         return found.start() + 2
     if r.out.last.isalnum(): r.out.put(" ", found.start(), found.start())
     r.out.copy(found.start() + 1, found.end())
-    if r.original[found.end():found.end()+1].isalnum(): r.out.put(" ", found.end(), found.end())
+    behind = r.original[found.end():found.end()+1]
+    if behind.isalnum() or behind == "{": r.out.put(" ", found.end(), found.end())
     return found.end()
 
 # %% ../nbs/02_latex.ipynb #908517c6
@@ -293,7 +294,7 @@ def _cell(r, found, place):
 # %% ../nbs/02_latex.ipynb #d9d898bf
 def _is_mathematics(body, sign):
     if sign == "$$": return True
-    if body[-1] in "=+*/(-<×÷" or body[0] in ")/*": return False
+    if body[-1] in "=+*/(-<×÷" or body[0] in ")/*" or ". " in body: return False
     if re.search(r"\\[A-Za-z(]|[\^{}]|\w_\w", body): return True
     named = body[0].isalpha() and len(body) < 60  # no price begins with a letter
     return named or bool(_MATHS_ONLY.fullmatch(body))

@@ -131,11 +131,10 @@ def matrix_cells(
 def type_rows(
     types:pd.DataFrame,  # metrics_by_type.csv
     group:str,  # error_type | subtype | source
-    most:int=16,
 )->list[dict]:
-    "Rows for the page: every error type; of another group the largest, those with five rows at least."
-    rows = types[types.group == group]
-    if group != "error_type": rows = rows[rows.n >= 5].sort_values("n", ascending=False, kind="stable").head(most)
+    "Rows for the page: all of which there were some; those of an error type in their order, others the largest first."
+    rows = types[(types.group == group) & (types.n > 0)]
+    if group != "error_type": rows = rows.sort_values("n", ascending=False, kind="stable")
     return [{name: none_for_nan(value) for name, value in row.items()} for row in rows.to_dict("records")]
 
 # %% ../nbs/07d_page.ipynb #0c8a122b
@@ -152,6 +151,7 @@ def _gain_text(gain)->str:
     "A difference in points, with a true minus sign."
     if not gain: return "–"
     text = f"{100*gain['value']:+.1f}"
+    if text in ("+0.0", "-0.0"): text = "none"
     if gain["interval"]:
         low, high = gain["interval"]
         text += f" ({100*low:+.1f} to {100*high:+.1f})"

@@ -179,16 +179,17 @@ class _Hidden:
 
 # %% ../nbs/02c_prompt.ipynb #b7bc6479
 class _Tokens:
-    "Token ids of a text that is read piece by piece, and where in the text each token begins."
-    def __init__(self, tokenizer):
-        self.tokenizer, self.ids, self.starts, self.text = tokenizer, [], [], ""
+    "Token ids of a text that is read piece by piece, and, if asked for, where in the text each token begins."
+    def __init__(self, tokenizer, places:bool=False):
+        self.tokenizer, self.places, self.ids, self.starts, self.text = tokenizer, places, [], [], ""
 
     def read(self, piece, **options):
         "Go on with a piece of ordinary text."
         if not piece: return
-        made = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, **options)
+        made = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=self.places, **options)
         self.ids += made["input_ids"]
-        self.starts += [len(self.text) + start for start, _ in made["offset_mapping"]]
+        before = len(self.text)
+        if self.places: self.starts += [before + start for start, _ in made["offset_mapping"]]
         self.text += piece
 
     def control(self, token):
@@ -202,9 +203,11 @@ def _read(
     tokenizer,
     talk:list,  # see `messages`
     prompt:bool,  # end where the assistant's answer begins
+    places:bool=False,  # say where each token begins
 )->_Tokens:
     "Tokens of a conversation; special tokens in its messages are text."
-    special, said, tokens = _controls(tokenizer), [message["content"] for message in talk], _Tokens(tokenizer)
+    special, said = _controls(tokenizer), [message["content"] for message in talk]
+    tokens = _Tokens(tokenizer, places)
     if not any(map(special.search, said)):
         tokens.read(_render(tokenizer, talk, prompt))
         return tokens
@@ -366,17 +369,18 @@ def encode(
     marks:bool=False,  # write the equation checker's findings into the solution
     steps=False,  # True, or the steps' (start, end) in the solution: say where each step ends, too
 ):  # dict with `input_ids`, `length` (tokens of prompt and label before any cut), `shortened`; None: dropped
-    "Prompt ids of one row, or None when it is too long and cannot or must not be shortened; see also `_with_steps`."
+    "Prompt ids of one row, with steps also what `_positions` says; None when it is too long and may not be shortened."
     plain = canonical(solution)
     found = _marks(plain.text) if marks else []
     question, written = canonical(question).text, _written(plain.text, found)
-    tokens = _read(tokenizer, messages(question, written), True)
+    def read(question): return _read(tokenizer, messages(question, written), True, places=steps is not False)
+    tokens = read(question)
     length = len(tokens.ids) + 1  # the label has its place too
     if shortened := length > max_length:
         if too_long != "shorten": return None
         question = _shortened(tokenizer, question, written, max_length)
         if question is None: return None
-        tokens = _read(tokenizer, messages(question, written), True)
+        tokens = read(question)
     made = dict(input_ids=tokens.ids, length=length, shortened=shortened)
     if steps is False: return made
     ends = _ends_of_steps(steps_of(solution) if steps is True else steps, plain, found)

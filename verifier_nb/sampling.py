@@ -24,7 +24,8 @@ from .forms import strip_annotations
 from .solution import check, parse
 from .sources import MADE, SAMPLED_FILE, load_problems, short_name
 from .balance import mapped
-from .build_report import _template, side_by_side
+from .build_report import side_by_side
+from .templating import html_templates
 from .model import _quiet
 from .solver import PROMPT, half_of, load_solver, tellings, train_solver
 
@@ -349,7 +350,7 @@ def write_report(
     sections = [dict(name=name, about=about, html=made.tables[name].to_html(index=False, border=0)) for name, about in ABOUT.items()]
     lead = f"{len(made.rows):,} sampled solutions of problems from {short_name(cfg.data.source)}, seed {cfg.seed}."
     pairs = _side_by_side(made.rows, samples, cfg.seed) if len(made.rows) else ""
-    page = _template("build_report.html.j2").render(title=f"Sampled solutions: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
+    page = html_templates().get_template("build_report").render(title=f"Sampled solutions: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
     files.write_text(place.report/"index.html", page)
     return place.report/"index.html"
 

@@ -16,7 +16,7 @@ from .files import VerifierError
 
 # %% ../nbs/11a_score_file.ipynb #c997bb5d
 def _delimiter(path)->str:
-    "What stands between the names in a table's first line: spreadsheets write semicolons or tabs where a comma is in use."
+    "What stands between the names in a table's first line: some spreadsheets write semicolons or tabs."
     with open(path, encoding="utf-8-sig") as f: first = f.readline()
     plain = re.sub(r'"[^"]*"', "", first)  # a quoted name may hold anything
     return max(",;\t|", key=plain.count)
@@ -33,7 +33,8 @@ def _csv_pieces(path, rows):
 def _object(line, number)->dict:
     "A line's JSON object. Raises `ValueError` that names the file's line."
     try: return dict(json.loads(line))
-    except json.JSONDecodeError as e: raise ValueError(f"line {number} is not valid JSON: {e.msg} at character {e.pos + 1}") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"line {number} is not valid JSON: {e.msg} at character {e.pos + 1}") from None
     except (ValueError, TypeError): raise ValueError(f"line {number} is not a JSON object") from None
 
 def _jsonl_pieces(path, rows):
@@ -55,8 +56,10 @@ _PIECES = {".csv": _csv_pieces, ".tsv": _csv_pieces, ".jsonl": _jsonl_pieces, ".
 def _unreadable(e, path):
     "What an error of a reader means to a person."
     if isinstance(e, UnicodeDecodeError):
-        what = f"the file cannot be read as UTF-8: byte {e.object[e.start]:#04x} is no part of it; it looks like Latin-1 or Windows-1252"
-        return VerifierError(what, path, f"save it as UTF-8 (Excel: CSV UTF-8), or: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv")
+        byte = f"{e.object[e.start]:#04x}"
+        what = f"the file cannot be read as UTF-8: byte {byte} is no part of it; it looks like Latin-1 or Windows-1252"
+        fix = f"save it as UTF-8 (Excel: CSV UTF-8), or: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
+        return VerifierError(what, path, fix)
     why = (str(e) or type(e).__name__).splitlines()[0][:200]
     fix = f"check that it is a whole {path.suffix} file in UTF-8"
     return VerifierError(f"the file cannot be read: {why}", path, fix)
@@ -129,7 +132,8 @@ _WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": None}  # Par
 def _check_result(path, out, force):
     "Raises `VerifierError` when the result may not be written."
     if out.suffix.lower() not in _WRITERS:
-        raise VerifierError("the format of the result is not known", out, f"give a name that ends with {', '.join(_WRITERS)}")
+        fix = f"give a name that ends with {', '.join(_WRITERS)}"
+        raise VerifierError("the format of the result is not known", out, fix)
     if not out.exists(): return
     is_input = out.resolve() == Path(path).resolve()
     if is_input: raise VerifierError("this file is there already", out, "give another name")
@@ -148,8 +152,9 @@ def _checked(path, out, columns, force)->Table:
 def _named(found, hybrid):
     "What `ask.judge` says under the names of the result's columns."
     p, verdict = ("p_hybrid", "hybrid_verdict") if hybrid else ("p_calibrated", "verdict")
-    found = found.assign(label_mass=found.prob_0 + found.prob_1, p_uncalibrated=found.p_flawed, verdict_alone=found.verdict,
-                         false_equation=found.text.where(found.kind == "equation", ""), reason=found.why)
+    false = found.text.where(found.kind == "equation", "")
+    found = found.assign(label_mass=found.prob_0 + found.prob_1, p_uncalibrated=found.p_flawed,
+                         verdict_alone=found.verdict, false_equation=false, reason=found.why)
     found = found.assign(p_flawed=found[p], verdict=found[verdict])
     return found.assign(step=found.step.astype(object).where(found.step > 0, ""))  # 0: no one step
 
@@ -240,19 +245,22 @@ def score_file(
     rows:int=None,  # in a piece; none: few on a CPU, where each takes a while
     progress:bool=True,
     more:bool=False,  # the columns of MORE_SCORES too
-)->dict:  # rows, flawed, skipped, seconds, has_hybrid; judged: [(label, p_flawed, verdict, question)] where there are labels
-    "Score a table into a file, row by row in order. Raises `VerifierError`."
-    table, out = _checked(path, out, columns, force), Path(out)
+)->dict:  # rows, flawed, skipped, seconds, has_hybrid, judged
+    """Score a table into a file, row by row in order. Raises `VerifierError`.
+
+    In the result `judged` is a list of (label, p_flawed, verdict, question), empty where the rows have no label."""
+    table, out, wanted = _checked(path, out, columns, force), Path(out), [*SCORES, *(MORE_SCORES if more else ())]
     verifier = verifier() if callable(verifier) else verifier
     has_hybrid = "hybrid" in verifier.calibration.get("baselines", {})
     hybrid = has_hybrid and not alone
     rows = rows or (64 if verifier.model.device.type == "cpu" else 2048)
-    start, tally, judged, wanted = time.time(), Tally(), [], [*SCORES, *(MORE_SCORES if more else ())]
+    start, tally, judged = time.time(), Tally(), []
     with _result(out) as write, _bar(table.rows, progress) as bar:
         for piece, found, missed in _score_pieces(verifier, path, table, rows, hybrid, batch_tokens):
             write(piece.join(found[wanted]))
             tally.add(found["verdict"], missed)
-            if "label" in piece: judged += zip(piece["label"], found["p_flawed"], found["verdict"], piece[table.question])
+            if "label" in piece:
+                judged += zip(piece["label"], found["p_flawed"], found["verdict"], piece[table.question])
             bar.update(len(piece))
     return {**asdict(tally), "seconds": time.time() - start, "has_hybrid": has_hybrid, "judged": judged}
 
@@ -270,17 +278,19 @@ def label_lines(
     import numpy as np, pandas as pd
     from verifier_nb import metrics
     from verifier_nb.wording import with_interval
-    known = [(_as_label(label), p, verdict, q) for label, p, verdict, q in judged if verdict and _as_label(label) is not None]
+    known = [(_as_label(label), *rest) for label, *rest in judged if rest[1] and _as_label(label) is not None]
     if not known: return []
     y, p, verdicts, questions = zip(*known)
     called = [int(verdict == "flawed") for verdict in verdicts]
-    frame = pd.DataFrame({"true_label": y, "p_flawed": np.asarray(p, float), "index": pd.factorize(pd.Series(questions))[0]})
-    limit = min((x for x, bad in zip(frame.p_flawed, called) if bad), default=1.1)  # the verdicts' own threshold
-    found = metrics.metrics(metrics.as_rows(frame, threshold=limit) if limit <= 1 else metrics.as_rows(frame, threshold=1.0), resamples)
+    problems = pd.factorize(pd.Series(questions))[0]
+    frame = pd.DataFrame({"true_label": y, "p_flawed": np.asarray(p, float), "index": problems})
+    limit = min((x for x, bad in zip(frame.p_flawed, called) if bad), default=1.0)  # the verdicts' own threshold
+    found = metrics.metrics(metrics.as_rows(frame, threshold=limit), resamples)
     lines = [f"on {len(known)} rows with a label:"]
     for name in ("accuracy", "recall", "specificity", "auroc", "ece"):
         lines.append(f"  {name:12} {with_interval(found, name, name not in ('auroc', 'ece'))}")
     counts = pd.crosstab(pd.Categorical(y, [0, 1]), pd.Categorical(called, [0, 1]), dropna=False).to_numpy()
     lines.append(f"  {'':16}{'called correct':>16}{'called flawed':>16}")
-    for name, row in zip(("correct (0)", "flawed (1)"), counts): lines.append(f"  {name:16}{row[0]:>16}{row[1]:>16}")
+    names = ("correct (0)", "flawed (1)")
+    lines += [f"  {name:16}{row[0]:>16}{row[1]:>16}" for name, row in zip(names, counts)]
     return lines

@@ -481,7 +481,9 @@ class _Scorer(_Judge):
         batch_tokens:int=16384,
         by:str="label",  # label: P(flawed); or by steps: min (the weakest), last, product
     )->pd.DataFrame:  # as `score`, with `rank`: 1 for the solution that is most likely correct
-        "Which of several solutions to trust; the question is computed once. Raises `VerifierError`."
+        """Which of several solutions of one problem to trust; the question is computed once.
+
+        Returns the columns of `score` and `rank`: 1 for the solution that is most likely correct. Raises `VerifierError`."""
         if by not in ("label", *BY_STEPS):
             raise VerifierError(f"there is no ranking by {by!r}", "Verifier.rank", f"choose label, {', '.join(BY_STEPS)}")
         questions = itertools.repeat(question, len(solutions))

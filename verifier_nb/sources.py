@@ -32,6 +32,7 @@ class Ready(NamedTuple):
     kind: str  # correct, or the kind of the error
     subtype: str
     step: int  # of the error, from 1; 0: none, or unknown
+    at: int = None  # offset in a flawed solution where it goes wrong; None: unknown
 
 @dataclass(frozen=True)
 class Problem:
@@ -131,7 +132,7 @@ def symbolic_problems(
 def _ready_pair(number, key, made)->Problem:
     "An everyday problem whose two rows are ready."
     correct = Ready(0, made.question, made.correct, 0, "correct", "correct", 0)
-    flawed = Ready(0, made.question, made.flawed, 1, made.kind, made.subtype, made.step + 1)
+    flawed = Ready(0, made.question, made.flawed, 1, made.kind, made.subtype, made.step + 1, made.at)
     return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed))
 
 def everyday_problems(

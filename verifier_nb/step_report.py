@@ -8,8 +8,8 @@ __all__ = ['FAR', 'distance_table', 'distance_finding', 'plot_distances', 'dista
 # %% ../nbs/07e_step_report.ipynb #7efe9de9
 from dataclasses import dataclass
 import pandas as pd
-from .files import clean_cell
 from .figures import Figure, themed
+from .files import clean_cell
 from .probability import StepRule
 from .wording import ShadedStep, blame_words, mark_equations, percent, shade_steps
 
@@ -83,7 +83,8 @@ def _example(kind, row, part, rule, question, solution)->StepExample:
     p = rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool))
     said = ["flawed" if k == row["named_step"] else "correct" for k in range(len(p))]
     steps = [{"end": end, "p": float(x), "verdict": verdict} for end, x, verdict in zip(part["end"], p, said)]
-    return StepExample(kind, row["index"], blame_words(row), clean_cell(question), shade_steps(mark_equations(clean_cell(solution)), steps))
+    shaded = shade_steps(mark_equations(clean_cell(solution)), steps)
+    return StepExample(kind, row["index"], blame_words(row), clean_cell(question), shaded)
 
 def step_examples(
     frame:pd.DataFrame,  # predictions with named_step and first_error
@@ -99,4 +100,8 @@ def step_examples(
         if kind and kind not in found: found[kind] = row
     questions, solutions, by_row = list(texts["question"]), list(texts["solution"]), dict(list(steps.groupby("row")))
     rows = {kind: found[kind] for kind in _KINDS if kind in found and found[kind] in by_row}
-    return [_example(kind, frame.iloc[row].to_dict(), by_row[row], rule, questions[row], solutions[row]) for kind, row in rows.items()]
+    out = []
+    for kind, row in rows.items():
+        said = frame.iloc[row].to_dict()
+        out.append(_example(kind, said, by_row[row], rule, questions[row], solutions[row]))
+    return out

@@ -53,15 +53,15 @@ class ShadedStep(NamedTuple):
 
 def _split_at(parts:list[Part], ends:list[int])->list[list[Part]]:
     "Parts cut at offsets of the whole text; an equation is never cut and stays where it begins."
-    out, at = [[] for _ in ends], 0
+    out, step, at = [[] for _ in ends], 0, 0
     for part in parts:
-        start = at
-        at += len(part.text)
-        while start < at:
-            step = next((k for k, end in enumerate(ends) if start < end), len(ends) - 1)
-            stop = at if part.ok is not None or step == len(ends) - 1 else min(at, ends[step])
-            out[step].append(part._replace(text=part.text[start - at + len(part.text):stop - at + len(part.text)]))
-            start = stop
+        rest = part.text
+        while rest:
+            while step < len(ends) - 1 and at >= ends[step]: step += 1
+            whole = part.said or step == len(ends) - 1
+            here = len(rest) if whole else min(len(rest), ends[step] - at)
+            out[step].append(part._replace(text=rest[:here]))
+            rest, at = rest[here:], at + here
     return out
 
 def shade_steps(
@@ -250,6 +250,11 @@ def _with_the_checker(result:dict)->str:
     return f"Together with an equation checker it reaches {with_interval(hybrid, 'accuracy')}."
 
 # %% ../nbs/07c_wording.ipynb #2d305e44
+def _over_the_limit(result:dict)->str:
+    "Where a limit chosen on validation does not hold on test: that, and why it may be so."
+    if (result["decided_errors"] or 0) <= result["budget"]: return ""
+    return " That is more than the limit: it was chosen on other problems, and on few solutions it holds by chance alone."
+
 def _by_itself(result:dict)->str:
     "How much the verifier may decide alone."
     budget = percent(result["budget"], 0)
@@ -258,7 +263,7 @@ def _by_itself(result:dict)->str:
     if not result.get("decided_share"): return ""
     share, errors = percent(result["decided_share"], 0), percent(result["decided_errors"])
     limit = f"a limit set on validation for {budget} errors"
-    return f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors."
+    return f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors.{_over_the_limit(result)}"
 
 # %% ../nbs/07c_wording.ipynb #31097048
 def lead(
