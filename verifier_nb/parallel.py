@@ -86,6 +86,9 @@ def wanted(
     if not on_cpu and n > _gpus():
         raise VerifierError(f"{n} processes need {n} GPUs and there are {_gpus()}", "--processes",
                             f"give at most {_gpus()}, or auto")
+    if os.environ.get(KIND) == "fsdp2" and cfg.model.quantization != "none":
+        raise VerifierError("weights in 4 bits cannot lie in parts over several GPUs", "--parallel",
+                            "use ddp, or set model.quantization to none")
     passes = cfg.training.gradient_accumulation
     if passes % n:
         fix = (f"set training.gradient_accumulation to a multiple of {n} "
@@ -152,10 +155,10 @@ _DIED = re.compile(r"local_rank: (\d+)\)\s+exitcode\s*: (-?\d+)")
 
 def _logs(run)->Path: return run.artifacts/"ranks"
 
-def _environment(on_cpu:bool)->dict:
+def _environment(kind:str, on_cpu:bool)->dict:
     "The workers' environment. NCCL's multicast over NVLink is left off: on shared hosts it can put GPUs out of use."
     threads = max((os.cpu_count() or 2)//2, 1) if on_cpu else 4
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "NCCL_NVLS_ENABLE": "0",
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, KIND: kind, "NCCL_NVLS_ENABLE": "0",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
 
 def launch(
@@ -163,15 +166,16 @@ def launch(
     run,  # Run
     processes:int,
     say=print,  # where the first process's lines go
+    kind:str=None,  # see `KINDS`; default: what was asked for
 ):
     "Let several processes do a piece of work and wait for them. Raises `VerifierError` when one fails or dies."
-    kind, on_cpu = os.environ.get(KIND, "ddp"), run.config.model.device == "cpu" or not _gpus()
+    kind, on_cpu = kind or os.environ.get(KIND, "ddp"), run.config.model.device == "cpu" or not _gpus()
     if on_cpu and kind == "fsdp2": raise VerifierError("fsdp2 needs GPUs", "--parallel", "leave it out on a CPU")
     _logs(run).mkdir(parents=True, exist_ok=True)
     for old in _logs(run).glob("rank-*"): old.unlink()
     args = command(target, run, processes, kind, on_cpu)
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=_environment(on_cpu)) as workers:
+                          env=_environment(kind, on_cpu)) as workers:
         try:
             heard = [line for line in workers.stdout if _hear(line, say)]
             code = workers.wait()

@@ -175,7 +175,8 @@ NO_LABEL = -100  # counts for nothing, in PyTorch's cross entropy and in the tra
 
 def blank(sample)->dict:
     "A sample that teaches nothing: for a process that has no batch when the others have their last."
-    return {**sample, "label_id": NO_LABEL, "step_positions": [], "step_targets": []} if "step_positions" in sample else {**sample, "label_id": NO_LABEL}
+    steps = {"step_positions": [], "step_targets": []} if "step_positions" in sample else {}
+    return {**sample, **steps, "label_id": NO_LABEL}
 
 def _collate(samples, layout, pad_id, bucket):
     batch = dict(batches_.collate(samples, layout, pad_id, bucket))

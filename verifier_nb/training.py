@@ -251,7 +251,7 @@ def training_arguments(
         # rows are samples already; our sampler and collator make the batches
         remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None,
         dataloader_num_workers=t.workers, dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"even_batches": False}, ddp_find_unused_parameters=False)
+        accelerator_config={"even_batches": False}, ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)
 
 # %% ../nbs/06_training.ipynb #aa71067d
 def _thaw_linear(base):
@@ -364,6 +364,13 @@ def plot_history(history:pd.DataFrame):
     return fig
 
 # %% ../nbs/06_training.ipynb #a9da23c2
+def _check_state(checkpoint, in_parts:bool):
+    "Whether the optimiser's state can be read. Raises `VerifierError`: without it, training would begin anew unheard."
+    wanted, other = ("optimizer.bin", "ddp") if in_parts else ("optimizer.pt", "fsdp2")
+    if (Path(checkpoint)/wanted).exists(): return
+    raise VerifierError(f"the optimiser's state in this checkpoint was written by {other}", checkpoint,
+                        f"resume with --parallel {other}")
+
 def train(
     run,  # Run
     net=None,  # a model to train; default: the one of the config
@@ -374,6 +381,7 @@ def train(
     if parallel.is_first(): check_room(run, trainer.model)
     parallel.wait_for_all()
     before = latest_checkpoint(run.checkpoints)
+    if before: _check_state(before, trainer.is_fsdp_enabled)
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     with quiet(): trainer.train(resume_from_checkpoint=str(before) if before else None)
     return trainer
