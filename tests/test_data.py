@@ -552,8 +552,32 @@ def test_the_test_split_keeps_what_training_must_not_see(gsm8k):
     left, counts = sources.load_problems(cfg, 1)
     assert left["test"] == with_it["test"] and any(p.template < 0 for p in left["test"])
     templates = [len({p.key for p in problems["train"] if p.template >= 0}) for problems in (left, with_it)]
-    assert 0 < templates[0] < 0.55 * templates[1]  # the templates were made from GSM8K's test problems
+    if gsm8k == GSM8K: assert templates[0] == 0 < templates[1]  # each was written from one of GSM8K's test problems
+    else: assert 0 < templates[0] < 0.55 * templates[1]  # half of them stand in this test split
     assert sum(counts.values()) >= templates[1] - templates[0]
+
+SLIPPED = [0, 9, 11, 12, 20, 26, 28, 41, 43, 55, 56, 58, 62, 72, 92, 93, 95]  # sound templates whose words alone did not tell where they are from
+
+@needs_shared
+def test_no_template_passes_where_gsm8k_test_is_held_out():
+    "Seventeen were near a test problem by eye, and in the training of a verifier that was said to be free of them."
+    held = [json.loads(line)["question"] for line in open(GSM8K/"test.jsonl", encoding="utf-8")]
+    origin = {sources.template_from(question): question for question in held}
+    assert set(origin) - {None} == set(sources.sound_templates())
+    problems = {"train": [sources.Problem(n, i, "gsm_symbolic", template=n) for i, n in enumerate(sources.sound_templates())]}
+    left, counts = sources.exclude(problems, [f"{GSM8K}#test"])
+    assert left["train"] == [] and counts["excluded", f"{GSM8K.name}#test", "written from it"] >= len(SLIPPED)
+    asked = [sources.symbolic(n, f"overlap/{i}")["question"] for n in SLIPPED for i in range(8)]
+    assert not len(similarity.overlap(asked, held, near=sources.NEAR_TEMPLATE))  # so it is the committed facts that find them
+
+def test_a_template_goes_with_the_problem_it_was_written_from(tmp_path, monkeypatch):
+    "Whatever its words and numbers: by the committed facts alone."
+    asked = "Nine grey geese fly 40 miles. How far do 3 of them fly?"
+    monkeypatch.setattr(sources, "_origins", lambda: {sources._story(asked): 56})
+    pd.DataFrame({"question": [asked.replace("40", "1,250")], "solution": "1 + 1 = 2"}).to_csv(tmp_path/"held.csv", index=False)
+    problems = {"train": [sources.Problem(n, n, "gsm_symbolic", template=n) for n in (55, 56)]}
+    left, counts = sources.exclude(problems, [str(tmp_path/"held.csv")])
+    assert [p.template for p in left["train"]] == [55] and counts == {("excluded", "held.csv", "written from it"): 1}
 
 
 # the audit

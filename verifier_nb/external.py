@@ -70,6 +70,16 @@ class Trained(str, Enum):
     DROP = "drop"
     KEEP = "keep"
 
+# %% ../nbs/07a_external.ipynb #d18350da
+def _in_templates(
+    learned,  # data sets that the run learned from
+    questions,
+)->set:  # of those questions
+    "Questions of GSM8K's test split from which a template was written, where the run learned from templates."
+    from verifier_nb.sources import template_from
+    with_templates = any("source" in part.column_names and "gsm_symbolic" in part.unique("source") for part in learned)
+    return {question for question in questions if template_from(question) is not None} if with_templates else set()
+
 # %% ../nbs/07a_external.ipynb #42258f49
 def _known_questions(run, rows)->set:
     "Questions of these rows that the run has learned from. Raises `VerifierError` when nobody can tell."
@@ -78,9 +88,10 @@ def _known_questions(run, rows)->set:
         said = "the run's training data is not on this machine, so nobody can tell which problems it has seen"
         what_to_do = "run its data stage again, or allow trained problems (trained: keep)"
         raise VerifierError(said, run.dataset, what_to_do)
-    seen = [question for split in ("train", "validation") for question in data.load_split(run, split)["question"]]
+    learned = [data.load_split(run, split) for split in ("train", "validation")]
+    seen = [question for part in learned for question in part["question"]]
     found = similarity.overlap(list(rows["question"]), seen, near=2.0)  # no near ones: the same, or renamed
-    return set(found.question_a[found.kind.isin(["same", "renamed"])])
+    return set(found.question_a[found.kind.isin(["same", "renamed"])]) | _in_templates(learned, rows["question"])
 
 # %% ../nbs/07a_external.ipynb #f7ee1d90
 def check_unseen(

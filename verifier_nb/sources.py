@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ASK', 'SAMPLED_FILE', 'MADE', 'NEAR_TEXT', 'NEAR_TEMPLATE', 'Ready', 'Problem', 'symbolic', 'sound_templates',
-           'symbolic_problems', 'everyday_problems', 'text_problems', 'sampled_problems', 'with_short', 'short_name',
-           'load_problems', 'held_out', 'exclude']
+           'template_from', 'symbolic_problems', 'everyday_problems', 'text_problems', 'sampled_problems', 'with_short',
+           'short_name', 'load_problems', 'held_out', 'exclude']
 
 # %% ../nbs/02d_sources.ipynb #8306ebf1
-import functools, importlib.util, itertools, random, sys, tempfile, types
+import csv, functools, hashlib, importlib.util, itertools, random, sys, tempfile, types
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
@@ -98,6 +99,23 @@ def sound_templates(
 )->dict:  # template -> "" when it is sound, else the reason why not
     "Which gsm_symbolic templates give solutions whose chain holds, in every instance tried."
     return {template: _unsound(template, draws) for template in sorted(_templates())}
+
+# %% ../nbs/02d_sources.ipynb #e02e969a
+def _story(question:str)->str:
+    "A hash of a question's words without its numbers: the same for the same story told with other numbers."
+    words = [word for word in normalise(question).split() if not any(c.isdigit() for c in word)]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+@functools.cache
+def _origins()->dict:
+    "Story of a GSM8K test problem -> number of the gsm_symbolic template that was written from it."
+    text = (resources.files("verifier_nb")/"words"/"symbolic_origins.csv").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {row["story"]: int(row["template"]) for row in csv.DictReader(lines)}
+
+def template_from(question:str):  # -> number of the template, or None
+    "The gsm_symbolic template that was written from this question of GSM8K's test split, whatever its numbers."
+    return _origins().get(_story(question))
 
 # %% ../nbs/02d_sources.ipynb #4b744e5e
 def _templates_by_split(
@@ -440,13 +458,21 @@ def _asked_by(problem):
     if not problem.is_template: return [problem.question]
     return [symbolic(problem.template, f"overlap/{i}")["question"] for i in range(8)]
 
+def _written_from(
+    asked:dict,  # question -> the Problem that asks it
+    held:list,  # questions
+)->dict:  # key of a problem -> how it was found
+    "The templates that were written from one of the held-out questions."
+    gone = {template_from(question) for question in held}
+    return {problem.key: "written from it" for problem in asked.values() if problem.is_template and problem.template in gone}
+
 def _hits(
     asked:dict,  # question -> the Problem that asks it
     name:str,  # of a held-out set
 )->dict:  # key of a problem -> how it was found
     "The problems that stand in a held-out set."
-    shared = overlap([*asked], held_out(name), near=NEAR_TEMPLATE)
-    hits = {}
+    held = held_out(name)
+    shared, hits = overlap([*asked], held, near=NEAR_TEMPLATE), _written_from(asked, held)
     for question, kind, similarity in zip(shared.question_a, shared.kind, shared.similarity):
         problem = asked[question]
         limit = NEAR_TEMPLATE if problem.is_template else NEAR_TEXT
