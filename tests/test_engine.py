@@ -610,11 +610,11 @@ def test_a_solution_exactly_at_the_threshold_is_flawed(plain):
     for threshold, expected in ((0.5, ["correct", "flawed", "flawed"]), (0.25, ["flawed"]*3), (0.75, ["correct", "correct", "flawed"]), (0.76, ["correct"]*3)):
         verifier = scoring.Verifier(plain, TOKENIZER, threshold=threshold)
         verifier.calibrate = lambda odds: (1/(1 + np.exp(-odds))).round(12)  # exact quarters
-        assert verifier._frame(logs).verdict.tolist() == expected
+        assert verifier._frame(scoring.Scores(logs, [])).verdict.tolist() == expected
 
 
 def test_the_threshold_is_compared_with_the_calibrated_probability(plain):
-    frame = scoring.Verifier(plain, TOKENIZER, bias=-2.0)._frame(np.log([[.2, .6], [.01, .9]]))
+    frame = scoring.Verifier(plain, TOKENIZER, bias=-2.0)._frame(scoring.Scores(np.log([[.2, .6], [.01, .9]]), []))
     assert np.allclose(odds_of(frame.p_calibrated), np.log([3, 90]) - 2) and frame.verdict.tolist() == ["correct", "flawed"]
     assert np.allclose(frame[["prob_0", "prob_1", "label_mass", "p_flawed"]], [[.2, .6, .8, .75], [.01, .9, .91, 90/91]])
 

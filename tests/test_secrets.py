@@ -77,7 +77,7 @@ def stage(tmp_path, monkeypatch):
         nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), tmp_path/"nbs"/"00_setup.ipynb")
         monkeypatch.setattr(runs, "notebook", lambda name: tmp_path/"nbs"/f"{name}.ipynb")
         real = runs.execute
-        monkeypatch.setattr(runs, "execute", lambda run, name, label: real(run, name, label, {"parameter": " ".join([*SHAPES.values(), *URLS, ENVIRONMENT["MY_SECRET"]])}))
+        monkeypatch.setattr(runs, "execute", lambda run, name, label, kernels=None: real(run, name, label, {"parameter": " ".join([*SHAPES.values(), *URLS, ENVIRONMENT["MY_SECRET"]])}))
         return new_run(load_config("smoke"), tmp_path/"out")
     return write
 

@@ -382,13 +382,14 @@ def _look_for_base(base:str):
 
 def look_before(cfg, root="."):
     "Raises `VerifierError` for what would stop a run later and can be seen at once."
+    setup.pick_device(cfg.model.device)
     _look_for_source(cfg.data.source)
     _look_for_base(cfg.model.base)
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
-    free = shutil.disk_usage(there).free
-    if free < _LEAST:
-        raise VerifierError(f"only {free >> 20} MiB are free on the disk", there, "free some space, or give another --root")
-    setup.pick_device(cfg.model.device)
+    disk = shutil.disk_usage(there)
+    if disk.total and disk.free < _LEAST:  # what has no size, such as /proc, refuses the folder itself
+        what = f"only {disk.free >> 20} MiB are free on the disk"
+        raise VerifierError(what, there, "free some space, or give another --root")
 
 # %% ../nbs/10_runs.ipynb #15213435
 def start(
