@@ -99,7 +99,11 @@ class TestWarmKernels:
 
     def kernels(self, server):
         import psutil
-        return [child for child in psutil.Process(server.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+        def lives(child):
+            try: return child.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess: return False  # it ended while it was looked at
+        return [child for child in psutil.Process(server.pid).children() if lives(child)]
 
     def gone(self, server):
         for _ in range(200):

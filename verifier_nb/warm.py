@@ -195,6 +195,8 @@ def _manager(warm):
                               extra_arguments=None): return warm.command(super().format_kernel_cmd(extra_arguments))
     return WarmManager
 
+_LONGEST = 90  # bytes of a folder's name: a socket's whole name has room for about a hundred
+
 @contextmanager
 def warm_kernels(
     more=(),  # further modules to import
@@ -204,6 +206,9 @@ def warm_kernels(
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="verifier_nb-warm-") as folder:
+        if len(os.fsencode(folder)) > _LONGEST:
+            yield {}
+            return
         warm = WarmKernels(folder, more)
         try: yield {"kernel_manager_class": _manager(warm)}
         finally: warm.stop()
