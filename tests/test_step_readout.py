@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from test_engine import load
+from test_training import power_cut
 from datasets import Dataset, DatasetDict, load_from_disk
 from verifier_nb import batches, data, model as model_, prompt, readout, samples as samples_, scoring, training
 from verifier_nb.canonical import canonical
-from verifier_nb.config import LoraSettings, ModelSettings, load_config
+from verifier_nb.config import load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.folders import new_run
 from verifier_nb.steps import steps as steps_of
@@ -103,16 +105,6 @@ def test_the_model_reads_the_canonical_text():
 
 
 # every layout reads the same
-
-def load(family, lora=False):
-    net = model_.load_base(ModelSettings(base=f"tiny:{family}", dtype="float32", device="cpu"))
-    if not lora: return net
-    torch.manual_seed(3)
-    net = model_.add_lora(net, LoraSettings(r=4, dropout=0.0))
-    for name, p in net.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
-    return net
-
 
 def twins(n=3):
     "Pairs with shared steps; of the last pair the flawed row does not know its step."
@@ -304,12 +296,7 @@ def test_a_training_with_steps_resumes_to_the_same_end(small, tmp_path, steps):
     training.run_stage(whole)
     training.setup.seed_everything(broken.config.seed)
     trainer = training.make_trainer(broken)
-
-    class PowerCut(training.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3: raise RuntimeError("power cut")
-    trainer.add_callback(PowerCut())
-    with pytest.raises(RuntimeError, match="power cut"): trainer.train()
+    power_cut(trainer, at=3)
     training.run_stage(broken)
     ours, theirs = (run.checkpoints/"checkpoint-4"/"adapter_model.safetensors" for run in (whole, broken))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -377,17 +377,21 @@ def test_a_whole_model_is_saved_with_its_tokenizer(small, tmp_path):
 
 # breaking off and going on
 
+def power_cut(trainer, at):
+    "Train, and break off at the end of a step."
+    class PowerCut(training.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == at: raise RuntimeError("power cut")
+    trainer.add_callback(PowerCut())
+    with pytest.raises(RuntimeError, match="power cut"): trainer.train()
+
+
 def test_an_interrupted_training_ends_the_same(small, trained, tmp_path):
     "Training that breaks off after a checkpoint and resumes gives byte-identical weights, at the best step and at the last one."
     run = again(small, tmp_path)
     training.setup.seed_everything(run.config.seed)
     trainer = training.make_trainer(run)
-
-    class PowerCut(training.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5: raise RuntimeError("power cut")
-    trainer.add_callback(PowerCut())
-    with pytest.raises(RuntimeError, match="power cut"): trainer.train()
+    power_cut(trainer, at=5)
     assert training.latest_checkpoint(run.checkpoints).name == "checkpoint-4"
     first = (run.checkpoints/"checkpoint-2"/"manifest.json").stat().st_mtime_ns
     training.run_stage(run)
