@@ -129,17 +129,17 @@ def prepare(request):
     argv = request["argv"]
     root = argv[argv.index("--root") + 1] if "--root" in argv else os.getcwd()
     events = os.open(request["events"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    kernels, kill, kernel_execute = request["kernels"], request["kill"], runs.execute
+    in_kernels, kill, kernel_execute = request["kernels"], request["kill"], runs.execute
     before = [place for place in [os.environ.get("PYTHONPATH")] if place]  # a kernel imports the library from where this process does
     slim = slim_notebooks(Path(request["log"]).parent/"nbs")
     runs.notebook = lambda stage: slim/f"{stage}.ipynb"
-    trigger = Trigger(os.path.abspath(root), kill if not kernels else None, events)
+    trigger = Trigger(os.path.abspath(root), kill if not in_kernels else None, events)
     progress = setup.progress
     setup.progress = lambda *a, **k: (trigger.change(), progress(*a, **k))[1]
 
     def execute(run, stage, label, extra=None, kernels=None):
-        if stage in kernels:
-            os.environ["ZYGOTE_KILL"] = json.dumps({"root": os.path.abspath(root), "events": request["events"], "stage": stage, "kill": kill})
+        if stage in in_kernels:
+            os.environ["ZYGOTE_KILL"] = json.dumps({"root": os.path.abspath(root), "events": request["events"], "stage": stage, "kill": kill, "runner": os.getpid()})
             os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *before])
             return kernel_execute(run, stage, label, extra, kernels)
         trigger.start(stage)
@@ -189,7 +189,7 @@ def in_kernel():
     asked = json.loads(os.environ.get("ZYGOTE_KILL") or "{}")
     if not asked: return
     kill = dict(asked["kill"] or {"stage": ""})
-    victim = os.getpid if kill.pop("self", False) else os.getppid
+    victim = os.getpid if kill.pop("self", False) else lambda: asked["runner"]  # a warm kernel's parent is not the runner
     Trigger(asked["root"], kill, os.open(asked["events"], os.O_WRONLY | os.O_APPEND), victim).start(asked["stage"])
 
 
