@@ -423,7 +423,7 @@ def evaluate_and_write(
 def run_stage(
     run,  # Run
 )->dict:  # what metrics.json says
-    "Score, calibrate, compare with baselines, and write this stage's files; on several processes where that is asked for."
+    "Score, calibrate, compare with baselines, and write this stage's files; on several processes if asked for."
     train_if_missing(run)
     processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
     if processes == 1: return evaluate_and_write(run)
