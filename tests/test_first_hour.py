@@ -21,7 +21,7 @@ def python(code, **env):
 
 def test_the_package_offers_its_best_and_imports_nothing_large_for_it():
     said = python("import sys, verifier_nb as v; print(v.check('2 + 2 = 5')[0].ok, len(v.steps('a = 1.\\nb = 2.')), 'torch' in sys.modules, set(v.__all__) <= set(dir(v)))\n"
-                  "from verifier_nb.steps import Span; print(callable(v.steps), v.inject.__name__, v.make_reward.__name__, v.Verifier.__name__)")
+                  "from verifier_nb.splitting import Span; print(callable(v.steps), v.inject.__name__, v.make_reward.__name__, v.Verifier.__name__)")
     assert said.split() == ["False", "2", "False", "True", "True", "inject", "make_reward", "Verifier"]
 
 

@@ -22,7 +22,7 @@ from .step_report import distance_figure, step_examples
 from .wording import (Part, abstention_words, calibration_words, headline, lead, mark_equations, step_rows,
                                  step_words)
 from .page import (cards, clean_cell, distrust_of, external_sections, judges, matrix_cells, mistake_items,
-                              notes_of, provenance_lines, read_types, render_page, subtype_of, type_rows)
+                              notes_of, provenance_lines, read_if_there, read_types, render_page, subtype_of, type_rows)
 
 # %% ../nbs/08_analysis.ipynb #e5d0dc83
 def _check_texts(test:pd.DataFrame, texts):
@@ -137,6 +137,7 @@ def read_evaluated(run:Run)->Evaluated:
         run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
         calibration=read_json(run.report("calibration.json")), types=read_types(run.report("metrics_by_type.csv")),
         history=pd.read_csv(log) if log.exists() else None, texts=load_texts(run),
+        kept=read_if_there(run.report("training.json")).get("best_step"),
         steps=pd.read_csv(steps) if steps.exists() else None)
 
 # %% ../nbs/08_analysis.ipynb #cdf90643
@@ -255,7 +256,7 @@ def report_page(
 def _pictures(found:Evaluated)->dict:  # name -> Picture
     "Draw the figures anew; the one of the token lengths was drawn with the data."
     run, of_steps = found.run, distance_figure(found.result)
-    figures = figure_set(found.test, found.result, found.history) | ({"first_error": of_steps} if of_steps else {})
+    figures = figure_set(found.test, found.result, found.history, found.kept) | ({"first_error": of_steps} if of_steps else {})
     pictures = save_figures(run, figures)
     lengths = run.figures/"token_lengths.png"
     if lengths.exists():

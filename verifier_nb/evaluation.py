@@ -33,7 +33,7 @@ from verifier_nb.metrics import (
 )
 from .probability import StepRule
 from .setup import seed_everything
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's

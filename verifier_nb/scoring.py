@@ -27,7 +27,7 @@ from .attention import pick_layout, prepare_attention
 from .readout import last_hidden, step_log_odds, step_loss
 from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
 from .lean import is_plain_lora, lora_scale
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/05b_scoring.ipynb #01d8b47e
 def _padded_logits(model, batch, ids, positions):
@@ -495,7 +495,7 @@ class _Scorer(_Judge):
 
     def steps(self,
         question:str, solution:str,
-        spans=None,  # (start, end) of each step in the solution; none: as `verifier_nb.steps.steps` finds them
+        spans=None,  # (start, end) of each step in the solution; none: as `verifier_nb.splitting.steps` finds them
     )->pd.DataFrame:  # step (from 0), text, start, end, p_flawed, p_calibrated, equations, verdict
         """A verdict for every step: P(an error has occurred up to its end). Raises `VerifierError`.
 
