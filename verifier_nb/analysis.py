@@ -117,6 +117,7 @@ class Evaluated:
     history:pd.DataFrame|None  # log_history.csv
     texts:object  # of the test rows; None when they are not on this machine
     steps:pd.DataFrame|None = None  # steps.csv
+    kept:int|None = None  # the step of the training whose weights were kept
 
     @property
     def headline(self)->str: return headline(self.result, self.types)

@@ -346,7 +346,7 @@ def plot_curves(
     theme:str="light",
     kept:int|None=None,  # the step whose checkpoint was kept
 ):
-    "Loss of training and validation over the steps, validation accuracy where it was logged, and the step that was kept."
+    "Loss of training and validation over the steps, validation accuracy where it was logged, and the kept step."
     import matplotlib.pyplot as plt
     with themed(theme) as colours:
         fig, ax = plt.subplots(figsize=(6.2, 3.4))
