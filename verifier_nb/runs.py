@@ -69,10 +69,10 @@ def code_hash(stage:str)->str:
 
 # %% ../nbs/10_runs.ipynb #f2c5abd8
 def _written_files(run:Run)->list:
-    "Files of the report folder that count: no notebooks, nothing temporary, not what tells about the run itself."
-    skip = {"manifest.json", "report.html", ".lock"}
+    "Files of the report folder that count: no notebooks or pages, nothing temporary, not what tells about the run itself."
+    skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
-    return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
+    return [p for p in files if p.suffix not in (".ipynb", ".html", ".tmp") and p.name not in skip]
 
 def snapshot(run:Run)->dict:  # name -> sha256
     "Hashes of everything the stages have written: report files (not notebooks) and the artifact folders."
@@ -218,6 +218,8 @@ def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
+_CALM = "ignore::FutureWarning,ignore:IProgress not found"  # what libraries say to each other; no reader can mend it
+
 def execute(
     run:Run,
     stage:str,
@@ -232,6 +234,7 @@ def execute(
     scratch = Path(tempfile.mkdtemp(prefix=f"verifier_nb-stage-{os.environ.get(MARK, '')}-"))
     out, seen = scratch/"out.ipynb", scratch/"progress.json"
     os.environ["VERIFIER_NB_PROGRESS"] = str(seen)
+    os.environ.setdefault("PYTHONWARNINGS", _CALM)
     try:
         with Watch(label, seen): failure = _papermill(stage, out, parameters, kernels or {})
     except DeadKernelError as e: raise _died(run, stage) from e
@@ -446,7 +449,8 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
         run_stages(run, stages, say)
-        from verifier_nb import analysis, index
+        from verifier_nb import analysis, executed, index
+        executed.write_pages(run)
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
         mirror(run)
