@@ -197,3 +197,19 @@ def test_the_colab_notebook_runs_from_top_to_bottom(root, tmp_path):
                                progress_bar=False, cwd=str(tmp_path), kernel_name="python3")
     said = (tmp_path/"out.ipynb").read_text(encoding="utf-8")
     assert "P(flawed) = " in said and "iframe srcdoc" in said and "dry run, would send" in said and len(list((tmp_path/"kept"/"reports"/"smoke").glob("*/report.html"))) == 1
+
+
+# the report
+
+def test_the_starting_adapter_is_a_row_of_its_own(tmp_path):
+    from verifier_nb import data, evaluation, verify, wording
+    start = make_adapter(tmp_path/"start")
+    run = new_run(load_config("smoke", {"lora.adapter": str(start), "training.max_steps": 1, "training.evals_per_epoch": 1, "data.problems": 12,
+                                        "evaluation.resamples": 100, "evaluation.merge_check_rows": 0}), tmp_path)
+    result = evaluation.run_stage(run)  # trains first
+    rows, test = data.load_split(run, "test"), pd.read_csv(run.report("predictions.csv"))
+    before = load(start, max_length=run.config.data.max_length).score(list(rows["question"]), list(rows["solution"]))
+    assert test.p_start.to_numpy() == pytest.approx(before.p_calibrated.to_numpy(), abs=1e-5)
+    line, accuracy = result["baselines"]["start"], ((before.p_calibrated >= 0.47).to_numpy() == test.true_label).mean()
+    assert line["accuracy"] == accuracy and line["gain"]["accuracy"]["value"] == pytest.approx(result["accuracy"] - accuracy)
+    assert "The adapter that training started from is right on" in " ".join(wording.lead(result)) and verify.verify(run).empty

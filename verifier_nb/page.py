@@ -388,6 +388,7 @@ def notes_of(
 )->list[str]:
     "What a reader should know about the numbers."
     notes = list(calibration.get("notes", []))
+    notes += [line["note"] for line in calibration.get("baselines", {}).values() if "note" in line]
     if result.get("merge_check"): notes.append(_merge_words(result["merge_check"]))
     # the note on the calibration error stands in the section about probabilities
     return notes + [f"{name.replace('_', ' ')}: {note}" for name, note in result["notes"].items() if name != "ece"]

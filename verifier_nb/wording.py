@@ -232,15 +232,24 @@ def _is_it_chance(gain)->str:
 
 # %% ../nbs/07c_wording.ipynb #9914bcd0
 def _against_baselines(result:dict)->str:
-    "The best baseline, apart from the hybrid, which has the verifier in it."
+    "The best simple baseline: neither the hybrid, which has the verifier in it, nor the adapter that training started from."
     from verifier_nb import baselines
-    accuracies = {name: judge["accuracy"] for name, judge in result.get("baselines", {}).items() if name != "hybrid"}
+    simple = {name: judge for name, judge in result.get("baselines", {}).items() if name not in ("hybrid", "start")}
+    accuracies = {name: judge["accuracy"] for name, judge in simple.items()}
     rivals = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
     if not rivals: return ""
     best = max(rivals, key=rivals.get)
     gain = result["baselines"][best].get("gain", {}).get("accuracy")
     name = baselines.BASELINES[best].lower()
     return f"The best simple baseline ({name}) is right on {percent(rivals[best])}.{_is_it_chance(gain)}"
+
+# %% ../nbs/07c_wording.ipynb #95555c1a
+def _against_the_start(result:dict)->str:
+    "What the adapter could do before this training; nothing where training started from none."
+    start = result.get("baselines", {}).get("start")
+    if start is None or start["accuracy"] is None: return ""
+    gain = start.get("gain", {}).get("accuracy")
+    return f"The adapter that training started from is right on {percent(start['accuracy'])}.{_is_it_chance(gain)}"
 
 # %% ../nbs/07c_wording.ipynb #108c5bdd
 def _with_the_checker(result:dict)->str:
@@ -275,8 +284,9 @@ def _by_itself(result:dict)->str:
 def lead(
     result:dict,
 )->list[str]:
-    "Two to four sentences under the headline: how sure, better than what, and how much it can decide alone."
-    sentences = [_how_sure(result), _against_baselines(result), _with_the_checker(result), _by_itself(result)]
+    "Two to five sentences under the headline: how sure, better than what, and how much it can decide alone."
+    better = [_against_baselines(result), _against_the_start(result), _with_the_checker(result)]
+    sentences = [_how_sure(result), *better, _by_itself(result)]
     return [sentence for sentence in sentences if sentence]
 
 # %% ../nbs/07c_wording.ipynb #329629ad
