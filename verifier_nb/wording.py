@@ -232,7 +232,7 @@ def _is_it_chance(gain)->str:
 
 # %% ../nbs/07c_wording.ipynb #9914bcd0
 def _against_baselines(result:dict)->str:
-    "The best simple baseline: neither the hybrid, which has the verifier in it, nor the adapter that training started from."
+    "The best simple baseline: not the hybrid, which has the verifier in it, nor the adapter that training started from."
     from verifier_nb import baselines
     simple = {name: judge for name, judge in result.get("baselines", {}).items() if name not in ("hybrid", "start")}
     accuracies = {name: judge["accuracy"] for name, judge in simple.items()}
