@@ -53,9 +53,12 @@ def test_a_verifier_tells_itself_and_takes_two_plain_texts(tmp_path):
 
 @pytest.mark.parametrize("settings, said", [
     ({"data.source": "missing.zip"}, "'missing.zip' was not found"), ({"data.source": "gsm_symbolic+missing.csv"}, "'missing.csv' was not found"),
-    ({"model.base": "pypi:no-such-package"}, "needs the package no-such-package"), ({"model.base": "./nowhere"}, "is not there")])
+    ({"model.base": "pypi:no-such-package"}, "needs the package no-such-package"), ({"model.base": "./nowhere"}, "is not there"),
+    ({"training.report_to": "trackio"}, "trackio is not installed")])
 def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    is_installed = runs._is_installed
+    monkeypatch.setattr(runs, "_is_installed", lambda name: name != "trackio" and is_installed(name))
     with pytest.raises(VerifierError, match=said): runs.start("smoke", settings, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -383,9 +383,15 @@ def _look_for_base(base:str):
     if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
         raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
 
+def _look_for_tracker(name:str):
+    "Raises `VerifierError` when the package that curves are sent to is not there."
+    if name == "none" or _is_installed(name): return
+    raise VerifierError(f"{name} is not installed", "training.report_to", f"pip install {name}, or leave the setting out")
+
 def look_before(cfg, root="."):
     "Raises `VerifierError` for what would stop a run later and can be seen at once."
     setup.pick_device(cfg.model.device)
+    _look_for_tracker(cfg.training.report_to)
     _look_for_source(cfg.data.source)
     _look_for_base(cfg.model.base)
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
