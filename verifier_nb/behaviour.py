@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_TEXTS', 'ADDED', 'RIGHTED', 'COLUMNS', 'PASSED', 'FOUND', 'TOLERANCE', 'CHANGED', 'LOWERED', 'RAISED',
-           'ENOUGH', 'rows_for', 'beside', 'Pair', 'pairs_of', 'part_of', 'behaviour_table', 'worst', 'behaviour_words',
-           'capability_table', 'plot_behaviour', 'behaviour_figure']
+           'ENOUGH', 'rows_for', 'with_answers', 'Pair', 'pairs_of', 'part_of', 'behaviour_table', 'worst',
+           'behaviour_words', 'capability_table', 'plot_behaviour', 'behaviour_figure']
 
 # %% ../nbs/07i_behaviour.ipynb #88615c2a
 from typing import NamedTuple
 import pandas as pd
 from .cases import cases
-from .figures import Figure, themed, _share_with_interval as share_with_interval
+from verifier_nb.figures import (
+    Figure,
+    _share_with_interval as share_with_interval,
+    themed,
+)
 
 # %% ../nbs/07i_behaviour.ipynb #fcb147e6
 WITHOUT_TEXTS = ["family", "variant", "label", "first_error", "capability", "kind", "form", "arithmetic"]
@@ -25,7 +29,7 @@ def rows_for(
     can_be_read = [fits(question, solution) for question, solution in zip(found.question, found.solution)]
     return found[can_be_read].reset_index(drop=True)
 
-def beside(
+def with_answers(
     rows:pd.DataFrame,  # of the suite
     p_flawed, verdict,  # [n] probability, and 0 or 1
 )->pd.DataFrame:
@@ -135,13 +139,15 @@ def _overall(table)->str:
             for (measure, one), verb, kind in zip(row.items(), ("passes", "finds"), ("correct", "flawed")) if len(one)]
     return f"It {' and '.join(said)} of the behavioural suite." if said else ""
 
+def _counted(row)->str: return f"“{row['name']}”: {row['count']} of {row['n']}"
+
 def behaviour_words(table:pd.DataFrame)->list:  # of sentences
     "What a table says: overall, and what it is worst at."
     passed, found, changed = (worst(table, measure) for measure in (PASSED, FOUND, CHANGED))
     out = [_overall(table)]
-    if passed: out.append(f"Of the correct ones it passes fewest under “{passed['name']}”: {passed['count']} of {passed['n']}.")
-    if found: out.append(f"Of the flawed ones it finds fewest under “{found['name']}”: {found['count']} of {found['n']}.")
-    if changed: out.append(f"Its verdict changes most often under “{changed['name']}”: in {changed['count']} of {changed['n']} pairs.")
+    if passed: out.append(f"It passes the fewest correct ones under {_counted(passed)}.")
+    if found: out.append(f"It finds the fewest flawed ones under {_counted(found)}.")
+    if changed: out.append(f"Its verdict changes most often under {_counted(changed)} pairs.")
     return [text for text in out if text]
 
 # %% ../nbs/07i_behaviour.ipynb #e7c1d036
@@ -150,10 +156,11 @@ _SHOWN = ("steps", "operation", "about", "form", "error")
 def capability_table(table:pd.DataFrame)->pd.DataFrame:  # part, name, and for both measures n, share, low, high
     "The capabilities with both measures side by side."
     some = table[table["part"].isin([*_SHOWN, "all", "writing"])]
-    sides = [some[some["measure"] == measure].set_index(["part", "name"])[["n", "share", "low", "high"]].add_prefix(prefix)
-             for measure, prefix in ((PASSED, "passed_"), (FOUND, "found_"))]
-    order = some[["part", "name"]].drop_duplicates()
-    return order.join(sides[0], on=["part", "name"]).join(sides[1], on=["part", "name"]).reset_index(drop=True)
+    out = some[["part", "name"]].drop_duplicates()
+    for measure, prefix in ((PASSED, "passed_"), (FOUND, "found_")):
+        side = some[some["measure"] == measure].set_index(["part", "name"])[["n", "share", "low", "high"]]
+        out = out.join(side.add_prefix(prefix), on=["part", "name"])
+    return out.reset_index(drop=True)
 
 def plot_behaviour(table:pd.DataFrame, theme:str="light"):
     "Shares of correct rows passed and of flawed rows found, with their intervals, for each capability."
