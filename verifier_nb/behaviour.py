@@ -77,7 +77,7 @@ def _memberships(rows)->pd.DataFrame:  # part, name, row: a row stands here once
         out += [(part_of(name), name, k) for name in names.split(";")] + [("form", form, k)]
     flawed = rows["label"].to_numpy() == 1
     out += [("error", kind, k) for k, kind in enumerate(rows["kind"]) if flawed[k]]
-    out += [("arithmetic", f"{kind} arithmetic", k) for k, kind in enumerate(rows["arithmetic"]) if flawed[k]]
+    out += [("arithmetic", kind, k) for k, kind in enumerate(rows["arithmetic"]) if flawed[k]]
     return pd.DataFrame(out, columns=["part", "name", "row"])
 
 def _capabilities(rows)->pd.DataFrame:

@@ -163,7 +163,7 @@ def _latex(said, k, of)->str:
     begin, end = (("\\(", "\\)"), ("$", "$"))[said.style.pick % 2]
     equation, find = f"{begin}{_equation(said)}{end}", _big(said.fill(said.step.find))
     find = find.replace("$", "\\$").replace("%", "\\%")
-    ways = (f"{find}: {equation}.", f"To get {_small(find)}: {equation}", f"{find} is given by {equation}.")
+    ways = (f"{find}: {equation}.", f"To get {_small(find)}: {equation}", f"For {_small(find)} we get {equation}.")
     return ways[said.style.pick % 3]
 
 def _display(said, k, of)->str:
