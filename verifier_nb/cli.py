@@ -339,7 +339,7 @@ def score(
 def probe(
     adapter:Annotated[str, _argument("'default' for the verifier in the box, an adapter's folder, or a run")]="default",
     rows:Annotated[Optional[int], typer.Option(min=1, help="about so many rows of the suite; default: all of them")]=None,
-    out:Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table")]=None,
+    out:Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table; its rows go beside it")]=None,
     write:Annotated[Optional[str], _option("--write", help="write the suite's rows with their labels into this CSV file, and ask nobody")]=None,
     answers:Annotated[Optional[str], _option("--answers", help="count this CSV file's p_flawed and verdict, which another verifier added to --write's rows")]=None,
     root:Root=".",
@@ -355,7 +355,7 @@ def probe(
     table = behaviour.behaviour_table(found)
     Console(width=None if sys.stdout.isatty() else 100).print(*probe_.screen_tables(table))
     for text in behaviour.behaviour_words(table): typer.echo(text)
-    if out: files_.write_csv(out, table)
+    if out: probe_.write_answers(out, found, table)
 
 
 # %% ../nbs/12_cli.ipynb #b31a43fb
