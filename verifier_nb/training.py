@@ -341,7 +341,7 @@ def history_frame(
 def finding(history:pd.DataFrame)->str:
     "What the curves say, in one sentence."
     val = history.dropna(subset=["eval_loss"])
-    if len(val) < 2: return "Too few validations to see a trend"
+    if len(val) < 3: return "Too few validations to see a trend"
     best, last = val.loc[val.eval_loss.idxmin()], val.iloc[-1]
     step = int(best.step)
     if best.step == last.step: return f"Validation loss was still falling at step {step}: more training may help"
