@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
            'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
-           'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
+           'build', 'sweep', 'publish', 'export', 'check', 'score', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, os, sys
@@ -270,6 +270,19 @@ def publish(
     if repo_id: found.config.publish.repo_id = repo_id
     done = publish_.run_stage(found, dry_run=dry_run)
     typer.echo(f"{done}\n{done.plan.to_string(index=False)}")
+
+# %% ../nbs/12_cli.ipynb #39cf177c
+@app.command()
+def export(
+    name:Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")],
+    to:Annotated[str, _option("--to", help="hf: the merged causal model; vllm: a sequence classifier; onnx: for ONNX Runtime")],
+    out:Annotated[str, _option("--out", "-O", "-o", help="the folder to make")],
+    dtype:Annotated[str, _option(help="of the weights: float32, bfloat16 or float16")]="float32", root:Root=".",
+):
+    "Write a verifier for transformers, vLLM or ONNX Runtime, with a README whose lines use it."
+    from verifier_nb import export as export_
+    export_.check_wishes(to, out, dtype)
+    typer.echo(f"written: {export_.export(name, to, out, dtype, root)}; its README.md says how it is used")
 
 # %% ../nbs/12_cli.ipynb #f05ebb7a
 def _question_and_solution(question, solution, file)->tuple:

@@ -4,33 +4,43 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'FORMS', 'score_head', 'as_classifier', 'PromptParts', 'prompt_parts', 'classifier_template', 'run_graph',
-           'calibrating', 'readme_lines', 'export_readme', 'new_folder', 'export_verifier', 'open_merged', 'export']
+           'calibrating', 'readme_lines', 'export_readme', 'new_folder', 'check_wishes', 'export_verifier',
+           'open_merged', 'export']
 
-# %% ../nbs/11c_export.ipynb #cf6b9233
-import copy, json, os, shutil, tempfile
+# %% ../nbs/11c_export.ipynb #7603a70f
+import copy
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
+import torch
 from scipy.special import expit
 from torch import nn
 from . import ask, files, prompt
 from .files import VerifierError
+from .model import HUB_NAME, quiet
 from .probability import Calibration
 from .scoring import Verifier
 from .templating import markdown_templates
 
-# %% ../nbs/11c_export.ipynb #65b26103
+# %% ../nbs/11c_export.ipynb #1915f943
 def _refusal(net, to:str, why:str)->VerifierError:
     "Why a model cannot be exported in this form."
-    name = type(net).__name__
-    return VerifierError(f"{name} cannot be exported to {to}: {why}", f"--to {to}", "use --to hf, the merged causal model")
+    fix = "use --to hf, the merged causal model" if to != "hf" else "please report it"
+    return VerifierError(f"{type(net).__name__} cannot be exported to {to}: {why}", f"--to {to}", fix)
 
 def score_head(
     net,  # a causal language model
     label_tokens:tuple,  # (id of "0", id of "1")
 )->nn.Linear:  # one output: log p(1) − log p(0)
-    "The difference of two rows of the output matrix. Raises `VerifierError` where logits are more than a product with it."
+    "The difference of two rows of the output matrix. Raises `VerifierError` where it has a bias."
     output = net.get_output_embeddings()
     if getattr(output, "bias", None) is not None: raise _refusal(net, "vllm", "its output matrix has a bias")
     zero, one = label_tokens
@@ -38,7 +48,7 @@ def score_head(
     head.weight = nn.Parameter((output.weight[one] - output.weight[zero])[None].detach().clone(), requires_grad=False)
     return head
 
-# %% ../nbs/11c_export.ipynb #f9687d98
+# %% ../nbs/11c_export.ipynb #2ca29c7a
 def as_classifier(
     net,  # a causal language model
     label_tokens:tuple,  # (id of "0", id of "1")
@@ -47,17 +57,19 @@ def as_classifier(
     "The same model with one output, log p(1) − log p(0). Raises `VerifierError` where transformers has no such class."
     from transformers import AutoModelForSequenceClassification
     cfg, prefix = copy.deepcopy(net.config), net.base_model_prefix
-    cfg.num_labels, cfg.id2label, cfg.label2id, cfg.pad_token_id = 1, {0: "flawed"}, {"flawed": 0}, pad_id
+    cfg.num_labels, cfg.pad_token_id = 1, pad_id
+    cfg.id2label, cfg.label2id = {0: "flawed"}, {"flawed": 0}
     try:
         with torch.device("meta"): made = AutoModelForSequenceClassification.from_config(cfg)
-    except ValueError: raise _refusal(net, "vllm", "transformers has no class for sequence classification of it") from None
+    except ValueError:
+        raise _refusal(net, "vllm", "transformers has no class for sequence classification of it") from None
     if not hasattr(made, "score") or not hasattr(made, prefix) or not hasattr(net, prefix):
         raise _refusal(net, "vllm", "its class for sequence classification is built in another way")
     setattr(made, prefix, getattr(net, prefix))
     made.score = score_head(net, label_tokens)
     return made.eval()
 
-# %% ../nbs/11c_export.ipynb #97c7b01e
+# %% ../nbs/11c_export.ipynb #44a86143
 class PromptParts(NamedTuple):
     "The prompt around the two texts."
     before: str
@@ -80,7 +92,7 @@ def prompt_parts(tokenizer)->PromptParts:
     between, _, after = rest.partition(_MARKS[1])
     return PromptParts(before, between, after)
 
-# %% ../nbs/11c_export.ipynb #7aedb7eb
+# %% ../nbs/11c_export.ipynb #da4ed654
 _READ_TALK = ("{%- set said = namespace(problem='', solution='') -%}"
               "{%- for message in messages -%}"
               "{%- if message['role'] in ['user', 'query'] -%}{%- set said.problem = message['content'] -%}"
@@ -106,7 +118,7 @@ def classifier_template(tokenizer)->str:
         if all(render(pair) == _rendered(tokenizer, *pair) for pair in _TRIED): return text
     raise VerifierError("the base's chat template rewrites what is said", "tokenizer", "use --to hf")
 
-# %% ../nbs/11c_export.ipynb #910d1fb0
+# %% ../nbs/11c_export.ipynb #29bd7cca
 DTYPES = ("float32", "bfloat16", "float16")
 
 def _saved(net, dtype, folder):
@@ -131,7 +143,7 @@ def _write_vllm(verifier, folder, dtype):
     tokenizer.chat_template = classifier_template(tokenizer)
     tokenizer.save_pretrained(folder)
 
-# %% ../nbs/11c_export.ipynb #e53a3346
+# %% ../nbs/11c_export.ipynb #69580055
 class _LogOdds(nn.Module):
     "Log odds at the last token of each row, which is filled up on the right."
     def __init__(self, body, head):
@@ -146,17 +158,15 @@ class _LogOdds(nn.Module):
 
 def _need_onnx():
     "Raises `VerifierError` when a package is missing."
-    import importlib.util
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if not missing: return
     fix = f"pip install 'verifier_nb[export]', or pip install {' '.join(missing)}"
     raise VerifierError(f"an export to onnx needs {', '.join(missing)}", "--to onnx", fix)
 
-# %% ../nbs/11c_export.ipynb #8edde682
+# %% ../nbs/11c_export.ipynb #30fd72d7
 @contextmanager
 def _quietly():
     "What the exporter says of its own parts is of no use here."
-    import logging, warnings
     named = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     before = [logger.level for logger in named]
     with warnings.catch_warnings():
@@ -184,7 +194,8 @@ def _graph(verifier):
 def _write_onnx(verifier, folder, dtype):
     "The graph in float32 and in int8. Raises `VerifierError`."
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    if dtype != "float32": raise VerifierError(f"onnx is written in float32 and int8, not in {dtype}", "--dtype", "leave --dtype out")
+    if dtype != "float32":
+        raise VerifierError(f"onnx is written in float32 and int8, not in {dtype}", "--dtype", "leave --dtype out")
     program = _graph(verifier)
     with _quietly():
         program.save(str(folder/"model.onnx"))
@@ -194,7 +205,7 @@ def _write_onnx(verifier, folder, dtype):
     tokenizer.chat_template = classifier_template(tokenizer)
     tokenizer.save_pretrained(folder)
 
-# %% ../nbs/11c_export.ipynb #444fce63
+# %% ../nbs/11c_export.ipynb #ae937660
 def _odds_hf(folder, verifier, ids):
     "Log odds of prompts by the causal model in a folder."
     from transformers import AutoModelForCausalLM
@@ -227,7 +238,7 @@ def _odds_onnx(folder, verifier, ids):
     session = onnxruntime.InferenceSession(str(folder/"model.onnx"), providers=["CPUExecutionProvider"])
     return run_graph(session, ids, verifier.tokenizer.pad_token_id)
 
-# %% ../nbs/11c_export.ipynb #3646661c
+# %% ../nbs/11c_export.ipynb #c6326c6e
 _PROBES = (("Tom has 3 apples and buys 2. How many has he?", "3 + 2 = 6\n#### 6"), ("2 + 2?", "2 + 2 = 4"))
 
 def _prompt_ids(folder, pairs, marks)->list:
@@ -256,17 +267,20 @@ def _compare(folder, to, verifier, dtype):
     if worst <= allowed: return
     raise _refusal(verifier.model, to, f"what was written says something else (P(flawed) differs by {worst:.2g})")
 
-# %% ../nbs/11c_export.ipynb #e5b65697
+# %% ../nbs/11c_export.ipynb #0f865b9c
 class _Form(NamedTuple):
     "One form of an export."
-    what: str  # in its README
     write: object  # (verifier, folder, dtype)
     odds: object  # (folder, verifier, prompts) -> log odds
+    what: str  # in its README
 
 _FORMS = {
-    "hf": _Form("The merged causal model for transformers, and for every engine that takes a causal model.", _write_hf, _odds_hf),
-    "vllm": _Form("A sequence classifier with one label, for vLLM and transformers: its sigmoid is P(flawed).", _write_vllm, _odds_vllm),
-    "onnx": _Form("A graph for ONNX Runtime, in float32 and in int8, with one output: the log odds that the solution is flawed.", _write_onnx, _odds_onnx)}
+    "hf": _Form(_write_hf, _odds_hf,
+                "The merged causal model for transformers, and for every engine that takes a causal model."),
+    "vllm": _Form(_write_vllm, _odds_vllm,
+                  "A sequence classifier with one label, for vLLM and transformers: its sigmoid is P(flawed)."),
+    "onnx": _Form(_write_onnx, _odds_onnx,
+                  "A graph for ONNX Runtime, in float32 and in int8; its output is the log odds of a flaw.")}
 FORMS = tuple(_FORMS)
 
 def calibrating(
@@ -274,55 +288,33 @@ def calibrating(
 )->str:  # a Python expression of `odds`
     "The calibration as a line for a README; it needs `math`, or for a curve `json` and `numpy`."
     raw = "1/(1 + math.exp(-odds))"
-    if calibration.isotonic is not None: return f'float(numpy.interp({raw}, *json.load(open(here + "/calibration.json"))["isotonic"].values()))'
+    curve = 'json.load(open(here + "/calibration.json"))["isotonic"]'
+    if calibration.isotonic is not None: return f'float(numpy.interp({raw}, {curve}["x"], {curve}["y"]))'
     if calibration.changes_nothing: return raw
     return f"1/(1 + math.exp(-(odds/{calibration.temperature!r} + {calibration.bias or 0.0!r})))"
 
-# %% ../nbs/11c_export.ipynb #992bc792
-def _asking(to, verifier)->str:
-    "The lines that get `odds`."
-    zero, one = verifier.label_tokens
-    if to == "hf": return f'''tokenizer, model = AutoTokenizer.from_pretrained(here), AutoModelForCausalLM.from_pretrained(here)
-ids = tokenizer.apply_chat_template(messages(problem, solution), add_generation_prompt=True, enable_thinking=False, return_tensors="pt")
-logits = model(ids["input_ids"]).logits[0, -1]
-odds = (logits[{one}] - logits[{zero}]).item()'''
-    talk = '[{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]'
-    if to == "vllm": return f'''tokenizer, model = AutoTokenizer.from_pretrained(here), AutoModelForSequenceClassification.from_pretrained(here)
-ids = tokenizer.apply_chat_template({talk}, return_tensors="pt")
-odds = model(ids["input_ids"]).logits.item()'''
-    if to == "onnx": return f'''tokenizer, session = AutoTokenizer.from_pretrained(here), onnxruntime.InferenceSession(here + "/model-int8.onnx")
-ids = tokenizer.apply_chat_template({talk}, return_tensors="np")
-odds = float(session.run(["log_odds"], {{"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}})[0][0])'''
-    return f'''answer = requests.post("http://localhost:8000/classify", json={{"messages": {talk}}}).json()
-p = answer["data"][0]["probs"][0]
-odds = math.log(p/(1 - p))'''
-
-_IMPORTS = {"hf": "from transformers import AutoModelForCausalLM, AutoTokenizer\nfrom verifier_nb.prompt import as_read, messages",
-            "vllm": "from transformers import AutoModelForSequenceClassification, AutoTokenizer\nfrom verifier_nb.prompt import as_read",
-            "onnx": "import onnxruntime\nfrom transformers import AutoTokenizer\nfrom verifier_nb.prompt import as_read",
-            "server": "import requests\nfrom verifier_nb.prompt import as_read"}
-
+# %% ../nbs/11c_export.ipynb #efca597d
 def readme_lines(
     to:str,  # hf | vllm | onnx, or server: a classifier behind `vllm serve`
     verifier,
 )->str:  # Python
     "Lines that use an export, calibration included."
-    calibration = Calibration.from_json(verifier.calibration)
-    modules = "json, math, numpy" if calibration.isotonic is not None else "math"
-    problem, solution = _PROBES[0]
-    return "\n".join([
-        f"import {modules}", _IMPORTS[to], "", 'here = "."  # this folder',
-        f"problem, solution = as_read({problem!r}, {solution!r}, marks={verifier.marks})",
-        _asking(to, verifier), f"print(round({calibrating(calibration)}, 3))"])
+    calibration, (zero, one) = Calibration.from_json(verifier.calibration), verifier.label_tokens
+    problem, solution = map(repr, _PROBES[0])
+    return markdown_templates().get_template("export_lines").render(
+        to=to, problem=problem, solution=solution, marks=verifier.marks, zero=zero, one=one,
+        curve=calibration.isotonic is not None, calibrated=calibrating(calibration))
 
-# %% ../nbs/11c_export.ipynb #de67c7ea
-_SERVE = ("vllm serve . --runner pooling --chat-template ./chat_template.jinja --max-model-len {length}")
-
-def _calibration_words(calibration)->str:
+# %% ../nbs/11c_export.ipynb #e3a53362
+def _calibration_words(verifier)->str:
     "What was fitted, in a sentence."
-    if calibration.changes_nothing: return "No calibration was fitted; the lines print the model's own probability."
+    calibration = Calibration.from_json(verifier.calibration)
+    if calibration.changes_nothing: return "No calibration was fitted: this is the model's own probability."
     how = "a rising curve (isotonic)" if calibration.isotonic is not None else "a temperature and a bias"
-    return f"The calibration, {how}, was fitted on {calibration.n:,} validation rows and is applied in the last line; it is not in the weights. `calibration.json` has it, too."
+    rows = f" on {calibration.n:,} validation rows" if calibration.n else ""
+    applied = f"The last line applies the calibration, {how} fitted{rows}: it is not in the weights."
+    alone = "This is the verifier alone; what it says together with the equation checker needs verifier_nb."
+    return f"{applied} {alone}" if ask.hybrid_of(verifier.calibration) else applied
 
 def export_readme(
     to:str,  # hf | vllm | onnx
@@ -332,26 +324,30 @@ def export_readme(
     "The README of an export."
     calibration, is_served = Calibration.from_json(verifier.calibration), to == "vllm"
     expected = float(calibration.apply(_ask(folder, to, verifier)[:1])[0])
-    sizes = sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
-    marks = ", with what the equation checker found behind each equation" if verifier.marks else ""
+    base = verifier.model.config.name_or_path
     return markdown_templates().get_template("export").render(
-        what=_FORMS[to].what, base=f"`{verifier.model.config.name_or_path}`" if verifier.model.config.name_or_path else "a trained model",
-        serve=_SERVE.format(length=verifier.max_length) if is_served else "",
-        lines=readme_lines("server" if is_served else to, verifier),
-        transformers_lines=readme_lines(to, verifier) if is_served else "", expected=f"{expected:.3f}",
-        threshold=f"{verifier.threshold:.3f}", remark=", or a little more or less: it is the graph in int8" if to == "onnx" else "",
-        marks=marks, calibration=_calibration_words(calibration), max_length=verifier.max_length,
-        control=verifier.tokenizer.eos_token, files=sizes)
+        what=_FORMS[to].what, base=f"`{HUB_NAME.get(base, Path(base).name)}`", serve=is_served, about=to == "onnx",
+        lines=readme_lines("server" if is_served else to, verifier), transformers_lines=readme_lines(to, verifier),
+        expected=f"{expected:.3f}", threshold=f"{verifier.threshold:.3f}", marks=verifier.marks,
+        calibration=_calibration_words(verifier), max_length=verifier.max_length,
+        control=verifier.tokenizer.eos_token, files=_sizes(folder))
 
-# %% ../nbs/11c_export.ipynb #9ad99cd4
+def _sizes(folder)->list:
+    "(name, bytes) of every file."
+    return sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+
+# %% ../nbs/11c_export.ipynb #e5ab3b94
+def _is_free(place):
+    "Raises `VerifierError` when a folder is there already."
+    if place.exists(): raise VerifierError("this folder is there already", place, "give another one, or remove it")
+
 @contextmanager
 def new_folder(
     place,  # the folder that shall appear, whole
 ):
     "A temporary folder beside it that gets its name on success, and goes on failure. Raises `VerifierError`."
     place = Path(place).expanduser()
-    taken = VerifierError("this folder is there already", place, "give another one, or remove it")
-    if place.exists(): raise taken
+    _is_free(place)
     with files.disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -361,8 +357,23 @@ def new_folder(
             files.flush(folder)
             folder.chmod(0o755)  # as mkdir would make it; a temporary one is its owner's alone
             try: os.rename(folder, place)
-            except FileExistsError: raise taken from None
+            except OSError:
+                _is_free(place)
+                raise
     finally: shutil.rmtree(folder, ignore_errors=True)
+
+
+# %% ../nbs/11c_export.ipynb #763ad1ab
+def _one_of(given, known, where):
+    "Raises `VerifierError` for what is not known."
+    if given not in known: raise VerifierError(f"{given!r} is not known", where, f"choose one of {', '.join(known)}")
+
+def check_wishes(to:str, folder, dtype:str):
+    "What can be refused before a model is loaded. Raises `VerifierError`."
+    _one_of(to, FORMS, "--to")
+    _one_of(dtype, DTYPES, "--dtype")
+    _is_free(Path(folder).expanduser())
+    if to == "onnx": _need_onnx()
 
 def export_verifier(
     verifier:Verifier,  # without a peft adapter: merged, or folded
@@ -371,17 +382,16 @@ def export_verifier(
     dtype:str="float32",  # of the weights: float32 | bfloat16 | float16
 )->Path:  # the folder
     "Write a verifier for another engine and compare what was written. Raises `VerifierError`; then nothing is there."
-    if to not in _FORMS: raise VerifierError(f"there is no export to {to!r}", "--to", f"choose one of {', '.join(FORMS)}")
-    if dtype not in DTYPES: raise VerifierError(f"{dtype!r} is no format for weights", "--dtype", f"choose one of {', '.join(DTYPES)}")
-    if to == "onnx": _need_onnx()
-    with new_folder(folder) as made:
+    check_wishes(to, folder, dtype)
+    read_as = {"marks": verifier.marks, "max_length": verifier.max_length}
+    with new_folder(folder) as made, quiet():
         with files.disk_errors(folder): _FORMS[to].write(verifier, made, dtype)
-        files.write_json(made/"calibration.json", {**verifier.calibration, "marks": verifier.marks, "max_length": verifier.max_length})
+        files.write_json(made/"calibration.json", {**verifier.calibration, **read_as})
         _compare(made, to, verifier, dtype)
         files.write_text(made/"README.md", export_readme(to, made, verifier))
-    return Path(folder)
+    return Path(folder).expanduser()
 
-# %% ../nbs/11c_export.ipynb #96aee30a
+# %% ../nbs/11c_export.ipynb #ff1047d2
 def open_merged(
     name:str="default",  # "default", an adapter's folder, or a run
     root=".",
@@ -405,5 +415,5 @@ def export(
     root=".",
 )->Path:  # the folder
     "Export a verifier by its name. Raises `VerifierError`; then nothing is there."
-    if Path(folder).expanduser().exists(): raise VerifierError("this folder is there already", folder, "give another one, or remove it")
+    check_wishes(to, folder, dtype)
     return export_verifier(open_merged(name, root), to, folder, dtype)

@@ -26,7 +26,7 @@ from .sources import MADE, SAMPLED_FILE, load_problems, short_name
 from .balance import mapped
 from .build_report import side_by_side
 from .templating import html_templates
-from .model import _quiet
+from .model import quiet
 from .solver import PROMPT, half_of, load_solver, tellings, train_solver
 
 # %% ../nbs/06f_sampling.ipynb #14569633
@@ -240,7 +240,7 @@ def _open(tasks, judged, settings)->list:
 
 # %% ../nbs/06f_sampling.ipynb #f4a8791e
 def _solver(folder, model_settings):
-    with _quiet(): return load_solver(folder, model_settings)
+    with quiet(): return load_solver(folder, model_settings)
 
 def sample_half(
     cfg,  # RunConfig
@@ -380,7 +380,7 @@ def sample(
     place = place_of(cfg, root)
     problems, _ = load_problems(cfg.data, cfg.seed)
     files.write_text(place.folder/"config.yaml", dump_config(cfg))
-    with _quiet(): _train_solvers(cfg, place.folder, _learned_from(problems), say)
+    with quiet(): _train_solvers(cfg, place.folder, _learned_from(problems), say)
     tasks = tasks_of(problems)
     judged = []
     for half in (0, 1):
