@@ -124,10 +124,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def _saved(net, dtype, folder):
     "The weights in the format that was asked for; those in memory stay as they are."
     wanted = getattr(torch, dtype)
-    weights = {name: w.to(wanted) for name, w in net.state_dict().items()} if net.dtype != wanted else None
-    before, net.config.dtype = net.config.dtype, wanted
-    net.save_pretrained(folder, state_dict=weights)
-    net.config.dtype = before
+    if net.dtype != wanted: net = copy.deepcopy(net).to(wanted)
+    net.save_pretrained(folder)
 
 def _write_hf(verifier, folder, dtype):
     "The merged causal model, as anyone would publish it."
