@@ -59,10 +59,10 @@ def chat_pairs(
 )->list:  # (problem, solution) of each
     "Problem and solution from texts with a chat template's control tokens. Raises `VerifierError`."
     out = []
-    for query, prompt in zip(queries, prompts, strict=True):
-        if not query.startswith(prompt):
+    for query, asked in zip(queries, prompts, strict=True):
+        if not query.startswith(asked):
             raise VerifierError("a query does not begin with its prompt", "query", "send prompt and response as one text")
-        out.append((_problem_in(prompt), _ENDS.sub("", query[len(prompt):]).strip()))
+        out.append((_problem_in(asked), _ENDS.sub("", query[len(asked):]).strip()))
     return out
 
 # %% ../nbs/05c_reward.ipynb #ba40253e
@@ -157,8 +157,8 @@ def _post(url, body, token, seconds)->dict:
                 raise VerifierError(f"the verifier refused to answer (HTTP {e.code}): {why}", url, fix) from None
             time.sleep(0.2)
         except (OSError, ValueError) as e:
-            why = getattr(e, "reason", e)
-            raise VerifierError(f"the verifier does not answer: {why}", url, "start it with verifier-nb serve, or correct VERIFIER_URL") from None
+            what = f"the verifier does not answer: {getattr(e, 'reason', e)}"
+            raise VerifierError(what, url, "start it with verifier-nb serve, or correct VERIFIER_URL") from None
 
 def served_rewards(
     url:str,  # of a server, such as http://127.0.0.1:8000

@@ -7,7 +7,7 @@ __all__ = ['Text', 'LOOPBACK', 'judge_pairs', 'Limits', 'Refusal', 'Queue', 'Pai
            'RewardRequest', 'StepVerdict', 'Verdict', 'Verdicts', 'Ranked', 'Ranking', 'Steps', 'Rewards', 'Door',
            'Meters', 'serve_app', 'check_door', 'take_port', 'run_server']
 
-# %% ../nbs/11c_serve.ipynb #79b68bc2
+# %% ../nbs/11c_serve.ipynb #f7325615
 import asyncio
 import secrets
 import socket
@@ -22,7 +22,7 @@ from . import ask
 from .files import VerifierError, clean_cell
 from .reward import chat_pairs
 
-# %% ../nbs/11c_serve.ipynb #b0f8472c
+# %% ../nbs/11c_serve.ipynb #637e4a0c
 def _told(row, solution)->dict:
     "What `ask.judge` says of a solution under the names of the answer."
     is_hybrid = "p_hybrid" in row
@@ -57,7 +57,7 @@ def _no_answer(error)->dict:
     names = ("p_flawed", "verdict", "p_calibrated", "p_uncalibrated", "step")
     return dict.fromkeys(names) | {"reason": "", "steps": [], "error": error}
 
-# %% ../nbs/11c_serve.ipynb #2ee271e5
+# %% ../nbs/11c_serve.ipynb #2330eecd
 class Limits(NamedTuple):
     "What a server takes."
     body: int = 2**20  # bytes of a request
@@ -136,7 +136,7 @@ def _give(batch, answers=(), error=None):
         if error is None: one.answer.set_result(mine)
         else: one.answer.set_exception(error)
 
-# %% ../nbs/11c_serve.ipynb #efc436a0
+# %% ../nbs/11c_serve.ipynb #f2341b71
 def _said_something(text:str)->str:
     if not text.strip(): raise ValueError("is empty")
     return text
@@ -173,7 +173,7 @@ class RewardRequest(BaseModel):
     query: list[str]
     prompts: list[str]
 
-# %% ../nbs/11c_serve.ipynb #e890aecd
+# %% ../nbs/11c_serve.ipynb #bbf4cb2e
 class StepVerdict(BaseModel):
     "What is said of one step."
     number: int  # from 1
@@ -209,7 +209,7 @@ class Steps(Verdict):
 class Rewards(BaseModel):
     rewards: list[float]  # 1 − calibrated P(flawed); 0 for what cannot be read
 
-# %% ../nbs/11c_serve.ipynb #b2c55e0d
+# %% ../nbs/11c_serve.ipynb #e6b328a3
 _OPEN = ("/health", "/docs", "/openapi.json")  # what needs no token: they tell nothing about anybody's texts
 
 def _plain(status, error, fix="", **headers):
@@ -241,7 +241,8 @@ class Door:
         if not self.token or scope["path"] in _OPEN: return None
         said = dict(scope["headers"]).get(b"authorization", b"")
         if secrets.compare_digest(said, f"Bearer {self.token}".encode()): return None
-        return _plain(401, "this server wants a token", "send the header Authorization: Bearer TOKEN", **{"WWW-Authenticate": "Bearer"})
+        fix = "send the header Authorization: Bearer TOKEN"
+        return _plain(401, "this server wants a token", fix, **{"WWW-Authenticate": "Bearer"})
 
     async def _read(self, receive):  # -> (a refusal or None, the body)
         "The whole body."
@@ -273,7 +274,7 @@ def _again(body, receive):
         return {"type": "http.request", "body": body, "more_body": False}
     return replay
 
-# %% ../nbs/11c_serve.ipynb #42f0320a
+# %% ../nbs/11c_serve.ipynb #3ee575f2
 _PATHS = ("/score", "/rank", "/steps", "/get_reward", "/health", "/metrics")
 
 class Meters:
@@ -281,11 +282,13 @@ class Meters:
     def __init__(self):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
         self.registry = CollectorRegistry()
-        def made(kind, name, words, labels=(), **more): return kind(f"verifier_{name}", words, labels, registry=self.registry, **more)
+        def made(kind, name, words, labels=(), **more):
+            return kind(f"verifier_{name}", words, labels, registry=self.registry, **more)
         self.requests = made(Counter, "requests", "Requests that were answered", ("path", "status"))
         self.seconds = made(Histogram, "request_seconds", "Time from a request to its answer", ("path",))
         self.rows = made(Counter, "solutions", "Solutions that were judged")
-        self.batch = made(Histogram, "batch_solutions", "Solutions judged together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
+        sizes = [2**k for k in range(9)]
+        self.batch = made(Histogram, "batch_solutions", "Solutions judged together", buckets=sizes)
         self.judging = made(Counter, "judging_seconds", "Time that the model was busy")
         self.waiting = made(Gauge, "waiting_solutions", "Solutions in the queue")
 
@@ -303,7 +306,7 @@ class Meters:
         from prometheus_client import generate_latest
         return generate_latest(self.registry)
 
-# %% ../nbs/11c_serve.ipynb #d5881478
+# %% ../nbs/11c_serve.ipynb #3eb134de
 def _need_packages():
     "Raises `VerifierError` when a package is missing."
     import importlib.util
@@ -322,8 +325,8 @@ def _explain(app):
     def refused(_, e): return _plain(e.status, e.error, e.fix, **({"Retry-After": "1"} if e.status == 429 else {}))
     def mendable(_, e): return _plain(422, e.what, e.fix)
     def other(_, e): return _plain(e.status_code, str(e.detail), "see /docs for what there is", **(e.headers or {}))
-    for kind, say in ((RequestValidationError, invalid), (Refusal, refused), (VerifierError, mendable), (HTTPException, other)):
-        app.add_exception_handler(kind, say)
+    said = {RequestValidationError: invalid, Refusal: refused, VerifierError: mendable, HTTPException: other}
+    for kind, say in said.items(): app.add_exception_handler(kind, say)
 
 class _Desk:
     "What the app's addresses do."
@@ -335,7 +338,8 @@ class _Desk:
     async def ask(self, pairs, steps=False)->list:
         "The answers to some solutions. Raises `Refusal`."
         most = self.limits.rows
-        if len(pairs) > most: raise Refusal(422, f"{len(pairs)} solutions in one request; at most {most}", "send fewer rows at a time")
+        if len(pairs) > most:
+            raise Refusal(422, f"{len(pairs)} solutions in one request; at most {most}", "send fewer rows at a time")
         return await self.queue.ask(pairs, steps) if pairs else []
 
     async def one(self, question, solution, steps=False)->dict:
@@ -358,7 +362,8 @@ class _Desk:
 
     async def get_reward(self, body:RewardRequest):
         if len(body.query) != len(body.prompts):
-            raise Refusal(422, f"{len(body.query)} queries and {len(body.prompts)} prompts", "send one prompt for each query")
+            counts = f"{len(body.query)} queries and {len(body.prompts)} prompts"
+            raise Refusal(422, counts, "send one prompt for each query")
         rows = await self.ask(chat_pairs(body.query, body.prompts))
         return {"rewards": [0.0 if row["error"] else 1 - row["p_calibrated"] for row in rows]}
 
@@ -369,7 +374,7 @@ def _ranking(rows)->dict:
     ranked = [{**row, "rank": ranks.get(i)} for i, row in enumerate(rows)]
     return {"best": order[0] if order else None, "rows": ranked}
 
-# %% ../nbs/11c_serve.ipynb #e089777c
+# %% ../nbs/11c_serve.ipynb #814feac0
 def _working(queue):
     "Starts the queue with the app, and ends it when all requests have their answers."
     @asynccontextmanager
@@ -398,7 +403,9 @@ def serve_app(
     app.post("/get_reward", response_model=Rewards)(desk.get_reward)
 
     @app.get("/health")
-    async def health(): return {"status": "ok", "verifier": repr(verifier), "steps": verifier.step_rule is not None, "waiting": desk.queue.waiting}
+    async def health():
+        knows_steps = verifier.step_rule is not None
+        return {"status": "ok", "verifier": repr(verifier), "steps": knows_steps, "waiting": desk.queue.waiting}
 
     @app.get("/metrics")
     async def metrics():
@@ -406,7 +413,7 @@ def serve_app(
         return Response(meters.text(), media_type="text/plain; version=0.0.4")
     return Door(app, limits, token, meters.request)
 
-# %% ../nbs/11c_serve.ipynb #146fc802
+# %% ../nbs/11c_serve.ipynb #7832a93d
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def check_door(host:str, token:str):
