@@ -7,7 +7,7 @@ __all__ = ['Text', 'LOOPBACK', 'judge_pairs', 'Limits', 'Refusal', 'Queue', 'Pai
            'RewardRequest', 'StepVerdict', 'Verdict', 'Verdicts', 'Ranked', 'Ranking', 'Steps', 'Rewards', 'Door',
            'Meters', 'serve_app', 'check_door', 'take_port', 'run_server']
 
-# %% ../nbs/11c_serve.ipynb #f7325615
+# %% ../nbs/11c_serve.ipynb #172dea00
 import asyncio
 import secrets
 import socket
@@ -22,7 +22,7 @@ from . import ask
 from .files import VerifierError, clean_cell
 from .reward import chat_pairs
 
-# %% ../nbs/11c_serve.ipynb #637e4a0c
+# %% ../nbs/11c_serve.ipynb #981ac8ac
 def _told(row, solution)->dict:
     "What `ask.judge` says of a solution under the names of the answer."
     is_hybrid = "p_hybrid" in row
@@ -57,7 +57,7 @@ def _no_answer(error)->dict:
     names = ("p_flawed", "verdict", "p_calibrated", "p_uncalibrated", "step")
     return dict.fromkeys(names) | {"reason": "", "steps": [], "error": error}
 
-# %% ../nbs/11c_serve.ipynb #2330eecd
+# %% ../nbs/11c_serve.ipynb #a255bb92
 class Limits(NamedTuple):
     "What a server takes."
     body: int = 2**20  # bytes of a request
@@ -136,7 +136,7 @@ def _give(batch, answers=(), error=None):
         if error is None: one.answer.set_result(mine)
         else: one.answer.set_exception(error)
 
-# %% ../nbs/11c_serve.ipynb #f2341b71
+# %% ../nbs/11c_serve.ipynb #35536146
 def _said_something(text:str)->str:
     if not text.strip(): raise ValueError("is empty")
     return text
@@ -173,7 +173,7 @@ class RewardRequest(BaseModel):
     query: list[str]
     prompts: list[str]
 
-# %% ../nbs/11c_serve.ipynb #bbf4cb2e
+# %% ../nbs/11c_serve.ipynb #6363d7db
 class StepVerdict(BaseModel):
     "What is said of one step."
     number: int  # from 1
@@ -194,22 +194,27 @@ class Verdict(BaseModel):
     error: Optional[str] = None
 
 class Verdicts(BaseModel):
+    "What is said of several solutions, in order."
     rows: list[Verdict]
 
 class Ranked(Verdict):
+    "What is said of a candidate."
     rank: Optional[int]  # 1: most likely correct
 
 class Ranking(BaseModel):
+    "Candidates in the order in which they came, with their ranks."
     best: Optional[int]  # number of the candidate with rank 1, from 0
     rows: list[Ranked]
 
 class Steps(Verdict):
+    "What is said of a solution and of each of its steps."
     steps: list[StepVerdict]
 
 class Rewards(BaseModel):
+    "One number for each query."
     rewards: list[float]  # 1 − calibrated P(flawed); 0 for what cannot be read
 
-# %% ../nbs/11c_serve.ipynb #e6b328a3
+# %% ../nbs/11c_serve.ipynb #e76caa3f
 _OPEN = ("/health", "/docs", "/openapi.json")  # what needs no token: they tell nothing about anybody's texts
 
 def _plain(status, error, fix="", **headers):
@@ -274,7 +279,7 @@ def _again(body, receive):
         return {"type": "http.request", "body": body, "more_body": False}
     return replay
 
-# %% ../nbs/11c_serve.ipynb #3ee575f2
+# %% ../nbs/11c_serve.ipynb #39b2069f
 _PATHS = ("/score", "/rank", "/steps", "/get_reward", "/health", "/metrics")
 
 class Meters:
@@ -306,7 +311,7 @@ class Meters:
         from prometheus_client import generate_latest
         return generate_latest(self.registry)
 
-# %% ../nbs/11c_serve.ipynb #3eb134de
+# %% ../nbs/11c_serve.ipynb #f1dfc2fd
 def _need_packages():
     "Raises `VerifierError` when a package is missing."
     import importlib.util
@@ -374,7 +379,7 @@ def _ranking(rows)->dict:
     ranked = [{**row, "rank": ranks.get(i)} for i, row in enumerate(rows)]
     return {"best": order[0] if order else None, "rows": ranked}
 
-# %% ../nbs/11c_serve.ipynb #814feac0
+# %% ../nbs/11c_serve.ipynb #1628c7fe
 def _working(queue):
     "Starts the queue with the app, and ends it when all requests have their answers."
     @asynccontextmanager
@@ -413,7 +418,7 @@ def serve_app(
         return Response(meters.text(), media_type="text/plain; version=0.0.4")
     return Door(app, limits, token, meters.request)
 
-# %% ../nbs/11c_serve.ipynb #7832a93d
+# %% ../nbs/11c_serve.ipynb #0c659359
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def check_door(host:str, token:str):
