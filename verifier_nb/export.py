@@ -25,7 +25,7 @@ from scipy.special import expit
 from torch import nn
 from . import ask, files, prompt
 from .files import VerifierError
-from .model import HUB_NAME, quiet
+from .model import HUB_NAME, _quiet
 from .probability import Calibration
 from .scoring import Verifier
 from .templating import markdown_templates
@@ -382,7 +382,7 @@ def export_verifier(
     "Write a verifier for another engine and compare what was written. Raises `VerifierError`; then nothing is there."
     check_wishes(to, folder, dtype)
     read_as = {"marks": verifier.marks, "max_length": verifier.max_length}
-    with new_folder(folder) as made, quiet():
+    with new_folder(folder) as made, _quiet():
         with files.disk_errors(folder): _FORMS[to].write(verifier, made, dtype)
         files.write_json(made/"calibration.json", {**verifier.calibration, **read_as})
         _compare(made, to, verifier, dtype)
