@@ -72,6 +72,8 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.error, self.fix = status, error, fix
 
+_PAUSE = 1/20  # of a batch's time
+
 @dataclass
 class _Asked:
     "A request in the queue."
@@ -88,6 +90,7 @@ class Queue:
     ):
         self.judge, self.limits, self.note = judge, limits, note
         self.asked, self.waiting, self.wake = deque(), 0, asyncio.Event()
+        self.pause = 0.0  # seconds before the next batch
 
     async def ask(self, pairs, steps=False)->list:
         "The answers to some solutions. Raises `Refusal` when there is no room."
@@ -118,13 +121,16 @@ class Queue:
             while True:
                 if not self.asked: self.wake.clear()
                 await self.wake.wait()
+                await asyncio.sleep(self.pause)
                 batch = self._take()
                 pairs, start = [pair for one in batch for pair in one.pairs], time.perf_counter()
                 try: answers = await loop.run_in_executor(thread, self.judge, pairs, batch[0].steps)
                 except Exception as e: _give(batch, error=e)  # whatever it is: it is theirs, and the queue goes on
                 else: _give(batch, answers)
                 self.waiting -= len(pairs)
-                self.note(len(pairs), time.perf_counter() - start)
+                took = time.perf_counter() - start
+                self.pause = took*_PAUSE if len(batch) > 1 else 0.0
+                self.note(len(pairs), took)
 
 def _give(batch, answers=(), error=None):
     "Each request its own part of a batch's answers."
