@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from . import evaluation
+from .behaviour import behaviour_figure, behaviour_words
 from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
@@ -119,6 +120,7 @@ class Evaluated:
     texts:object  # of the test rows; None when they are not on this machine
     steps:pd.DataFrame|None = None  # steps.csv
     kept:int|None = None  # the step of the training whose weights were kept
+    behaviour:pd.DataFrame|None = None  # behaviour.csv
 
     @property
     def headline(self)->str: return headline(self.result, self.types)
@@ -134,13 +136,12 @@ class Evaluated:
 # %% ../nbs/08_analysis.ipynb #52206527
 def read_evaluated(run:Run)->Evaluated:
     "Read a run's files."
-    log, steps = run.report("log_history.csv"), run.report("steps.csv")
+    def table(name): return pd.read_csv(run.report(name)) if run.report(name).exists() else None
     return Evaluated(
         run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
         calibration=read_json(run.report("calibration.json")), types=read_types(run.report("metrics_by_type.csv")),
-        history=pd.read_csv(log) if log.exists() else None, texts=load_texts(run),
-        kept=read_if_there(run.report("training.json")).get("best_step"),
-        steps=pd.read_csv(steps) if steps.exists() else None)
+        history=table("log_history.csv"), texts=load_texts(run), steps=table("steps.csv"),
+        kept=read_if_there(run.report("training.json")).get("best_step"), behaviour=table("behaviour.csv"))
 
 # %% ../nbs/08_analysis.ipynb #cdf90643
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _sections(figures:dict, judged:list, external:list, examples:list)->list[Sec
     parts = [("verdicts", "Verdicts", True), ("baselines", "Baselines", judged),
              ("probabilities", "Probabilities", True), ("abstention", "Abstention", True),
              ("steps", "Steps", "first_error" in figures),
+             ("behaviour", "Behaviour", "behaviour" in figures),
              ("training", "Training", "learning_curves" in figures), *others,
              ("caught", "Caught", examples), ("mistakes", "Mistakes", True),
              ("data", "Data", "token_lengths" in figures), ("provenance", "Provenance", True)]
@@ -226,7 +228,14 @@ def _result_values(found:Evaluated)->dict:
             "sources": type_rows(types, "source") if has_sources else [],
             "judges": judges(result) if result.get("baselines") else [],
             "calibration_words": calibration_words(result), "abstention_words": abstention_words(result),
-            "all_metrics": _all_metrics(result), **_step_values(found)}
+            "all_metrics": _all_metrics(result), **_step_values(found), **_behaviour_values(found)}
+
+def _behaviour_values(found:Evaluated)->dict:
+    "What the page says of the behavioural suite; empty where it was not asked about."
+    table = found.behaviour
+    if table is None: return {"behaviour_words": "", "behaviour_changes": []}
+    changes = table[table["test"] != "capability"].astype(object)
+    return {"behaviour_words": " ".join(behaviour_words(table)), "behaviour_changes": changes.to_dict("records")}
 
 def _step_values(found:Evaluated)->dict:
     "What the page says of steps; empty where none was judged."
@@ -255,7 +264,7 @@ def report_page(
     run, external = found.run, external_sections(found.run)
     values = _names(run) | _result_values(found) | _mistake_values(found)
     sections = _sections(figures, values["judges"], external, values["examples"])
-    may_be_missing = {"learning_curves": None, "token_lengths": None, "first_error": None}
+    may_be_missing = dict.fromkeys(("learning_curves", "token_lengths", "first_error", "behaviour"))
     return render_page("report", title=f"{run.config.name}: {found.headline}", sections=sections, external=external,
                        figures=may_be_missing | figures, provenance=provenance_lines(run),
                        notes=notes_of(found.result, found.calibration), **values)
@@ -265,6 +274,7 @@ def _pictures(found:Evaluated)->dict:  # name -> Picture
     "Draw the figures anew; the one of the token lengths was drawn with the data."
     run, of_steps = found.run, distance_figure(found.result)
     figures = figure_set(found.test, found.result, found.history, found.kept) | ({"first_error": of_steps} if of_steps else {})
+    if found.behaviour is not None: figures["behaviour"] = behaviour_figure(found.behaviour)
     pictures = save_figures(run, figures)
     lengths = run.figures/"token_lengths.png"
     if lengths.exists():

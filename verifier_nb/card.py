@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 import pandas as pd
 import yaml
+from .behaviour import behaviour_words
 from .config import config_hash
 from .files import VerifierError, read_json, scrub, sha256
 from .folders import Run
@@ -185,6 +186,14 @@ def _results(run):
     said = f"Measured on the test split, which took no part in training or in choosing anything ({counts})."
     return "\n".join([said, "", *lines])
 
+# %% ../nbs/09_card.ipynb #d6842cd9
+def _behaviour(run)->str:
+    "What the behavioural suite says, as a paragraph; nothing where the run was not asked about it."
+    path = run.report("behaviour.csv")
+    if not path.exists(): return ""
+    said = " ".join(behaviour_words(pd.read_csv(path)))
+    return f"{said} (Templates that no training data comes from; `behaviour.csv` of the run has every count.)"
+
 # %% ../nbs/09_card.ipynb #cbfea777
 def _with_library(run, repo_id):
     "Five lines with this library."
@@ -321,7 +330,8 @@ def model_card(
     unknown = "no licence is stated for it: ask its authors before you redistribute anything made from it"
     return scrub(markdown_templates().get_template("model_card").render(
         metadata=card_metadata(run, repo_id), name=repo_id.split("/")[-1], what=_what(run), results=_results(run),
-        operating=_operating(run), libraries="peft and transformers" if is_adapter(run) else "transformers",
+        behaviour=_behaviour(run), operating=_operating(run),
+        libraries="peft and transformers" if is_adapter(run) else "transformers",
         with_library=_with_library(run, repo_id), with_peft=_with_peft(run, repo_id), recipe=_recipe_lines(run),
         base_note=_base_note(run), data=note.what, facts=_facts(run), base=base,
         base_license=BASE_LICENSE.get(base, "see its own licence"), data_license=note.license or unknown))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
            'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
-           'build', 'sweep', 'publish', 'check', 'score', 'demo', 'main']
+           'build', 'sweep', 'publish', 'check', 'score', 'probe', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, os, sys
@@ -339,6 +339,30 @@ def score(
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")
     for line in label_lines(done["judged"]): typer.echo(line)
+
+
+# %% ../nbs/12_cli.ipynb #e200f6be
+@app.command()
+def probe(
+    adapter:Annotated[str, _argument("'default' for the verifier in the box, an adapter's folder, or a run")]="default",
+    rows:Annotated[Optional[int], typer.Option(min=1, help="about so many rows of the suite; default: all of them")]=None,
+    out:Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table; its rows go beside it")]=None,
+    write:Annotated[Optional[str], _option("--write", help="write the suite's rows with their labels into this CSV file, and ask nobody")]=None,
+    answers:Annotated[Optional[str], _option("--answers", help="count this CSV file's p_flawed and verdict, which another verifier added to --write's rows")]=None,
+    root:Root=".",
+):
+    "Ask a verifier about the behavioural suite: what it can do, and what changes its verdict."
+    from rich.console import Console
+    from verifier_nb import behaviour, probe as probe_
+    if write: return typer.echo(f"{probe_.write_suite(write, rows)} rows: {write}")
+    if answers: found = probe_.answered(answers)
+    else:
+        from verifier_nb.ask import open_verifier
+        found = probe_.probe(open_verifier(adapter, root, _say_aside), rows)
+    table = behaviour.behaviour_table(found)
+    Console(width=None if sys.stdout.isatty() else 100).print(*probe_.screen_tables(table))
+    for text in behaviour.behaviour_words(table): typer.echo(text)
+    if out: probe_.write_answers(out, found, table)
 
 
 # %% ../nbs/12_cli.ipynb #b31a43fb
