@@ -367,6 +367,14 @@ def plot_history(history:pd.DataFrame):
     ax.legend(frameon=False)
     return fig
 
+# %% ../nbs/06_training.ipynb #39ceb36c
+def _save_figure(path, fig):
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=130)
+    plt.close(fig)
+    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
+
 # %% ../nbs/06_training.ipynb #a9da23c2
 def _check_state(checkpoint, in_parts:bool):
     "Whether the optimiser's state can be read. Raises `VerifierError`: without it, training would begin anew unheard."
@@ -431,14 +439,6 @@ def training_facts(run, trainer)->dict:
         "layout": trainer.layout, "attention": trainer.model.config._attn_implementation,
         "trainable_parameters": sum(p.numel() for p in _learning(trainer.model)),
         "passes_split_for_memory": trainer.splits, "peak_gpu_gib": max(parallel.from_all(_peak_gpu_gib() or 0)) or None}
-
-# %% ../nbs/06_training.ipynb #39ceb36c
-def _save_figure(path, fig):
-    import matplotlib.pyplot as plt
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
 # %% ../nbs/06_training.ipynb #06063ce3
 def train_and_save(
