@@ -169,8 +169,9 @@ class EvaluationSettings(Settings):
     resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of problems for the 95 % intervals
     # fitted on the validation split only; platt: for a model that leans to one side
     calibration: Literal["temperature", "platt", "isotonic", "none"] = "temperature"
-    # what the operating threshold is chosen for, on validation
-    threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"
+    # what the operating threshold is chosen for, on validation; balanced: recall and specificity alike;
+    # few-false-alarms: 95 % of the correct ones pass. Thresholds for the others are kept too (`check --aim`)
+    threshold_aim: Literal["balanced", "accuracy", "few-false-alarms", "recall", "f1"] = "balanced"
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
     # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps
     # as can be named while in `clean_at_least` of the correct solutions none is

@@ -259,6 +259,12 @@ class LeanVerifier:
 
     def __repr__(self): return f"LeanVerifier({self.model.shape.layers} layers, max_length={self.max_length})"
 
+    def aim_at(self, aim:str=None, prior:float=None):
+        "Judge from now on as the person wants it, see `probability.aimed`; returns the verifier. Raises `VerifierError`."
+        from verifier_nb.probability import aimed
+        self.calibration = aimed(self.calibration, aim, prior)
+        return self
+
     @property
     def label_tokens(self):
         from verifier_nb import prompt

@@ -25,7 +25,7 @@ from .kernels import base_of
 from .batches import batches, bucket_of, collate
 from .attention import pick_layout, prepare_attention
 from .readout import last_hidden, step_log_odds, step_loss
-from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
+from .probability import BY_STEPS, Calibration, StepRule, aimed, flawed_by_steps
 from .lean import is_plain_lora, lora_scale
 from .steps import steps as steps_of
 
@@ -354,6 +354,17 @@ class _Judge:
     def _with(self, known):
         "The same verifier, with all that calibration.json says."
         self.calibration = {**known, **self.calibration}
+        return self
+
+    def aim_at(self,
+        aim:str=None,  # balanced | accuracy | few-false-alarms | recall | f1; none: as it was fitted
+        prior:float=None,  # share of flawed solutions that is expected; none: as on validation
+    ):
+        "Judge from now on as the person wants it, see `probability.aimed`; returns the verifier. Raises `VerifierError`."
+        wanted = aimed(self.calibration, aim, prior)
+        self.calibration, self.threshold = wanted, wanted["threshold"]
+        self.bias = float(wanted.get("bias") or 0.0)
+        if "steps" in wanted: self.step_rule = StepRule.from_json(wanted["steps"])
         return self
 
     def calibrate(self, log_odds):
