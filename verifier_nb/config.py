@@ -148,8 +148,9 @@ class TrainingSettings(Settings):
     # every token whose answer is known (tokens); needs rows that know their first wrong step
     steps: StepsKind = "off"
     step_weight: Weight = 1.0  # of the steps' loss beside the label's
-    # solutions of which only the outcome is known: no loss at their steps (none), or their label at each (all)
-    outcome_steps: Literal["none", "all"] = "none"
+    # solutions of which only the outcome is known: no loss at their steps (none), their label at each (all), or at the
+    # last one only (last), where it is true for certain
+    outcome_steps: Literal["none", "all", "last"] = "none"
     # 8 bits: a quarter of the optimiser's memory, CUDA only
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     evals_per_epoch: Count = 2  # validations (and checkpoints) in an epoch
@@ -195,6 +196,8 @@ class PublishSettings(Settings):
     repo_id: Optional[str] = None  # such as your-name/verifier-level1
     private: bool = True  # who may see the repository
     merged: bool = False  # send the merged model too, not only the adapter
+    # write the folder that ships with the project, at the end of the run: adapter in 16 bits, calibration, card
+    pack: bool = False
     overwrite: bool = False  # allow replacing files that are already in the repository
 
 # %% ../nbs/01_config.ipynb #8f0038b9

@@ -442,6 +442,11 @@ def change(
     return open_run(run.reports)
 
 # %% ../nbs/10_runs.ipynb #720c2152
+def _pack(run, say):
+    "Write the folder that ships."
+    from verifier_nb.pack import pack
+    say(f"packed: {short_path(pack(run))}")
+
 def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
@@ -449,6 +454,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
         from verifier_nb import analysis, index
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
+        if run.config.publish.pack: _pack(run, say)
         mirror(run)
     say(f"\n{headline}\nreport: {short_path(run.report('report.html'))}")
     return run

@@ -148,10 +148,11 @@ def symbolic_problems(
 
 # %% ../nbs/02d_sources.ipynb #956e0f25
 def _ready_pair(number, key, made)->Problem:
-    "An everyday problem whose two rows are ready."
+    "An everyday problem whose two rows are ready; those in GSM8K's form are written in the forms of the config."
     correct = Ready(0, made.question, made.correct, 0, "correct", "correct", 0)
     flawed = Ready(0, made.question, made.flawed, 1, made.kind, made.subtype, made.step + 1, made.at)
-    return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed))
+    like_gsm8k = "<<" in made.correct and "<<" in made.flawed
+    return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed), restyle=like_gsm8k)
 
 def everyday_problems(
     cfg:DataSettings,
