@@ -333,7 +333,7 @@ def _sampled_table(cfg)->pd.DataFrame:
     "Rows of a sampled data set. Raises `VerifierError` where it is not there."
     path = Path(cfg.sampled).expanduser()
     path = path/SAMPLED_FILE if path.is_dir() else path
-    if path.is_file() and path.stat().st_size: return read_table(path)
+    if path.is_file() and path.stat().st_size > 1: return read_table(path)  # a table without rows is a line end
     if path.is_file(): raise VerifierError("the sampled data set holds no rows", path, "sample more: sampling.samples, or a better solver")
     raise VerifierError(f"there is no sampled data set {cfg.sampled}", "data.sampled",
                         "make it with `verifier-nb sample PRESET` and give its folder; `verifier-nb run` makes that of a preset itself")
