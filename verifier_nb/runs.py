@@ -276,6 +276,15 @@ def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernel
     return seconds
 
 # %% ../nbs/10_runs.ipynb #74886b9d
+def _say_holes(run, say):
+    "What the training data lack, before a model is trained on them."
+    if not run.report("holes.csv").exists(): return
+    import pandas as pd
+    from verifier_nb.holes import hole_words
+    lines = hole_words(pd.read_csv(run.report("holes.csv"), dtype={"region": str}, keep_default_na=False), most=5)
+    if lines: say("      a hole in the training data teaches as rows do; see holes.csv:")
+    for line in lines: say(f"      {line}")
+
 def run_stages(
     run:Run,
     stages=STAGES,  # names, in order
@@ -296,6 +305,7 @@ def run_stages(
             manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config), wanted=list(stages))
             seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
+            if stage == "03_data": _say_holes(run, say)
             mirror(run)
         return manifest
 
