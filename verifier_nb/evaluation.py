@@ -59,6 +59,20 @@ def _without_texts(dataset)->pd.DataFrame:
     if isinstance(dataset, pd.DataFrame): return dataset
     return pd.DataFrame({name: dataset[name] for name in dataset.column_names if name not in ("question", "solution")})
 
+# %% ../nbs/07_evaluation.ipynb #ba2f8033
+def _true_steps(rows, scores)->dict:
+    "The first wrong step of each row, where steps were judged or are given; empty where it is not known."
+    if "first_error" not in scores and "spans" not in rows: return {}
+    known = rows["first_error"] if "first_error" in rows else [None]*len(rows)
+    return {"first_error": pd.array(pd.to_numeric(pd.Series(known, dtype=object)), dtype="Int64")}
+
+# %% ../nbs/07_evaluation.ipynb #2609d650
+def _forms(dataset)->dict:
+    "The style that each solution is written in, by its looks; nothing where there are no texts."
+    names = dataset.columns if isinstance(dataset, pd.DataFrame) else dataset.column_names
+    if "solution" not in names: return {}
+    return {"form": [style_of(solution) for solution in dataset["solution"]]}
+
 # %% ../nbs/07_evaluation.ipynb #bdd0d2f4
 def as_predictions(
     dataset,  # rows with index, label, error_type, source (and subtype): a data set or a data frame
@@ -77,18 +91,6 @@ def as_predictions(
         "error_type": np.where(label == 0, "correct", _column(rows, "error_type", "unknown")),
         "source": _column(rows, "source", "unknown"), "subtype": _column(rows, "subtype", "")})
     return decide(out, {})[COLUMNS + LATER].assign(**_true_steps(rows, scores), **_forms(dataset))
-
-def _forms(dataset)->dict:
-    "The style that each solution is written in, by its looks; nothing where there are no texts."
-    names = dataset.columns if isinstance(dataset, pd.DataFrame) else dataset.column_names
-    if "solution" not in names: return {}
-    return {"form": [style_of(solution) for solution in dataset["solution"]]}
-
-def _true_steps(rows, scores)->dict:
-    "The first wrong step of each row, where steps were judged or are given; empty where it is not known."
-    if "first_error" not in scores and "spans" not in rows: return {}
-    known = rows["first_error"] if "first_error" in rows else [None]*len(rows)
-    return {"first_error": pd.array(pd.to_numeric(pd.Series(known, dtype=object)), dtype="Int64")}
 
 # %% ../nbs/07_evaluation.ipynb #8e95e6cb
 def counts(frame:pd.DataFrame)->dict:
@@ -181,6 +183,7 @@ def scored_steps(
     false = [false_in_steps(solution, parts) for solution, parts in zip(solutions, spans)]
     return step_table(frame["index"], spans, scores["step_log_odds"], false)
 
+# %% ../nbs/07_evaluation.ipynb #eff25ea2
 def score_split(run, verifier, split:str)->Scored:
     "Predictions of a split, in its order; of a run that was trained on steps with its steps."
     rows = scored_rows(run, split)
@@ -191,6 +194,7 @@ def score_split(run, verifier, split:str)->Scored:
     frame = as_predictions(rows, scores, split)
     return Scored(frame, scored_steps(frame, solutions, spans, scores))
 
+# %% ../nbs/07_evaluation.ipynb #fb7b925e
 def conclude(
     scored:Scored,
     calibration:dict,  # the content of calibration.json
@@ -238,7 +242,8 @@ def _fit_lines(
     for name, chosen in (("surprisal", ["surprisal"]), ("hybrid", list(features))):
         weights = fit_weights(features[chosen], y)
         thresholds = thresholds_of(apply_weights(features, weights), y, cfg.recall_at_least)
-        lines[name] = weights | {"usual_surprisal": usual, "threshold": thresholds[cfg.threshold_aim], "thresholds": thresholds}
+        chosen_for = {"threshold": thresholds[cfg.threshold_aim], "thresholds": thresholds}
+        lines[name] = weights | {"usual_surprisal": usual} | chosen_for
     return lines
 
 # %% ../nbs/07_evaluation.ipynb #b673fa70
@@ -357,6 +362,7 @@ def recompute(
 
 NO_STEPS = "this verifier was not trained on steps, so no step was named (training.steps: ends)"
 
+# %% ../nbs/07_evaluation.ipynb #f3d9966a
 def _step_summary(run, folder, test, calibration)->dict:
     "How well the first wrong step is named, from steps.csv; a note where there is nothing to name it with."
     if not (folder/"steps.csv").exists(): return {"note": NO_STEPS}
@@ -437,7 +443,7 @@ def evaluate_and_write(
 def run_stage(
     run,  # Run
 )->dict:  # what metrics.json says
-    "Score, calibrate, compare with baselines, and write every file of this stage; on several processes where they are asked for."
+    "Score, calibrate, compare with baselines, and write this stage's files; on several processes if asked for."
     train_if_missing(run)
     processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
     if processes == 1: return evaluate_and_write(run)
