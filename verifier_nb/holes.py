@@ -14,7 +14,7 @@ import pandas as pd
 from .appearance import style_of
 from .forms import strip_annotations
 from .rows import ERROR_TYPES
-from .steps import steps
+from .splitting import steps
 
 # %% ../nbs/02f_holes.ipynb #c5d0f957
 MOST = 8  # counts from here on are one region
