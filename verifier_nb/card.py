@@ -411,7 +411,8 @@ def model_card(
     return scrub(markdown_templates().get_template("model_card").render(
         metadata=card_metadata(run, repo_id), name=name, what=_what(run), results=_results(run),
         weak=_weak_table(run), calibration=_calibration_table(run), steps=_step_note(run),
-        behaviour=_behaviour(run), operating=_operating(run), libraries="peft and transformers" if is_adapter(run) else "transformers",
+        behaviour=_behaviour(run), operating=_operating(run),
+        libraries="peft and transformers" if is_adapter(run) else "transformers",
         with_library=_as_shipped() if ships else _with_library(run, repo_id),
         with_peft="" if ships else _with_peft(run, repo_id), recipe=_recipe_lines(run),
         base_note=_base_note(run), data=note.what, facts=_facts(run), base=base,

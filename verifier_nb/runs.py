@@ -298,10 +298,8 @@ def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernel
 # %% ../nbs/10_runs.ipynb #74886b9d
 def _say_holes(run, say):
     "What the training data lack, before a model is trained on them."
-    if not run.report("holes.csv").exists(): return
-    import pandas as pd
-    from verifier_nb.holes import hole_words
-    lines = hole_words(pd.read_csv(run.report("holes.csv"), dtype={"region": str}, keep_default_na=False), most=5)
+    from verifier_nb.holes import read_holes
+    lines = read_holes(run.report("holes.csv"), most=5)
     if lines: say("      a hole in the training data teaches as rows do; see holes.csv:")
     for line in lines: say(f"      {line}")
 
