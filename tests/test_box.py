@@ -15,7 +15,7 @@ from verifier_nb.scoring import Verifier
 SMALL = {"model.base": "tiny:llama", "model.dtype": "float32", "model.device": "cpu", "model.compile": False, "lora.r": 4,
          "data.problems_of": {"everyday": 60}, "data.repeats": 1, "data.heldout_repeats": 1, "data.validation_fraction": 0.15,
          "data.max_length": 2048, "data.exclude": [], "training.batch_tokens": 8192, "training.evals_per_epoch": 1,
-         "training.optimizer": "adamw_torch", "training.workers": 0, "training.logging_steps": 1, "evaluation.resamples": 200}
+         "training.optimizer": "adamw_torch", "training.workers": 0, "training.logging_steps": 1, "evaluation.resamples": 200, "evaluation.behaviour_rows": 40}
 QUICK = {"data.problems": None, "solver.epochs": 30, "solver.batch_tokens": 512, "sampling.samples": 4, "sampling.round": 2,
          "sampling.new_tokens": 40}
 
