@@ -244,7 +244,8 @@ def equation_of_tree(step, tree, result, draft):
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
         return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
-    value, sign = _meant(tree, result, draft)
     if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
-    else: expected = as_written(value) + sign
+    else:
+        value, sign = _meant(tree, result, draft)
+        expected = as_written(value) + sign
     return Equation(text, step.start, end, step.expression, stated, value, how is not None, expected), how

@@ -43,12 +43,13 @@ class Sentence(NamedTuple):
     sign: str  # + - * /, or the factor itself
     words: tuple  # one of these stands in every such sentence; a factor has its own words
     turned: bool = False  # the second number is the one that is computed from: subtract 5 from 12
+    joint: str = ""  # stands in every such sentence, too
 
 _FACTORS_BEGIN = ("alf", "hird", "quarter", "fourth", "fifth", "tenth", "wice", "ouble", "riple", " times")
 
 SENTENCES = (
     Sentence(r"{factor}\s+(?:of\s+|the\s+)?{a}{equals}{c}", "factor", _FACTORS_BEGIN),
-    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", ("make", "give", "total", "add", "sum", "together")),
+    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", ("make", "give", "total", "add", "sum", "together"), joint=" and "),
     Sentence(r"{a}\s+plus\s+{b}{equals}{c}", "+", ("plus",)),
     Sentence(r"{a}\s+added\s+to\s+{b}{equals}{c}", "+", ("added",)),
     Sentence(r"{a}\s+minus\s+{b}{equals}{c}", "-", ("minus",)),
@@ -114,11 +115,14 @@ def _equation(text, found, value, certain):
     return Equation(text[found.start():found.end()], found.start(), found.end(), expression, plain, value, ok, expected)
 
 # %% ../nbs/02_prose.ipynb #1015aca8
-def _sentences(text, start, end):
+def _patterns_in(text):
+    "Those of the patterns one of whose words stands in a text."
+    return [(pattern, sentence) for pattern, sentence in _patterns() if any(word in text for word in sentence.words)]
+
+def _sentences(text, start, end, patterns):
     "The equations of the sentences above in a part of a text."
-    part = text[start:end]
-    for pattern, sentence in _patterns():
-        if not any(word in part for word in sentence.words): continue
+    for pattern, sentence in patterns:
+        if sentence.joint and sentence.joint not in text[start:end]: continue
         for found in pattern.finditer(text, start, end):
             if "share" in found.groupdict() and "%" not in found["a"]: continue  # 3 of 5 is 4: no calculation
             groups = {"about": None, **found.groupdict()}
@@ -164,16 +168,18 @@ def _in_signs(text, start, end):
         if equation: yield equation
 
 # %% ../nbs/02_prose.ipynb #62e9df1d
-_BEFORE_A_RESULT = """is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
-    about roughly around exactly just approximately nearly almost""".split()
-_RESULT = re.compile(r" (?=[$€£]?\d)(?:" + "|".join(rf"(?<=\b{word} )" for word in _BEFORE_A_RESULT) + ")")
+_BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
+    about roughly around exactly just approximately nearly almost""".split())
+_RESULT = re.compile(r" (?<=[a-z] )[$€£]?\d")
 _ANY_DIGIT = re.compile(r"\d")
 _REACH = 120  # characters of a clause before a result, at most
 
 def _clauses(text):
     "Parts of a text that may state an equation in words, as (start, end)."
     for m in _RESULT.finditer(text):
-        at = m.end()
+        at = m.start() + 1
+        word = text[text.rfind(" ", 0, at - 1)+1:at-1]
+        if word.rpartition("\n")[2].lstrip("(") not in _BEFORE_A_RESULT: continue
         border = max(text.rfind(stop, 0, at) for stop in ("\n", ". ", "; "))
         start = max(border + 1, at - _REACH)
         if _ANY_DIGIT.search(text, start, at): yield start, at + _REACH//2
@@ -182,8 +188,10 @@ def said(
     text:str,  # in plain style
 )->list:  # of Equation, in reading order, none inside another
     "The equations that a text states in words."
-    found = [e for clause in _clauses(text) for e in (*_sentences(text, *clause), *_in_signs(text, *clause))]
-    out = []
+    clauses = list(_clauses(text))
+    if not clauses: return []
+    patterns, found, out = _patterns_in(text), [], []
+    for clause in clauses: found += [*_sentences(text, *clause, patterns), *_in_signs(text, *clause)]
     for equation in sorted(found, key=lambda e: (e.start, -e.end)):
         if not out or equation.start >= out[-1].end: out.append(equation)
     return out

@@ -55,8 +55,8 @@ def phrase_of(text)->Phrase:
     words = tuple(text.split(" "))
     return Phrase(
         words=words,
-        blurs=any(word.lower() in _BLUR for word in words),
-        letter=any(len(word) == 1 and word not in "aAI" for word in words),
+        blurs=not _BLUR.isdisjoint(text.lower().split(" ")),
+        letter=min(map(len, words)) == 1 and any(len(word) == 1 and word not in "aAI" for word in words),
         variable=not _VARIABLES.isdisjoint(words))
 
 # %% ../nbs/02_reader.ipynb #803bfb2c

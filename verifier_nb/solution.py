@@ -9,13 +9,14 @@ __all__ = ['OPERAND', 'RESULT', 'read_cached', 'is_special', 'Noted', 'read_unli
 # %% ../nbs/02_solution.ipynb #a03fbebc
 import itertools
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 from .answer import stated_answer, value_found
 from .canonical import canonical, whole
 from .claims import Draft, Member, claims_of, equation_of_sides, equation_of_tree, members_of, percents_read
-from .numbers import (Equation, LIMITS, Parsed, Role, Step, about, agrees, as_written, singular, unit_behind,
+from .numbers import (Equation, LIMITS, Parsed, Refusal, Role, Step, about, agrees, as_written, singular, unit_behind,
                                  values_said, without_annotations, word_list)
 from .prose import said
 from .reader import MEASURES, leaves_of, operators_of, read_chains, value_or_none
@@ -236,7 +237,8 @@ def _finish(draft):
 def _whole(text, start, end):
     "An expression with the brackets that close behind its last number."
     missing = text.count("(", start, end) - text.count(")", start, end)
-    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), max(missing, 0)): end += len(m[0])
+    if missing <= 0: return text[start:end]
+    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), missing): end += len(m[0])
     return text[start:end]
 
 def _finish_step(step, draft):
@@ -295,16 +297,21 @@ def _find_answer(p):
 # %% ../nbs/02_solution.ipynb #43b06ad6
 def read_unlinked(solution):
     "A solution's steps, equations and numbers, without the links between them."
+    draft = _finished(solution)
+    if isinstance(draft, Refusal): return Parsed(solution if isinstance(solution, str) else "", problem=draft.reason)
+    _describe(draft)
+    return draft.parsed
+
+def _finished(solution):  # -> Draft or Refusal
+    "A solution's steps and equations."
     problem = _unreadable(solution)
-    if problem: return Parsed(solution if isinstance(solution, str) else "", problem=problem)
+    if problem: return Refusal(problem)
     scanned = scan(solution)
-    if len(scanned.numbers) > LIMITS["numbers"]:
-        return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
+    if len(scanned.numbers) > LIMITS["numbers"]: return Refusal(f"more than {LIMITS['numbers']:,} numbers")
     draft = _drafted(solution, scanned)
     _finish(draft)
-    _describe(draft)
-    if len(draft.steps) > LIMITS["steps"]: draft.parsed.problem = f"more than {LIMITS['steps']} steps"
-    return draft.parsed
+    draft.parsed.equations.sort(key=lambda e: (e.start, e.end))
+    return draft
 
 # What was just made is often read next: a fresh instance, then its flawed twin.
 read_cached = lru_cache(8)(read_unlinked)
@@ -329,7 +336,7 @@ def _describe(draft):
     phrases = [token for token in draft.prose if token.kind is WORD]
     p.words = tuple((value, token.start) for token in phrases for value in values_said(token.text))
     if not p.steps: p.problem = "no equation was found"
-    p.equations.sort(key=lambda e: (e.start, e.end))
+    if len(p.steps) > LIMITS["steps"]: p.problem = f"more than {LIMITS['steps']} steps"
 
 # %% ../nbs/02_solution.ipynb #45ae7166
 def _plain(solution):
@@ -390,7 +397,7 @@ class Findings(NamedTuple):
 
 # %% ../nbs/02_solution.ipynb #7f49270a
 _EQUALS_SIGN = re.compile(r"[=≈]")
-_STOPS = ("\n", "=", "≈", "→", "⇒", "⇔", "∴", "=>", "->", ". ", "; ", ", ", ": ", "? ", "! ")
+_STOPS = re.compile(r"=>|->|[\n=≈→⇒⇔∴]|[.;,:?!] ")
 _CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
 
 _WORDS_BEFORE = re.compile(r"(?:(?:[^\W\d_]{2,}['’]?s?|[aAI])[\s,:]+)+")
@@ -400,12 +407,13 @@ def _unread(text, equations):
     "The spans of a plain text that look like equations and are none of those that were read."
     read = [(e.start, e.end) for e in equations]
     signs = [m.start() for m in _EQUALS_SIGN.finditer(text)]
-    left_over = [at for at in signs if not any(start <= at < end for start, end in read)]
+    left_over = _outside(signs, read)
     if not left_over: return []
     prose, out = _blank_notes(text), []
+    ends = [0, *(m.end() for m in _STOPS.finditer(prose))]
     for at in left_over:
         if prose[at] == " ": continue  # in an annotation
-        start = max([0, *(place + len(stop) for stop in _STOPS if (place := prose.rfind(stop, 0, at)) >= 0)])
+        start = ends[bisect_right(ends, at) - 1]
         joined = _LAST_CONJUNCTION.match(prose, start, at)
         if joined: start = joined.end()
         end = _CLAUSE.match(prose, at + 1).end()
@@ -413,6 +421,11 @@ def _unread(text, equations):
         if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
         else: out.append((start, end))
     return [_trimmed(text, start, end) for start, end in out]
+
+def _outside(places, spans):
+    "Those of the places (in order) that lie in none of the spans."
+    inside = {at for start, end in spans for at in places[bisect_left(places, start):bisect_left(places, end)]}
+    return [at for at in places if at not in inside]
 
 def _blank_notes(text):
     "The text with blanks in place of its annotations, so that offsets stay."
@@ -430,9 +443,9 @@ def _trimmed(text, start, end):
 # %% ../nbs/02_solution.ipynb #e35fd1a7
 def _equations_in(plain):
     "The equations of a canonical form, those in words among them."
-    read = read_unlinked(plain.text)
-    if read.problem and not read.numbers: return []
-    equations = read.equations
+    draft = _finished(plain.text)
+    if isinstance(draft, Refusal): return []
+    equations = draft.parsed.equations
     in_words = [] if "<<" in plain.text else said(plain.text)  # who annotates says nothing in words alone
     spoken = [e for e in in_words if not any(e.start < other.end and other.start < e.end for other in equations)]
     return sorted([*equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else equations
