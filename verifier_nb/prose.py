@@ -167,6 +167,30 @@ def _in_signs(text, start, end):
         equation = _equation(text, found, _value_of(found["left"]), not share and _certain(text, found))
         if equation: yield equation
 
+# %% ../nbs/02_prose.ipynb #23701967
+_NAMED_LINE = re.compile(r"[ \t]*(?:[-*] )?([^\n=≈]*[A-Za-z][^\n=≈]*?)[ \t]*([=≈])[ \t]*([^\n=≈]*)$", re.MULTILINE)
+_VALUE_LINE = re.compile(r"(?P<c>[$€£]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?P<unit>(?: [A-Za-z]+)?(?:/[a-z]+)?)[ \t]*[.,;]?[ \t]*")
+
+def _named_twice(text):
+    "The equations that two lines state together by giving one name two values: an expression, then a number."
+    lines = [line for line in _NAMED_LINE.finditer(text) if line[3]]
+    for above, below in zip(lines, lines[1:]):
+        if above[1] != below[1] or text[above.end():below.start()].strip(): continue
+        stated = _VALUE_LINE.fullmatch(below[3])
+        value = _value_of(above[3].rstrip(" .,;")) if stated else None
+        equation = _of_two_lines(text, above, below, stated, value) if value is not None else None
+        if equation: yield equation
+
+def _of_two_lines(text, above, below, stated, value):
+    "The equation of two lines, or None where a false one may only change the unit."
+    plain, unit = stated["c"].strip("$€£"), stated["unit"].strip()
+    number = -exact_value(plain[1:]) if plain[0] == "-" else exact_value(plain)
+    ok = (about if below[2] == "≈" else agrees)(value, number, plain.lstrip("-"))
+    known = unit.partition("/")[0] in above[3] and not ("%" in above[3] or "cent" in below[3])
+    if not ok and not known: return None
+    start, end = above.start(1), below.start(3) + stated.end("c")
+    return Equation(text[start:end], start, end, above[3].rstrip(" .,;"), plain, value, ok, plain if ok else as_written(value))
+
 # %% ../nbs/02_prose.ipynb #62e9df1d
 _BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
     about roughly around exactly just approximately nearly almost""".split())
@@ -184,13 +208,18 @@ def _clauses(text):
         start = max(border + 1, at - _REACH)
         if _ANY_DIGIT.search(text, start, at): yield start, at + _REACH//2
 
+def _may_name_twice(text):
+    "Whether two lines begin with the same words before an equals sign; it takes no time to look."
+    names = [name for name, sign, _ in (line.partition("=") for line in text.splitlines()) if sign]
+    return len(set(names)) < len(names)
+
 def said(
     text:str,  # in plain style
 )->list:  # of Equation, in reading order, none inside another
     "The equations that a text states in words."
-    clauses = list(_clauses(text))
-    if not clauses: return []
-    patterns, found, out = _patterns_in(text), [], []
+    clauses, out = list(_clauses(text)), []
+    found = list(_named_twice(text)) if _may_name_twice(text) else []
+    patterns = _patterns_in(text) if clauses else []
     for clause in clauses: found += [*_sentences(text, *clause, patterns), *_in_signs(text, *clause)]
     for equation in sorted(found, key=lambda e: (e.start, -e.end)):
         if not out or equation.start >= out[-1].end: out.append(equation)

@@ -84,14 +84,17 @@ class Reader:
         self.at = 0  # index of the token at hand
         self.found = []  # chains, each with its clause
         self.clause = 0  # counts stops and ends of lines
-        self.algebra = set()  # clauses that compute with a variable
+        self.algebra = {}  # clause -> index of its last token that is a variable
         self.unit_word = ""  # the last word of the last unit
         self.unit_begins = ""  # its first word
         self.begin()
 
+    def note_variable(self): self.algebra[self.clause] = self.at
+
     def begin(self, doubt=SURE):
         "Start over with an empty run."
         self.run = []  # tokens of the unfinished chain
+        self.began = self.at  # index of the token at which it was begun
         self.last = None  # kind of the last of them
         self.words = 0  # words behind it
         self.depth = 0  # open brackets
@@ -111,7 +114,7 @@ class Reader:
             self.doubt = doubt
             return
         if len(self.run) > 2 and self.has_equals():
-            self.found.append((Chain(self.run, self.doubt is not SURE), self.clause))
+            self.found.append((Chain(self.run, self.doubt is not SURE), self.clause, self.began))
         self.begin(doubt)
 
     def operand_follows(self):
@@ -147,8 +150,8 @@ def read_chains(
         reader.at = i
         _READ[token.kind](reader, before, token, after)
     reader.close()
-    # a variable makes its whole clause doubtful, what stands before it too
-    chains = [Chain(c.tokens, c.doubtful or clause in reader.algebra) for c, clause in reader.found]
+    # a variable makes its clause doubtful, what stands before it too, but for what follows an equals sign behind it: 2x = 9 - 3 = 6
+    chains = [Chain(c.tokens, c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
     return chains, bool(reader.algebra)
 
 # %% ../nbs/02_reader.ipynb #4adab3dd
@@ -168,7 +171,8 @@ def _is_name(number, before, token):
 def _number(reader, before, token, after):
     number = reader.numbers[token.number]
     number.tail = token.end
-    if before.text == "_" and before.end == token.start:  # x_1
+    indexed = before.text == "_" and before.end == token.start  # x_1
+    if indexed or before.text == "^" and number.role is Role.FIXED:  # m^2
         number.role = Role.FIXED
         return
     suspect = after.kind is WORD or before.kind is WORD or number.text[0] == "0"  # few numbers are; this saves time
@@ -229,6 +233,9 @@ def _behind_operand(reader, before, token, after):
     if reader.unit_word in _SAYING and reader.words and _is_sign(token, after):  # in 6 days it would be -25 + 30
         reader.close()
         return reader.add(Token(MINUS, token.start, token.end, "-"))
+    if token.text == "^" and _is_power_of_unit(reader, before, token, after):
+        reader.numbers[after.number].role = Role.FIXED
+        return
     if token.text == "^" and (reader.words or not reader.operand_follows()): return _unread_rest(reader)  # 2^n
     if not hyphen and reader.operand_follows():
         _note_division(reader, token.text)
@@ -238,10 +245,18 @@ def _behind_operand(reader, before, token, after):
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
     in_a_unit = rate and reader.words > 0  # ml/L
-    if _names_variable(token, after) and not in_a_unit: reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
+    if _names_variable(token, after) and not in_a_unit: reader.note_variable()  # 9 - 3/a, = 4 + A
     if rate or compound or twice: reader.words += 1
     elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
     else: _unread_rest(reader)  # = 6^2 + OP^2
+
+def _is_power_of_unit(reader, before, token, after):
+    "Whether a raised number belongs to a unit: 40 m^2."
+    raised = after.kind is NUMBER and after.start == token.end and after.text in ("2", "3")
+    apart = before.kind is WORD and before.end == token.start and reader.run[-1].end < before.start
+    return raised and apart and reader.words == 1 and reader.unit_word in _RAISED_UNITS
+
+_RAISED_UNITS = frozenset(word_list("units of area and volume"))
 
 def _names_variable(token, after):
     "Whether a letter behind an operator stands for a number."
@@ -268,10 +283,12 @@ def _note_division(reader, sign):
 @_reads(EQUALS)
 def _equals(reader, before, token, after):
     if reader.last is EQUALS and before.end == token.start: return  # ==
+    if reader.doubt is UNTIL_STOP and reader.clause in reader.algebra and not reader.has_equals(): reader.close()  # 2x + 5 = 9 - 2 = 7
     names_another = len(reader.unit_word) == 1 and reader.words and reader.unit_begins in _CONJUNCTIONS  # h = -4 and k = 1
     if reader.last not in OPERAND_ENDS or names_another:
         reader.close()
         reader.run.append(Token(Kind.UNKNOWN, token.start, token.start, ""))
+        reader.began = reader.at
     reader.add(token)
 
 # %% ../nbs/02_reader.ipynb #3be20894
@@ -342,7 +359,7 @@ def _skip_unit(reader, start, words, blurs):
 def _letter(reader, before, after):
     "A single letter. In x + 5 it is a variable, and its clause no arithmetic; x = 5 + 3 and Jar B do no harm."
     if before.kind in _MARKS_VARIABLE or after.kind in _MARKS_VARIABLE:
-        reader.algebra.add(reader.clause)
+        reader.note_variable()
         reader.close(UNTIL_STOP)
     else: reader.close()
 
@@ -350,7 +367,7 @@ def _letter(reader, before, after):
 @_reads(LEFT)
 def _left(reader, before, token, after):
     if _is_applied(before, token):
-        reader.algebra.add(reader.clause)
+        reader.note_variable()
         return reader.close(UNTIL_STOP)
     if (not reader.run or reader.words) and _equation_inside(reader): return reader.close()  # (3 * 4 = 12), a remark
     if reader.last in OPERAND_ENDS:

@@ -16,12 +16,13 @@ from typing import NamedTuple
 from .answer import stated_answer, value_found
 from .canonical import canonical, whole
 from .claims import Draft, Member, claims_of, equation_of_sides, equation_of_tree, members_of, percents_read
-from .numbers import (Equation, LIMITS, Parsed, Refusal, Role, Step, about, agrees, as_written, singular, unit_behind,
+from .numbers import (Equation, LIMITS, Parsed, Refusal, Role, Step, UNIT_PATTERN, about, agrees, as_written, singular, unit_behind,
                                  values_said, without_annotations, word_list)
 from .prose import said
-from .reader import MEASURES, leaves_of, operators_of, read_chains, value_or_none
+from .reader import leaves_of, operators_of, read_chains, value_or_none
 from .references import link
 from .tokens import CURRENCY, NUMBER, WORD, scan
+from .units import CURRENCIES, UNITS_OF_AMOUNTS, mixed_kinds, size_of, unit_of, value_in_unit
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
 _TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
@@ -49,7 +50,7 @@ def _add_claim(claim, doubtful, draft):
     elif claim.result is None:
         equation = equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif _says_something_else(claim, draft): return
+    elif _fails(claim, draft) and (_add_converted(claim, draft) or claim.converts or _says_something_else(claim, draft)): return
     elif claim.again: _add_again(claim, draft)
     elif draft.special and is_special(claim.tree): _add_special(claim, draft)
     else: draft.steps[claim.result] = _shown_step(claim, draft)
@@ -69,7 +70,7 @@ def _add_again(claim, draft):
     "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
     p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
     ok = percents_read(claim.tree, claim.result, draft, about) is not None
-    if not ok and (number.percent or _unit_of(number, p) != _unit_of(p.numbers[claim.result-1], p) and _unit_of(number, p)): return
+    if not ok and (number.percent or unit_of(number, p) != unit_of(p.numbers[claim.result-1], p) and unit_of(number, p)): return
     text = without_annotations(p.text[claim.start:claim.end])
     expected = number.text if ok else as_written(value)
     p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
@@ -92,11 +93,7 @@ def _shown_step(claim, draft):
 # %% ../nbs/02_solution.ipynb #e353deba
 _UNIT_OF_BRACKET = re.compile(r"\s*\)\s*([A-Za-z]+)")
 
-_CURRENCIES = frozenset("$€£")
-
-_UNITS_OF_AMOUNTS = MEASURES | frozenset(word_list("parts of measures"))
-
-_SINGULAR_UNITS = frozenset(map(singular, _UNITS_OF_AMOUNTS))
+_SINGULAR_UNITS = frozenset(map(singular, UNITS_OF_AMOUNTS))
 
 def _is_measure(word): return singular(word.lower()) in _SINGULAR_UNITS
 
@@ -104,8 +101,6 @@ def _says_something_else(claim, draft):
     "Whether a claim that would be false changes the unit, names the whole part of a quotient, or adds a share of a number."
     p, tree = draft.parsed, claim.tree
     number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
-    if value is None or value == number.value or type(tree) is int: return False
-    if draft.hundredths and percents_read(tree, claim.result, draft): return False
     return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
 
 def _changes_unit(tree, number, value, p):
@@ -113,14 +108,60 @@ def _changes_unit(tree, number, value, p):
     if unit_behind(number, p) in ("cents", "cent", "¢") and value*100 == number.value: return True
     scale = _UNIT_OF_BRACKET.match(p.text, p.numbers[leaves_of(tree)[-1]].end)  # (1/2) inch = 20 miles
     if scale and _is_measure(scale[1]) and unit_behind(number, p) not in ("", scale[1].lower()): return True
-    units = {_unit_of(p.numbers[i], p) for i in leaves_of(tree)}
-    return len(units & _UNITS_OF_AMOUNTS | units & _CURRENCIES) > 1 and tree.sign in "+-"
+    units = {unit_of(p.numbers[i], p) for i in leaves_of(tree)}
+    return len(units & UNITS_OF_AMOUNTS | units & CURRENCIES) > 1 and tree.sign in "+-"
 
-def _unit_of(number, p):
-    "The word behind a number or the currency sign before it, or nothing."
-    unit = unit_behind(number, p)
-    before = p.text[max(number.start-1, 0):number.start]
-    return before if before in _CURRENCIES and unit not in _UNITS_OF_AMOUNTS else unit
+# %% ../nbs/02_solution.ipynb #cd8c6f89
+def _fails(claim, draft):
+    "Whether a claim is false as it stands, units left out."
+    value = value_or_none(claim.tree, draft.values)
+    if value is None or value == draft.values[claim.result]: return False
+    if draft.hundredths and percents_read(claim.tree, claim.result, draft): return False
+    return type(claim.tree) is not int or claim.converts
+
+# %% ../nbs/02_solution.ipynb #4a8d8dbe
+def _add_converted(claim, draft):
+    "Judge a claim whose sides have units of one kind; says whether there is nothing more to say about it."
+    p, number = draft.parsed, draft.parsed.numbers[claim.result]
+    kinds = mixed_kinds(claim.tree, claim.result, p)
+    value = value_in_unit(claim.tree, claim.result, p, kinds) if kinds else None
+    if value is None: return False
+    ok = (about if claim.about else agrees)(value, number.value, number.text)
+    if not ok and _converts_by_hand(claim, p): return False
+    if ok or claim.converts and _states_a_conversion(claim, p): p.equations.append(_converted(claim, value, ok, p))
+    draft.unread.update([*leaves_of(claim.tree), claim.result])
+    return True
+
+def _converts_by_hand(claim, p):
+    "Whether a bare number of a tree is the factor between two units: the 60 of 90 minutes / 60 = 1.6 hours."
+    numbers, size = [p.numbers[i] for i in leaves_of(claim.tree)], size_of(unit_of(p.numbers[claim.result], p))
+    if not size: return False
+    others = [other.units for other in (size_of(unit_of(number, p)) for number in numbers) if other and other.kind == size.kind]
+    factors = {max(size.units, other)/min(size.units, other) for other in others}
+    return any(number.value in factors and not size_of(unit_of(number, p)) for number in numbers)
+
+# %% ../nbs/02_solution.ipynb #3cc372f7
+def _converted(claim, value, ok, p):
+    "The equation of a claim between two units, the unit on its right side included."
+    number = p.numbers[claim.result]
+    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
+    end = unit.end() if unit and size_of(unit[1].lower()) else claim.end
+    expression = _whole(p.text, claim.start, max(p.numbers[i].tail for i in leaves_of(claim.tree)))
+    text = without_annotations(p.text[claim.start:end])
+    return Equation(text, claim.start, end, expression, number.text, value, ok, number.text if ok else as_written(value))
+
+_SMALLER_PART = re.compile(r"[\s,]*(?:and\s+)?[$]?\d")  # 1 hour and 15 minutes
+_OPERATES_BEFORE = re.compile(r"(?:[-+*/×÷(&]|\bby|\d\s+[a-z]+(?:\s+and)?)\s*\Z")
+
+def _states_a_conversion(claim, p):
+    "Whether a false claim says no more than that an amount is another: 90 minutes = 1.2 hours; not 1 inch = 5 feet, a scale."
+    number = p.numbers[claim.result]
+    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
+    goes_on = unit and _SMALLER_PART.match(p.text, unit.end())
+    operates = _OPERATES_BEFORE.search(p.text[max(claim.start-20, 0):claim.start])
+    size = size_of(unit_of(number, p))
+    scale = not size or "length" in size.kind
+    return not goes_on and not operates and not scale and p.numbers[claim.tree].value != 1
 
 # %% ../nbs/02_solution.ipynb #1277bd89
 _TELLS_A_QUOTIENT = re.compile(rf"(?<![\w'])(?:{'|'.join(word_list('tell of a whole quotient'))})(?!\w)", re.IGNORECASE)
