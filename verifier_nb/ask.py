@@ -180,19 +180,22 @@ def answer_html(
     found:dict,  # one of what `examine` returns
 )->str:
     "A verdict as a piece of a page: probability, reason, and the solution with its equations marked."
+    from verifier_nb.mathml import typeset, typeset_steps
     from verifier_nb.wording import mark_equations, probability, shade_steps
     from verifier_nb.page import render, template_text
     parts = mark_equations(found["solution"])
-    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, parts=parts,
-                  steps=shade_steps(parts, found["steps"]))
+    steps = typeset_steps(shade_steps(parts, found["steps"]))
+    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, parts=typeset(parts),
+                  steps=steps)
 
 def ranking_html(
     found:list,  # what `examine` returns
 )->str:
     "Candidates as a piece of a page, the most trusted first."
+    from verifier_nb.mathml import typeset
     from verifier_nb.wording import mark_equations, probability
     from verifier_nb.page import render, template_text
-    numbered = [{"number": i, "found": f, "parts": mark_equations(f["solution"])} for i, f in enumerate(found, 1)]
+    numbered = [{"number": i, "found": f, "parts": typeset(mark_equations(f["solution"]))} for i, f in enumerate(found, 1)]
     candidates = sorted(numbered, key=lambda candidate: candidate["found"]["rank"])
     return render(template_text("ranking.html.j2"), p=probability, candidates=candidates)
 

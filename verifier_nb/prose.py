@@ -169,6 +169,7 @@ def _in_signs(text, start, end):
 
 # %% ../nbs/02_prose.ipynb #23701967
 _NAMED_LINE = re.compile(r"[ \t]*(?:[-*] )?([^\n=≈]*[A-Za-z][^\n=≈]*?)[ \t]*([=≈])[ \t]*([^\n=≈]*)$", re.MULTILINE)
+_OPERATION = re.compile(r"\d.*?[-+*/×÷^]|√")
 _VALUE_LINE = re.compile(r"(?P<c>[$€£]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?P<unit>(?: [A-Za-z]+)?(?:/[a-z]+)?)[ \t]*[.,;]?[ \t]*")
 
 def _named_twice(text):
@@ -176,7 +177,7 @@ def _named_twice(text):
     lines = [line for line in _NAMED_LINE.finditer(text) if line[3]]
     for above, below in zip(lines, lines[1:]):
         if above[1] != below[1] or text[above.end():below.start()].strip(): continue
-        stated = _VALUE_LINE.fullmatch(below[3])
+        stated = _VALUE_LINE.fullmatch(below[3]) if _OPERATION.search(above[3]) else None
         value = _value_of(above[3].rstrip(" .,;")) if stated else None
         equation = _of_two_lines(text, above, below, stated, value) if value is not None else None
         if equation: yield equation
@@ -210,7 +211,7 @@ def _clauses(text):
 
 def _may_name_twice(text):
     "Whether two lines begin with the same words before an equals sign; it takes no time to look."
-    names = [name for name, sign, _ in (line.partition("=") for line in text.splitlines()) if sign]
+    names = [name.strip(" \t-*") for name, sign, _ in (line.partition("=") for line in text.splitlines()) if sign]
     return len(set(names)) < len(names)
 
 def said(

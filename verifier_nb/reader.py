@@ -461,7 +461,7 @@ def _other(reader, before, token, after):
     if unit or token.text in "°¢": return
     changes_worth = token.text in "_²³½¼¾⅓⅔" and before.end == token.start
     if changes_worth and reader.last in OPERAND_ENDS: _unread_rest(reader)  # 0.11_2
-    else: reader.close(UNTIL_STOP if token.text in "²³½¼¾⅓⅔" else SURE)
+    else: reader.close(UNTIL_STOP if token.text in "_²³½¼¾⅓⅔" else SURE)
 
 @_reads(Kind.ROOT)
 def _root(reader, before, token, after):

@@ -11,6 +11,7 @@ import itertools
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 from .answer import stated_answer, value_found
@@ -101,6 +102,7 @@ def _says_something_else(claim, draft):
     "Whether a claim that would be false changes the unit, names the whole part of a quotient, or adds a share of a number."
     p, tree = draft.parsed, claim.tree
     number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
+    if _holds_in_thirds(tree, number, draft): return True
     return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
 
 def _changes_unit(tree, number, value, p):
@@ -162,6 +164,17 @@ def _states_a_conversion(claim, p):
     size = size_of(unit_of(number, p))
     scale = not size or "length" in size.kind
     return not goes_on and not operates and not scale and p.numbers[claim.tree].value != 1
+
+# %% ../nbs/02_solution.ipynb #b0f7ae70
+_THIRDS = re.compile(r"0?\.(?:33+|66+7?|67)")
+
+def _holds_in_thirds(tree, number, draft):
+    "Whether an equation is right once .33 and .67 are thirds: 0.67 * 30 = 20."
+    p, values = draft.parsed, {}
+    for i in leaves_of(tree):
+        third = _THIRDS.fullmatch(p.numbers[i].text)
+        values[i] = round(draft.values[i]*3)*Fraction(1, 3) if third else draft.values[i]
+    return values != {i: draft.values[i] for i in values} and value_or_none(tree, values) == number.value
 
 # %% ../nbs/02_solution.ipynb #1277bd89
 _TELLS_A_QUOTIENT = re.compile(rf"(?<![\w'])(?:{'|'.join(word_list('tell of a whole quotient'))})(?!\w)", re.IGNORECASE)

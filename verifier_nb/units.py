@@ -12,8 +12,8 @@ from collections import Counter
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
-from .reader import leaves_of, operators_of, value_or_none
 from .numbers import exact_quotient, singular, unit_behind, word_list, word_table
+from .reader import leaves_of, operators_of, value_or_none
 
 # %% ../nbs/02_units.ipynb #27491199
 class Size(NamedTuple):
@@ -78,10 +78,16 @@ def units_left(
     if per: found[per] -= sign
     return found
 
+def _units_of_result(tree, result, p):
+    "A result's units; in `180 minutes = 3 hours a week`, where nothing on the left is per anything, the week does not count."
+    rates = any(units_beside(p.numbers[i], p)[1] for i in leaves_of(tree))
+    units = units_left(result, p)
+    return units if rates else Counter({size: n for size, n in units.items() if n > 0})
+
 def mixed_kinds(tree, result, p):
     "The kinds of which `tree = result` has two units, so that its plain numbers need not agree."
     left = units_left(tree, p)
-    left.subtract(units_left(result, p))
+    left.subtract(_units_of_result(tree, result, p))
     sums = any(node.sign in "+-" for node in operators_of(tree))
     kinds = [size.kind for size, n in left.items() if n or sums]
     return {kind for kind in kinds if kinds.count(kind) > 1}
@@ -95,4 +101,7 @@ def value_in_unit(
     "What a tree is worth in the unit of a number."
     amounts = {i: p.numbers[i].value*worth_of_unit(p.numbers[i], p, kinds) for i in leaves_of(tree)}
     value = value_or_none(tree, amounts)
-    return None if value is None else exact_quotient(value, worth_of_unit(p.numbers[result], p, kinds))
+    if value is None: return None
+    for size, n in _units_of_result(tree, result, p).items():
+        if size.kind in kinds: value = exact_quotient(value, size.units**n)
+    return value
