@@ -42,16 +42,22 @@ def mathml(
     return Markup("\n").join(row for row in rows if row)
 
 # %% ../nbs/07c_mathml.ipynb #6ca621f0
+_BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*")
+
+def _prose(text):
+    "What stands between formulas, as HTML: what is **bold** is bold, and an escaped dollar is a dollar."
+    return Markup(_BOLD.sub(r"<b>\1</b>", str(escape(text.replace("\\$", "$")))))
+
 def _shown(text, at, found):
     "A piece of a solution that begins at an offset, as HTML."
     out, place, end = [], at, at + len(text)
     for f in found:
         if f.end <= at or f.start >= end: continue
         first, last = max(f.inner_start, at), min(f.inner_end, end)
-        out.append(escape(text[place-at:max(f.start, at)-at].replace("\\$", "$")))
+        out.append(_prose(text[place-at:max(f.start, at)-at]))
         if first < last: out.append(mathml(text[first-at:last-at]))
         place = min(f.end, end)
-    out.append(escape(text[place-at:].replace("\\$", "$")))
+    out.append(_prose(text[place-at:]))
     return Markup("").join(out)
 
 def typeset(
