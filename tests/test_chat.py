@@ -85,7 +85,7 @@ TWICE = {"Pay = $720 + $162\nPay = $892": [False], "6a = 1440 - 1080\n6a = 360":
 def test_two_lines_with_one_name(text, ok): assert [e.ok for e in check(text)] == ok
 
 
-BEHIND = {"2e = 4.10 - 2.10 = 2.20": [False], "2x + 5 = 9 - 2 = 7": [True], "x = 5y + 3 * 4 = 12": [], "2x - 3 = 5 + 1 - x = 7": [], "2 * 3 = 7 + x": []}
+BEHIND = {"2e = 4.10 - 2.10 = 2.20": [False], "2x + 5 = 9 - 2 = 7": [True], "x = 5y + 3 * 4 = 12": [True], "2x - 3 = 5 + 1 - x = 7": [], "2 * 3 = 7 + x": []}
 
 
 @pytest.mark.parametrize("text, ok", BEHIND.items())

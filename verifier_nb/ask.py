@@ -79,9 +79,9 @@ def _line_of(found, solution): return solution.count("\n", 0, found.start) + 1
 
 def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     "Every equation of a solution as a dictionary; the distrusted one is told."
+    from verifier_nb.distrust import signs_seen
     from verifier_nb.solution import check
-    signs = [m.start() for m in re.finditer("=", solution)]
-    surprise = signs[surprisal_at] if distrusted["kind"] == "surprise" else None
+    surprise = signs_seen(solution)[surprisal_at] if distrusted["kind"] == "surprise" else None
     out, found = [], False
     for e in sorted(check(solution), key=lambda e: e.start):
         blamed = not found and _is_blamed(e, distrusted, surprise)  # written twice: the first is meant

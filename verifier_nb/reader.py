@@ -13,7 +13,7 @@ import math
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
-from .numbers import Role, exact_quotient, word_list
+from .numbers import Role, enters_in, exact_quotient, word_list
 from .tokens import CURRENCY, EQUALS, LEFT, MINUS, NOTHING, NUMBER, OPERATOR, RIGHT, WORD, Kind, Token
 
 # %% ../nbs/02_reader.ipynb #2e643da6
@@ -72,6 +72,7 @@ class Chain(NamedTuple):
     "Expressions with equals signs between them, as they stand in a text."
     tokens: list  # numbers, operators, brackets, equals signs
     doubtful: bool  # whether it may say something else
+    sure_from: int = -1  # offset from which it is sure all the same: 2x + 5 = 9 - 2 = 7 says that 9 - 2 is 7
 
 # %% ../nbs/02_reader.ipynb #9dc36145
 OPERAND_ENDS = frozenset((NUMBER, RIGHT))  # behind one of these an operator can stand
@@ -94,7 +95,8 @@ class Reader:
     def begin(self, doubt=SURE):
         "Start over with an empty run."
         self.run = []  # tokens of the unfinished chain
-        self.began = self.at  # index of the token at which it was begun
+        self.began = self.at  # index of the token from which on a variable makes all of it doubtful
+        self.sure_from = -1  # offset of its first equals sign, where a variable stands before that
         self.last = None  # kind of the last of them
         self.words = 0  # words behind it
         self.depth = 0  # open brackets
@@ -114,7 +116,7 @@ class Reader:
             self.doubt = doubt
             return
         if len(self.run) > 2 and self.has_equals():
-            self.found.append((Chain(self.run, self.doubt is not SURE), self.clause, self.began))
+            self.found.append((Chain(self.run, self.doubt is not SURE, self.sure_from), self.clause, self.began))
         self.begin(doubt)
 
     def operand_follows(self):
@@ -133,10 +135,7 @@ _READ = {}
 
 def _reads(*kinds):
     "Enter a function as the one that reads tokens of these kinds."
-    def enter(function):
-        for kind in kinds: _READ[kind] = function
-        return function
-    return enter
+    return enters_in(_READ, *kinds)
 
 # %% ../nbs/02_reader.ipynb #4fb65103
 def read_chains(
@@ -151,7 +150,7 @@ def read_chains(
         _READ[token.kind](reader, before, token, after)
     reader.close()
     # a variable makes its clause doubtful, what stands before it too, but for what follows an equals sign behind it: 2x = 9 - 3 = 6
-    chains = [Chain(c.tokens, c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
+    chains = [c._replace(doubtful=c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
     return chains, bool(reader.algebra)
 
 # %% ../nbs/02_reader.ipynb #4adab3dd
@@ -283,12 +282,13 @@ def _note_division(reader, sign):
 @_reads(EQUALS)
 def _equals(reader, before, token, after):
     if reader.last is EQUALS and before.end == token.start: return  # ==
-    if reader.doubt is UNTIL_STOP and reader.clause in reader.algebra and not reader.has_equals(): reader.close()  # 2x + 5 = 9 - 2 = 7
     names_another = len(reader.unit_word) == 1 and reader.words and reader.unit_begins in _CONJUNCTIONS  # h = -4 and k = 1
     if reader.last not in OPERAND_ENDS or names_another:
         reader.close()
         reader.run.append(Token(Kind.UNKNOWN, token.start, token.start, ""))
         reader.began = reader.at
+    elif reader.clause in reader.algebra and not reader.has_equals():
+        reader.began, reader.sure_from, reader.doubt = reader.at, token.start, SURE
     reader.add(token)
 
 # %% ../nbs/02_reader.ipynb #3be20894

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
+from .numbers import enters_in
 
 # %% ../nbs/02_rewriting.ipynb #1eec27f6
 class Piece(NamedTuple):
@@ -163,10 +164,7 @@ HANDLERS = {}  # kind of markup, or a command -> the function that rewrites it
 
 def rewrites(*names):
     "Enter a function as the one that rewrites these."
-    def enter(function):
-        for name in names: HANDLERS[name] = function
-        return function
-    return enter
+    return enters_in(HANDLERS, *names)
 
 def leave(r, found, place):
     "What nobody rewrites stays."

@@ -44,7 +44,7 @@ def _add_chain(chain, draft):
     "Enter what a chain of the prose claims."
     claims = list(claims_of(chain.tokens, draft))
     if not claims: draft.unread.update(token.number for token in chain.tokens if token.kind is NUMBER)
-    for claim in claims: _add_claim(claim, chain.doubtful, draft)
+    for claim in claims: _add_claim(claim, chain.doubtful or claim.start < chain.sure_from, draft)
 
 def _add_claim(claim, doubtful, draft):
     if doubtful and not _beyond_doubt(claim, draft.values): draft.unread.update(leaves_of(claim.tree))

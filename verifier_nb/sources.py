@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 from .files import VerifierError
 from .config import DataSettings
+from .errors import in_plain_style
 from .rows import COLUMNS, READERS, SPLITS, by_split_column, join_catalog, normalise, read_folder, read_table
 from .rows import split_problems, unpack, validate
 from .rows import _as_dataset, _complete, _find_dataset, _question_key, _split_frame
@@ -272,7 +273,8 @@ def text_problems(
         for key, question, solution in zip(keyed[split], df.question.astype(str), df.solution.astype(str)):
             if key in numbers: continue  # the same question again
             number = numbers[key] = len(numbers)
-            out[place[split, key]].append(Problem(number, number, source, question.strip(), solution.strip()))
+            plain = in_plain_style(solution.strip())  # its flawed twin will be in that style, too
+            out[place[split, key]].append(Problem(number, number, source, question.strip(), plain))
     return _sample(out, cfg.limit(source), seed)
 
 # %% ../nbs/02d_sources.ipynb #c829b1a0
