@@ -19,12 +19,14 @@ soup = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_siz
 
 @quick
 @given(soup)
-@example("{"*4000) 
+@example("{"*4000)
+@example("| }   1*\\s*3 = 3 ×\\t  * `2* 1`2*\\`")
 @example(r"\frac{"*3000 + "1" + "}{2}"*3000)
 @example(r"\begin{align}"*500 + "3 &= 3" + r"\end{align}"*500)
 def test_any_text_has_a_canonical_form_with_an_exact_map(text):
     c = canonical(text)
     assert c.original == text
+    assert not c.pieces or "".join(piece.text for piece in c.pieces) == c.text
     before = 0
     for at in range(min(len(c.text), 400)):
         start, end = c.to_original(at, at + 1)
