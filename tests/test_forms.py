@@ -17,6 +17,7 @@ from verifier_nb.steps import steps
 
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
 GSM8K = Path(__file__).resolve().parents[2]/"shared"/"data"/"gsm8k"/"train.jsonl"
+pytestmark = pytest.mark.timeout(0) if FULL else []
 ALL = ("original", "plain", *forms.FORMS, *forms.WRITTEN)
 
 

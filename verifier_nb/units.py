@@ -86,11 +86,17 @@ def _units_of_result(tree, result, p):
 
 def mixed_kinds(tree, result, p):
     "The kinds of which `tree = result` has two units, so that its plain numbers need not agree."
+    if any(node.sign in "+-" for node in operators_of(tree)): return _mixed_in_sum(tree, result, p)
     left = units_left(tree, p)
     left.subtract(_units_of_result(tree, result, p))
-    sums = any(node.sign in "+-" for node in operators_of(tree))
-    kinds = [size.kind for size, n in left.items() if n or sums]
+    kinds = [size.kind for size, n in left.items() if n]
     return {kind for kind in kinds if kinds.count(kind) > 1}
+
+def _mixed_in_sum(tree, result, p):
+    "The kinds of which two units stand above, or two below, in a sum."
+    above, below = zip(*(units_beside(p.numbers[i], p) for i in [*leaves_of(tree), result]))
+    counted = [Counter(size.kind for size in set(sizes) - {None}) for sizes in (above, below)]
+    return {kind for kinds in counted for kind, n in kinds.items() if n > 1}
 
 # %% ../nbs/02_units.ipynb #c5d047b6
 def value_in_unit(
