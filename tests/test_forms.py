@@ -67,9 +67,10 @@ def test_the_flawed_step_goes_with_its_form():
             named, spans = bad.step_at(made.marks[0][0]), steps(bad.text)
             start, end = spans[named]
             false = [e.start for e in check(bad.text) if not e.ok]
-            if made.kind == "computational": seen[form, start <= false[0] < end] += 1
+            if made.kind == "computational" and not false: seen[form, "annotated only"] += 1  # its prose cannot be read
+            elif made.kind == "computational": seen[form, start <= false[0] < end] += 1
             else: assert bad.text[start:end].strip() not in [good.text[a:b].strip() for a, b in steps(good.text)][:named+1], (form, made.subtype, bad.text)
-    for form in ALL: assert seen[form, False] <= 0.01 * seen[form, True], seen
+    for form in ALL: assert seen[form, False] + seen[form, "annotated only"] <= 0.01 * seen[form, True], seen
 
 
 def test_twins_share_their_style():

@@ -105,9 +105,11 @@ def _is_tex(style): return style.maths in ("inline", "dollars", "display", "doub
 
 _IN_PLAIN = {"\\times": "×", "\\cdot": "·", "\\frac": "/", "\\div": "÷"}
 
+_SMALL = 12  # numbers of a fraction, at most
+
 def _is_proper(above, below):
-    "Whether two numbers make a fraction, 3/4, and not a division."
-    return above.isdigit() and below.isdigit() and int(above) < int(below)
+    "Whether two numbers look like a fraction, 3/4. So does 4/3: a twin that divides the wrong way round keeps its sign."
+    return above.isdigit() and below.isdigit() and max(int(above), int(below)) <= _SMALL
 
 def _has_fraction(tokens):
     "Whether a fraction stands somewhere among tokens."

@@ -6,14 +6,17 @@
 __all__ = ['mathml', 'typeset', 'typeset_steps']
 
 # %% ../nbs/07c_mathml.ipynb #1ed58ae9
-import html, re
+import html
+import re
 from xml.etree import ElementTree
 from markupsafe import Markup, escape
 from .latex import formulas
 
 # %% ../nbs/07c_mathml.ipynb #3c1f08f4
-_ATTRIBUTES = frozenset("""accent accentunder columnalign displaystyle fence form linethickness lspace mathvariant maxsize
-    minsize notation rspace scriptlevel separator stretchy symmetric width""".split())
+_ATTRIBUTES = frozenset("""
+    accent accentunder columnalign displaystyle fence form linethickness lspace mathvariant maxsize
+    minsize notation rspace scriptlevel separator stretchy symmetric width
+""".split())
 
 def _element(latex):
     "The MathML of LaTeX, as an element. Raises whatever the library raises."
@@ -28,7 +31,7 @@ def _row(latex):
     "One row of a formula as HTML."
     if not latex.strip(): return Markup("")
     try: return Markup(ElementTree.tostring(_element(latex), encoding="unicode"))
-    except Exception: return escape(latex.strip())  # unbalanced, unknown, or no library: any error means "as it was typed"
+    except Exception: return escape(latex.strip())  # unbalanced, unknown, or no library
 
 # %% ../nbs/07c_mathml.ipynb #8ff213c1
 _SURROUNDINGS = re.compile(r"\\(?:begin|end)\{[A-Za-z]+\*?\}(?:\{[lcr|]*\})?|(?<!\\)&|\\tag\{[^{}]*\}")

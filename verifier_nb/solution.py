@@ -143,6 +143,13 @@ def _converts_by_hand(claim, p):
     return any(number.value in factors and not size_of(unit_of(number, p)) for number in numbers)
 
 # %% ../nbs/02_solution.ipynb #3cc372f7
+def _whole(text, start, end):
+    "An expression with the brackets that close behind its last number."
+    missing = text.count("(", start, end) - text.count(")", start, end)
+    if missing <= 0: return text[start:end]
+    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), missing): end += len(m[0])
+    return text[start:end]
+
 def _converted(claim, value, ok, p):
     "The equation of a claim between two units, the unit on its right side included."
     number = p.numbers[claim.result]
@@ -287,13 +294,6 @@ def _finish(draft):
         step.index = index
         _finish_step(step, draft)
         p.steps.append(step)
-
-def _whole(text, start, end):
-    "An expression with the brackets that close behind its last number."
-    missing = text.count("(", start, end) - text.count(")", start, end)
-    if missing <= 0: return text[start:end]
-    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), missing): end += len(m[0])
-    return text[start:end]
 
 def _finish_step(step, draft):
     p = draft.parsed

@@ -79,7 +79,7 @@ def units_left(
     return found
 
 def _units_of_result(tree, result, p):
-    "A result's units; in `180 minutes = 3 hours a week`, where nothing on the left is per anything, the week does not count."
+    "A result's units. In `180 minutes = 3 hours a week` nothing on the left is per anything: the week does not count."
     rates = any(units_beside(p.numbers[i], p)[1] for i in leaves_of(tree))
     units = units_left(result, p)
     return units if rates else Counter({size: n for size, n in units.items() if n > 0})
