@@ -60,6 +60,7 @@ worked = st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(EQUATIONS),
 
 @quick
 @given(worked)
+@example("1= 2 1/002$")
 def test_whatever_is_found_has_its_place_in_the_text_as_given(text):
     equations, unread = findings(text)
     assert [str(e) for e in equations] == [str(e) for e in check(text)]

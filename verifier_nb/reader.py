@@ -518,7 +518,8 @@ def _operand(tokens, i, depth):
     return (inner, behind+1) if closed else (None, i)
 
 def _fraction_of_mixed(tokens, i):
-    "Tree of the fraction in 2 1/2, and the index behind it."
+    "Tree of the fraction in 2 1/2, and the index behind it; None and i where it breaks off."
+    if i + 3 > len(tokens): return None, i
     above, slash, below = tokens[i:i+3]
     return Operation("/", above.number, below.number, slash.start, slash.end), i+3
 
