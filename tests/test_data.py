@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd, pytest
 import small_data
-from verifier_nb import solution, prompt as prompt_, rows as rows_, similarity, sources, build, audit, data
+from verifier_nb import solution, prompt as prompt_, rows as rows_, similarity, sources, symbolic as symbolic_, build, audit, data
 from verifier_nb.config import DataSettings, load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError, sha256
@@ -573,7 +573,7 @@ def test_no_template_passes_where_gsm8k_test_is_held_out():
 def test_a_template_goes_with_the_problem_it_was_written_from(tmp_path, monkeypatch):
     "Whatever its words and numbers: by the committed facts alone."
     asked = "Nine grey geese fly 40 miles. How far do 3 of them fly?"
-    monkeypatch.setattr(sources, "_origins", lambda: {sources._story(asked): 56})
+    monkeypatch.setattr(symbolic_, "_origins", lambda: {symbolic_._story(asked): 56})
     pd.DataFrame({"question": [asked.replace("40", "1,250")], "solution": "1 + 1 = 2"}).to_csv(tmp_path/"held.csv", index=False)
     problems = {"train": [sources.Problem(n, n, "gsm_symbolic", template=n) for n in (55, 56)]}
     left, counts = sources.exclude(problems, [str(tmp_path/"held.csv")])

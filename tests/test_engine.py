@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from verifier_nb import prompt, model as model_, kernels, batches, attention, scoring
+from verifier_nb import prompt, model as model_, kernels, batches, attention, loading, scoring
 from verifier_nb.config import LoraSettings, ModelSettings
 from verifier_nb.files import VerifierError
 
@@ -714,7 +714,7 @@ def test_what_cannot_be_folded_is_left_alone(tmp_path, monkeypatch, why):
     if why == "not plain": config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
     if why == "other shape": save_file({k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in parts.items()}, file)
     if why == "a matrix is missing": save_file({k: v for k, v in parts.items() if "layers.1.mlp.up_proj" not in k}, file)
-    if why == "too large": monkeypatch.setattr(scoring, "FOLD_LIMIT", 1000)
+    if why == "too large": monkeypatch.setattr(loading, "FOLD_LIMIT", 1000)
     if why == "16 bits": net = net.bfloat16()
     before = [p.clone() for p in net.parameters()]
     assert not scoring.fold(net, tmp_path) and all(map(torch.equal, before, net.parameters()))

@@ -93,8 +93,8 @@ def serve():
     import matplotlib
     matplotlib.use("agg")
     import nbclient, nbformat, papermill, psutil, sklearn.metrics, statsmodels.api, torch, transformers  # noqa: F401
-    from verifier_nb import sources, data, model, training, evaluation, analysis, runs, cli  # noqa: F401
-    sources._templates()
+    from verifier_nb import symbolic, data, model, training, evaluation, analysis, runs, cli  # noqa: F401
+    symbolic._templates()
     print("ready", flush=True)
     for line in sys.stdin:
         if (pid := os.fork()) == 0: child(json.loads(line))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', 'beside', 'summarise_predictions', 'scored_rows',
            'Scored', 'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines',
-           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'add_columns', 'merge_check',
-           'merge_summary', 'report_text', 'recompute', 'write_summary', 'train_if_missing', 'calibrate_run',
-           'evaluate_and_write', 'run_stage']
+           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'starting_verifier', 'add_start',
+           'add_columns', 'merge_check', 'merge_summary', 'report_text', 'recompute', 'write_summary',
+           'train_if_missing', 'with_verdicts', 'probe', 'calibrate_run', 'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from . import parallel
 from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
+from .behaviour import WITHOUT_TEXTS, behaviour_table, rows_for, with_answers
 from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
 from .files import VerifierError, read_json, write_csv, write_json, write_text
 from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
@@ -33,7 +34,7 @@ from verifier_nb.metrics import (
 )
 from .probability import StepRule
 from .setup import seed_everything
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
@@ -57,6 +58,13 @@ def _without_texts(dataset)->pd.DataFrame:
     if isinstance(dataset, pd.DataFrame): return dataset
     return pd.DataFrame({name: dataset[name] for name in dataset.column_names if name not in ("question", "solution")})
 
+# %% ../nbs/07_evaluation.ipynb #ba2f8033
+def _true_steps(rows, scores)->dict:
+    "The first wrong step of each row, where steps were judged or are given; empty where it is not known."
+    if "first_error" not in scores and "spans" not in rows: return {}
+    known = rows["first_error"] if "first_error" in rows else [None]*len(rows)
+    return {"first_error": pd.array(pd.to_numeric(pd.Series(known, dtype=object)), dtype="Int64")}
+
 # %% ../nbs/07_evaluation.ipynb #bdd0d2f4
 def as_predictions(
     dataset,  # rows with index, label, error_type, source (and subtype): a data set or a data frame
@@ -75,12 +83,6 @@ def as_predictions(
         "error_type": np.where(label == 0, "correct", _column(rows, "error_type", "unknown")),
         "source": _column(rows, "source", "unknown"), "subtype": _column(rows, "subtype", "")})
     return decide(out, {})[COLUMNS + LATER].assign(**_true_steps(rows, scores))
-
-def _true_steps(rows, scores)->dict:
-    "The first wrong step of each row, where steps were judged or are given; empty where it is not known."
-    if "first_error" not in scores and "spans" not in rows: return {}
-    known = rows["first_error"] if "first_error" in rows else [None]*len(rows)
-    return {"first_error": pd.array(pd.to_numeric(pd.Series(known, dtype=object)), dtype="Int64")}
 
 # %% ../nbs/07_evaluation.ipynb #8e95e6cb
 def counts(frame:pd.DataFrame)->dict:
@@ -173,6 +175,7 @@ def scored_steps(
     false = [false_in_steps(solution, parts) for solution, parts in zip(solutions, spans)]
     return step_table(frame["index"], spans, scores["step_log_odds"], false)
 
+# %% ../nbs/07_evaluation.ipynb #eff25ea2
 def score_split(run, verifier, split:str)->Scored:
     "Predictions of a split, in its order; of a run that was trained on steps with its steps."
     rows = scored_rows(run, split)
@@ -183,6 +186,7 @@ def score_split(run, verifier, split:str)->Scored:
     frame = as_predictions(rows, scores, split)
     return Scored(frame, scored_steps(frame, solutions, spans, scores))
 
+# %% ../nbs/07_evaluation.ipynb #fb7b925e
 def conclude(
     scored:Scored,
     calibration:dict,  # the content of calibration.json
@@ -289,6 +293,27 @@ def add_baselines(
     calibration["baselines"] = fixed_lines(frames["test"])
     fit_baselines(frames, calibration, cfg)
 
+# %% ../nbs/07_evaluation.ipynb #729f03fe
+def starting_verifier(run):
+    "The adapter that training started from, as it came, reading as much as this run does; None where there was none."
+    from verifier_nb.scoring import Verifier
+    m, start, length = run.config.model, run.config.lora.adapter, run.config.data.max_length
+    if not start: return None
+    return Verifier.from_pretrained(m.base, start, m.revision, m.device, m.quantization, max_length=length)
+
+def add_start(
+    run, test:pd.DataFrame,  # predictions of the test split; gets the column p_start
+    calibration:dict,  # its "baselines" get the line "start"
+):
+    "Add what the starting adapter says of the test rows; a note where it can not be asked any more."
+    try:
+        verifier = starting_verifier(run)
+        if verifier is None: return
+        test["p_start"] = _scores(run, verifier, scored_rows(run, "test"))["p_calibrated"].to_numpy()
+        calibration["baselines"]["start"] = {"threshold": verifier.threshold}
+    except VerifierError as error:  # a training that is done is worth more than this comparison
+        calibration["baselines"]["start"] = {"note": f"the starting adapter is not compared: {error.what}"}
+
 # %% ../nbs/07_evaluation.ipynb #6717c24e
 def add_columns(
     frame:pd.DataFrame,  # predictions of another set; columns are added
@@ -349,6 +374,7 @@ def recompute(
 
 NO_STEPS = "this verifier was not trained on steps, so no step was named (training.steps: ends)"
 
+# %% ../nbs/07_evaluation.ipynb #f3d9966a
 def _step_summary(run, folder, test, calibration)->dict:
     "How well the first wrong step is named, from steps.csv; a note where there is nothing to name it with."
     if not (folder/"steps.csv").exists(): return {"note": NO_STEPS}
@@ -372,6 +398,32 @@ def train_if_missing(run):
     "Train first when this stage is run alone."
     from verifier_nb import training
     if not (run.adapter.exists() or run.merged.exists()): training.run_stage(run)
+
+# %% ../nbs/07_evaluation.ipynb #c644dc9b
+def with_verdicts(
+    rows:pd.DataFrame,  # of the suite, with prob_0 and prob_1
+    calibration:dict,  # the content of calibration.json
+)->pd.DataFrame:
+    "The suite's rows with calibrated P(flawed) and verdict."
+    said = decide(rows.assign(p_flawed=share_of_flawed(rows["prob_0"], rows["prob_1"])), calibration)
+    return with_answers(rows, said["p_calibrated"], said["predicted_label"])
+
+def probe(
+    run, verifier,
+    calibration:dict,
+):  # -> DataFrame, or None where no row is wanted, or none is short enough
+    "What the run's verifier says of the behavioural suite."
+    cfg = run.config.evaluation
+    rows = rows_for(verifier, cfg.behaviour_rows) if cfg.behaviour_rows != 0 else []
+    if not len(rows): return None
+    scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=cfg.batch_tokens)
+    return with_verdicts(rows[WITHOUT_TEXTS].join(scores[["prob_0", "prob_1"]]), calibration)
+
+def _write_behaviour(run, rows):
+    "The suite's rows and its table."
+    if rows is None: return
+    write_csv(run.report("behaviour_rows.csv"), rows)
+    write_csv(run.report("behaviour.csv"), behaviour_table(rows))
 
 # %% ../nbs/07_evaluation.ipynb #b08251d3
 def _write_rows(run, frames:dict, calibration:dict, steps=()):
@@ -408,18 +460,21 @@ def evaluate_and_write(
     frames = {split: conclude(one, calibration) for split, one in scored.items()}
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
+    behaviour = probe(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
+    if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])
     if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
     _write_rows(run, frames, calibration, steps)
     if check is not None: write_csv(run.report("merge_check.csv"), check)
+    _write_behaviour(run, behaviour)
     return write_summary(run)
 
 # %% ../nbs/07_evaluation.ipynb #be0f99b1
 def run_stage(
     run,  # Run
 )->dict:  # what metrics.json says
-    "Score, calibrate, compare with baselines, and write every file of this stage; on several processes where they are asked for."
+    "Score, calibrate, compare with baselines, and write this stage's files; on several processes if asked for."
     train_if_missing(run)
     processes = parallel.wanted(run.config) if parallel.world().size == 1 else 1
     if processes == 1: return evaluate_and_write(run)

@@ -73,6 +73,7 @@ def _check_cpu(dtype:str)->Check:
     if dtype == "float32": return _ok("device", detail)
     return _warning("device", detail, "float32 is the fastest format on most CPUs")
 
+# %% ../nbs/04b_preflight.ipynb #ffc4bc33
 def _check_gpu(dtype:str)->Check:
     detail = f"{torch.cuda.get_device_name()}, driver {_driver()}, CUDA {torch.version.cuda}, {dtype}"
     if dtype == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
@@ -105,6 +106,7 @@ def _existing(folder):
     while not folder.exists(): folder = folder.parent
     return folder
 
+# %% ../nbs/04b_preflight.ipynb #87bba77c
 def _check_disk(run, model):
     import psutil
     free = psutil.disk_usage(str(_existing(run.artifacts))).free/2**30
@@ -179,6 +181,7 @@ def _check_labels(tokenizer):
     zero, one = prompt.label_ids(tokenizer)
     return _ok("label tokens", f"'0' is token {zero}, '1' is token {one}, one token each after the prompt")
 
+# %% ../nbs/04b_preflight.ipynb #0377217b
 def _check_vocab(tokenizer, model):
     tokens, rows = len(tokenizer), model.get_input_embeddings().weight.shape[0]
     detail = f"the tokenizer has {tokens:,} tokens, the model {rows:,} rows"
@@ -192,6 +195,7 @@ def _ids(run, tokenizer, row)->list:
     made = prompt.encode(tokenizer, row["question"], row["solution"], max_length=run.config.data.max_length)
     return made["input_ids"]
 
+# %% ../nbs/04b_preflight.ipynb #6c04ee16
 def _check_boundary(run, tokenizer, rows):
     tail = tokenizer.decode(_ids(run, tokenizer, rows[0])[-6:])
     return _ok("prompt boundary", f"the prompt ends with {tail!r}; the label is the next token")
@@ -202,6 +206,7 @@ def _row_lengths(tokenizer, rows)->list:
     encoded = [prompt.encode(tokenizer, row["question"], row["solution"], max_length=10**9) for row in rows]
     return [made["length"] for made in encoded]
 
+# %% ../nbs/04b_preflight.ipynb #2a43ac11
 def _check_lengths(run, lengths)->Check:
     limit = run.config.data.max_length
     share = sum(n > limit for n in lengths)/len(lengths)

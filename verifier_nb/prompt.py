@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .canonical import canonical
 from .files import VerifierError
 from .setup import cache_dir
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/02c_prompt.ipynb #aa742585
 SYSTEM = ("Analyze the following mathematical problem and solution "
@@ -302,6 +302,7 @@ def _marks(solution:str)->list:  # of _Mark, in reading order
     found = sorted(solution_.check(solution), key=lambda equation: equation.end)
     return [_Mark(e.end, " [ok]" if e.ok else f" [false: {e.expected}]") for e in found]
 
+# %% ../nbs/02c_prompt.ipynb #bb67a2c8
 def _written(solution, marks):
     "A solution with marks in it."
     out, at = [], 0
@@ -310,6 +311,7 @@ def _written(solution, marks):
         at = mark.at
     return "".join(out) + solution[at:]
 
+# %% ../nbs/02c_prompt.ipynb #aa644f14
 def with_marks(
     solution:str,
 )->str:  # with [ok] or [false: what it is] after each equation
@@ -352,6 +354,7 @@ def _ends_of_steps(
         ends.append(len(seen) + added)
     return ends
 
+# %% ../nbs/02c_prompt.ipynb #626c3acd
 def _last_tokens(
     starts:list,  # where each token begins
     ends:list,  # where each step ends, in the same text
@@ -414,6 +417,7 @@ def _span(text, style, title):
     "An HTML span; what comes from data is shown, never interpreted."
     return f'<span style="{style}" title="{title}">{html.escape(text)}</span>'
 
+# %% ../nbs/02c_prompt.ipynb #af77c530
 def _style(piece, number, control):
     "Control tokens are grey; the others take turns, so that one sees where they end."
     if piece.id in control: return "background:#8884;border-radius:3px"

@@ -8,13 +8,22 @@ __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'cod
            'look_before', 'start', 'change', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
-import hashlib, itertools, json, os, shutil, signal, sys, tempfile, threading, time
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from . import setup, files as files_, parallel
-from .files import VerifierError
+from . import files as files_, parallel, setup
 from .config import config_hash, load_config
+from .files import VerifierError
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
 from .warm import warm_kernels
@@ -69,11 +78,12 @@ def code_hash(stage:str)->str:
 
 # %% ../nbs/10_runs.ipynb #f2c5abd8
 def _written_files(run:Run)->list:
-    "Files of the report folder that count: no notebooks, nothing temporary, not what tells about the run itself."
-    skip = {"manifest.json", "report.html", ".lock"}
+    "Files of the report folder that count: no notebooks or pages, nothing temporary, not what tells about the run itself."
+    skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
     return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
 
+# %% ../nbs/10_runs.ipynb #d8aabd63
 def snapshot(run:Run)->dict:  # name -> sha256
     "Hashes of everything the stages have written: report files (not notebooks) and the artifact folders."
     reports = {p.relative_to(run.reports).as_posix(): files_.sha256(p) for p in _written_files(run)}
@@ -100,6 +110,7 @@ def _changed_files(entry:dict, now:dict)->list:
     known = {**entry["inputs"], **entry["outputs"]}
     return sorted(name for name, digest in known.items() if now.get(name) != digest)
 
+# %% ../nbs/10_runs.ipynb #c8946444
 def why_again(
     run:Run,
     stage:str,
@@ -181,9 +192,10 @@ def _keep_notebook(run:Run, stage:str, executed:Path):
 def _died(run:Run, stage:str)->StageError:
     "What to say of a kernel that ended without an error of its own."
     again = f"verifier-nb resume {short_path(run.reports)}"
-    return StageError("the stage's process died without an error of its own", f"notebook {stage}.ipynb",
-                      f"it was killed, most often because memory ran out: free some or make batches smaller; then: {again}")
+    fix = f"it was killed, most often because memory ran out: free some or make batches smaller; then: {again}"
+    return StageError("the stage's process died without an error of its own", f"notebook {stage}.ipynb", fix)
 
+# %% ../nbs/10_runs.ipynb #bdf31150
 def _failed(run:Run, stage:str, failure)->StageError:
     "What to say of a cell that raised an error."
     kept, again = short_path(run.report(f"{stage}.ipynb")), f"verifier-nb resume {short_path(run.reports)}"
@@ -193,11 +205,13 @@ def _failed(run:Run, stage:str, failure)->StageError:
 
 # %% ../nbs/10_runs.ipynb #d21ab5d2
 def _is_lesson(cell)->bool:
-    "Whether a cell before the section Run only shows something: it is neither exported nor given, and does more than import."
+    "Whether a cell only shows something: it is neither exported nor given, and does more than import."
     import ast
-    if cell.cell_type != "code" or cell.source.lstrip().startswith("#|") or "parameters" in cell.metadata.get("tags", []): return False
+    is_given = cell.source.lstrip().startswith("#|") or "parameters" in cell.metadata.get("tags", [])
+    if cell.cell_type != "code" or is_given: return False
     return not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
 
+# %% ../nbs/10_runs.ipynb #7acc5f41
 def without_lessons(nb):
     "A stage's notebook without the lessons before its section Run, which may use nothing of theirs."
     runs = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "markdown" and cell.source.startswith("## Run")]
@@ -208,16 +222,20 @@ def without_lessons(nb):
 # %% ../nbs/10_runs.ipynb #8be39123
 def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     "Execute a stage's notebook in a kernel of its own; returns the error of a cell, or None."
-    import papermill as pm, nbformat
+    import nbformat
+    import papermill as pm
     from papermill.exceptions import PapermillExecutionError
     asked = out.with_name("in.ipynb")
     nbformat.write(without_lessons(nbformat.read(notebook(stage), as_version=4)), asked)
     try:
         pm.execute_notebook(str(asked), str(out), parameters=parameters, kernel_name="python3", language="python",
-                            progress_bar=False, cwd=os.getcwd(), start_timeout=300, extra_arguments=["--log-level=50"], **kernels)
+                            progress_bar=False, cwd=os.getcwd(), start_timeout=300,
+                            extra_arguments=["--log-level=50"], **kernels)
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
+_CALM = "ignore::FutureWarning,ignore:IProgress not found"  # what libraries say to each other; no reader can mend it
+
 def execute(
     run:Run,
     stage:str,
@@ -232,6 +250,7 @@ def execute(
     scratch = Path(tempfile.mkdtemp(prefix=f"verifier_nb-stage-{os.environ.get(MARK, '')}-"))
     out, seen = scratch/"out.ipynb", scratch/"progress.json"
     os.environ["VERIFIER_NB_PROGRESS"] = str(seen)
+    os.environ.setdefault("PYTHONWARNINGS", _CALM)
     try:
         with Watch(label, seen): failure = _papermill(stage, out, parameters, kernels or {})
     except DeadKernelError as e: raise _died(run, stage) from e
@@ -259,7 +278,8 @@ def _save_failure(run:Run, manifest:dict, entry:dict, error):
 # %% ../nbs/10_runs.ipynb #0cd87f7f
 def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernels:dict)->float:  # seconds
     "Execute a stage, and record what it read and wrote."
-    manifest["stages"][stage] = entry = {"status": "running", "code": code_hash(stage), "started": _now(), "inputs": before}
+    entry = {"status": "running", "code": code_hash(stage), "started": _now(), "inputs": before}
+    manifest["stages"][stage] = entry
     start = time.time()
     try:
         _save(run, manifest)
@@ -293,7 +313,8 @@ def run_stages(
                 continue
             if manifest["stages"].get(stage, {}).get("status") == "done": say(f"{label}  again: {why}")
             for later in stages[n-1:]: manifest["stages"].pop(later, None)
-            manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config), wanted=list(stages))
+            manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config),
+                            wanted=list(stages))
             seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
             mirror(run)
@@ -316,6 +337,7 @@ def _names_of(folder:Path)->tuple:
     "What a run may be called: its folder, its preset, or both."
     return folder.name, folder.parent.name, f"{folder.parent.name}/{folder.name}"
 
+# %% ../nbs/10_runs.ipynb #7097a6ba
 def _no_run(name, reports, found)->VerifierError:
     "What to say where no run is: a build's report and a comparison are no runs, and the newest ones are named."
     what = f"there is no run {name!r}"
@@ -324,6 +346,7 @@ def _no_run(name, reports, found)->VerifierError:
     if found: fix += f"; here are: {', '.join(str(p) for p in found[-3:])}"
     return VerifierError(what, reports, fix)
 
+# %% ../nbs/10_runs.ipynb #920b91bd
 def find_run(
     name:str,  # a path, a run's folder name, a config's name (its newest run), or "latest"
     root=".",
@@ -343,7 +366,8 @@ def mirrored(
 ):
     "Copy what is finished to a second folder while the block runs; not when the run is in that folder itself."
     before = os.environ.pop(MIRROR, None)
-    if folder and Path(folder).resolve() != Path(root).resolve(): os.environ[MIRROR] = str(Path(folder).resolve())
+    place = Path(folder).resolve() if folder else None
+    if place and place != Path(root).resolve(): os.environ[MIRROR] = str(place)
     try: yield
     finally:
         os.environ.pop(MIRROR, None)
@@ -359,6 +383,7 @@ def _is_installed(package)->bool:
     except metadata.PackageNotFoundError: return False
     return True
 
+# %% ../nbs/10_runs.ipynb #2484a177
 def _look_for_source(source:str):
     "Raises `VerifierError` when a data source is not there."
     from verifier_nb.sources import MADE
@@ -372,6 +397,7 @@ def _look_for_source(source:str):
             fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(known)}"
             raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
 
+# %% ../nbs/10_runs.ipynb #a08cb798
 def _look_for_base(base:str):
     "Raises `VerifierError` when a base model's package or folder is not there."
     package = base.removeprefix("pypi:")
@@ -380,9 +406,19 @@ def _look_for_base(base:str):
     if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
         raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
 
+# %% ../nbs/10_runs.ipynb #b82bb5c0
+def _look_for_tracker(name:str):
+    "Raises `VerifierError` when the package that curves are sent to is not there."
+    if name == "none" or _is_installed(name): return
+    fix = f"pip install {name}, or leave the setting out"
+    raise VerifierError(f"{name} is not installed", "training.report_to", fix)
+
+
+# %% ../nbs/10_runs.ipynb #186ce397
 def look_before(cfg, root="."):
     "Raises `VerifierError` for what would stop a run later and can be seen at once."
     setup.pick_device(cfg.model.device)
+    _look_for_tracker(cfg.training.report_to)
     _look_for_source(cfg.data.source)
     _look_for_base(cfg.model.base)
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
@@ -415,14 +451,21 @@ def start(
     return finish(run, stages, say)
 
 # %% ../nbs/10_runs.ipynb #5cfc3cce
-_FIRST_READ = {"name": "00_setup", "seed": "00_setup", "deterministic": "00_setup", "data": "03_data", "model": "03_data", "lora": "04_model",
-               "training": "04_model", "evaluation": "07_evaluation", "publish": "09_publish"}  # by which stage a block is read first
+_FIRST_READ = {  # by which stage a block is read first
+    "name": "00_setup", "seed": "00_setup", "deterministic": "00_setup", "data": "03_data", "model": "03_data",
+    "lora": "04_model", "training": "04_model", "evaluation": "07_evaluation", "publish": "09_publish"}
 
+def _have_read(block:str, stages)->bool:
+    "Whether one of these stages has read a block of the config; the first two only show it."
+    return any(stage >= _FIRST_READ.get(block, "00_setup") and stage not in STAGES[:2] for stage in stages)
+
+# %% ../nbs/10_runs.ipynb #7e9ba6cf
 def _changed(before, after)->list:
     "Blocks of two configs that differ."
     one, two = before.model_dump(), after.model_dump()
     return [name for name in two if one[name] != two[name]]
 
+# %% ../nbs/10_runs.ipynb #e5135af8
 def change(
     run:Run,
     overrides,  # ["training.batch_size=2"]
@@ -432,10 +475,10 @@ def change(
     from verifier_nb.config import dump_config
     cfg, manifest = load_config(str(run.report("config.yaml")), overrides), read_manifest(run)
     done = [name for name, entry in manifest["stages"].items() if entry["status"] == "done"]
-    read = [name for name in _changed(run.config, cfg) for stage in done if stage >= _FIRST_READ.get(name, "00_setup") and stage not in STAGES[:2]]
+    read = [name for name in _changed(run.config, cfg) if _have_read(name, done)]
     if read:
         fix = f"begin again: verifier-nb run {short_path(run.report('config.yaml'))} -o " + " -o ".join(overrides)
-        raise VerifierError(f"finished stages have read the settings {', '.join(dict.fromkeys(read))}", "resume -o", fix)
+        raise VerifierError(f"finished stages have read the settings {', '.join(read)}", "resume -o", fix)
     files_.write_text(run.report("config.yaml"), dump_config(cfg))
     manifest["config"] = config_hash(cfg)
     _save(run, manifest)
@@ -446,7 +489,8 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
         run_stages(run, stages, say)
-        from verifier_nb import analysis, index
+        from verifier_nb import analysis, executed, index
+        executed.write_pages(run)
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
         mirror(run)

@@ -8,26 +8,31 @@ __all__ = ['ABOUT', 'computed', 'Calculator', 'MostFinished', 'sample_block', 'T
            'with_samples']
 
 # %% ../nbs/06f_sampling.ipynb #452f1a53
-import functools, json, os, re, time
+import functools
+import json
+import os
+import re
+import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
-import pandas as pd, torch
+import pandas as pd
+import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from . import files
-from .files import VerifierError
-from .config import config_hash, dump_config, load_config, presets
-from .numbers import as_written
-from .rows import normalise
-from .forms import strip_annotations
-from .solution import check, parse
-from .sources import MADE, SAMPLED_FILE, load_problems, short_name
 from .balance import mapped
 from .build_report import side_by_side
-from .templating import html_templates
+from .config import config_hash, dump_config, load_config, presets
+from .files import VerifierError
+from .forms import strip_annotations
 from .model import _quiet
+from .numbers import as_written
+from .rows import normalise
+from .solution import check, parse
 from .solver import PROMPT, half_of, load_solver, tellings, train_solver
+from .sources import MADE, SAMPLED_FILE, load_problems, short_name
+from .templating import html_templates
 
 # %% ../nbs/06f_sampling.ipynb #14569633
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
@@ -43,6 +48,21 @@ def computed(
     value = Fraction(equations[0].value)
     ends = (value * 10**4).denominator == 1
     return as_written(value) if ends else as_written(value, 2)
+
+# %% ../nbs/06f_sampling.ipynb #79e0d87d
+_PIECES = {}  # name and size of a tokenizer -> the text of each of its tokens
+
+def _pieces(tokenizer)->list:
+    "The text of each token; special ones are empty."
+    key = (tokenizer.name_or_path, len(tokenizer))
+    if key not in _PIECES:
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        special = set(tokenizer.all_special_ids)
+        _PIECES[key] = ["" if i in special else text for i, text in enumerate(texts)]
+    return _PIECES[key]
+
+# %% ../nbs/06f_sampling.ipynb #a0d450c5
+def _tokens(tokenizer, text)->list: return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 # %% ../nbs/06f_sampling.ipynb #8228d559
 class Calculator(LogitsProcessor):
@@ -76,20 +96,6 @@ class Calculator(LogitsProcessor):
             if value: self.queues[row] = list(_tokens(self.tokenizer, f"{value}>>{value}"))
         self.tails[row] = "" if "=" in tail or ">>" in tail or len(tail) > 90 else tail
 
-# %% ../nbs/06f_sampling.ipynb #79e0d87d
-_PIECES = {}  # name and size of a tokenizer -> the text of each of its tokens
-
-def _pieces(tokenizer)->list:
-    "The text of each token; special ones are empty."
-    key = (tokenizer.name_or_path, len(tokenizer))
-    if key not in _PIECES:
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        special = set(tokenizer.all_special_ids)
-        _PIECES[key] = ["" if i in special else text for i, text in enumerate(texts)]
-    return _PIECES[key]
-
-def _tokens(tokenizer, text)->list: return tokenizer(text, add_special_tokens=False)["input_ids"]
-
 # %% ../nbs/06f_sampling.ipynb #2f2c7f26
 class MostFinished(StoppingCriteria):
     "Stops when a share of the rows has ended."
@@ -113,6 +119,7 @@ def _written(tokenizer, ids)->list:
         texts.append(tokenizer.decode(row[:end]).strip() if end >= 0 else None)
     return texts
 
+# %% ../nbs/06f_sampling.ipynb #a65b0d9e
 @torch.no_grad()
 def sample_block(
     model, tokenizer,  # of `load_solver`
@@ -122,12 +129,14 @@ def sample_block(
 )->list:  # a solution for each question; None where it did not end
     "Sample a solution of each question at the same time."
     prompts = [PROMPT.format(question=question) for question in questions]
-    batch = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", pad_to_multiple_of=32, return_tensors="pt").to(model.device)
+    batch = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", pad_to_multiple_of=32,
+                      return_tensors="pt").to(model.device)
     processors = LogitsProcessorList([Calculator(tokenizer, len(prompts))] if settings.calculator else [])
     torch.manual_seed(seed)
     made = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0,
-        max_new_tokens=settings.new_tokens, use_cache=True, cache_implementation="static", disable_compile=True,
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=True,
+        temperature=settings.temperature, top_k=0, top_p=1.0, max_new_tokens=settings.new_tokens,
+        use_cache=True, cache_implementation="static", disable_compile=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
         stopping_criteria=StoppingCriteriaList([MostFinished(tokenizer.eos_token_id, settings.stop_at)]))
     return _written(tokenizer, made[:, batch["input_ids"].shape[1]:])
@@ -140,17 +149,20 @@ class Task(NamedTuple):
     solution: str  # the worked one
     answer: object  # its value
 
+# %% ../nbs/06f_sampling.ipynb #412e01de
 def answer_of(solution:str):
     "The value of the final answer, or None."
     parsed = parse(solution)
     return None if parsed.answer is None else parsed.numbers[parsed.answer].value
 
+# %% ../nbs/06f_sampling.ipynb #7d7b0e74
 def tasks_of(problems:dict)->list:
     "What there is to sample: every problem outside of the test split whose answer can be read."
     texts = [p for split, ps in problems.items() if split != "test" for p in ps if p.solution]
     made = [Task(normalise(p.question), p.question, p.solution, answer_of(p.solution)) for p in texts]
     return [task for task in made if task.answer is not None]
 
+# %% ../nbs/06f_sampling.ipynb #e1021942
 class Judged(NamedTuple):
     "A sample and what it is worth."
     key: str
@@ -160,6 +172,7 @@ class Judged(NamedTuple):
     equations: int = 0  # that can be read
     is_false: bool = False  # whether one of them is false
 
+# %% ../nbs/06f_sampling.ipynb #4c1d26d6
 _BROKEN = re.compile("<<|>>")
 
 def judge(
@@ -171,8 +184,10 @@ def judge(
     if _BROKEN.search(strip_annotations(solution)): return Judged(task.key, solution, "broken annotation", "")
     parsed = parse(solution)
     if parsed.answer is None: return Judged(task.key, solution, "no answer", "")
-    answer, is_false = parsed.numbers[parsed.answer].value, any(not equation.ok for equation in parsed.equations)
-    outcome = "wrong" if answer != task.answer else "right by a false equation" if is_false else "right"
+    answer = parsed.numbers[parsed.answer].value
+    is_false = any(not equation.ok for equation in parsed.equations)
+    outcome = "right by a false equation" if is_false else "right"
+    if answer != task.answer: outcome = "wrong"
     return Judged(task.key, solution, outcome, as_written(answer), len(parsed.equations), is_false)
 
 # %% ../nbs/06f_sampling.ipynb #aac459dd
@@ -182,6 +197,7 @@ def _distinct(judged:list)->list:
     for one in judged: first.setdefault(normalise(one.solution), one)
     return [*first.values()]
 
+# %% ../nbs/06f_sampling.ipynb #14fbfe2d
 def _by_new_answers(judged:list)->list:
     "First one of every answer, then a second one, and so on."
     seen, ranked = Counter(), []
@@ -190,6 +206,7 @@ def _by_new_answers(judged:list)->list:
         seen[one.answer] += 1
     return [one for *_, one in sorted(ranked, key=lambda entry: entry[:2])]
 
+# %% ../nbs/06f_sampling.ipynb #45f9e983
 def kept(
     judged:list,  # samples of one problem
     most:int,  # right and wrong ones each
@@ -207,10 +224,13 @@ class Place(NamedTuple):
 
 def place_of(cfg, root=".")->Place:
     "The folders of a preset's sampled data set; other settings of data, solver or sampling have another folder."
-    used = cfg.model_copy(update={name: type(getattr(cfg, name))() for name in ("lora", "training", "evaluation", "publish")})
+    others = {name: type(getattr(cfg, name))() for name in ("lora", "training", "evaluation", "publish")}
+    used = cfg.model_copy(update=others)
     return Place(Path(root)/"artifacts"/cfg.name/f"sampled-{config_hash(used)}", Path(root)/"reports"/cfg.name)
 
-def _block_path(folder, half, number, block)->Path: return folder/"blocks"/f"half{half}-round{number:02}-{block:03}.jsonl"
+# %% ../nbs/06f_sampling.ipynb #62280ec1
+def _block_path(folder, half, number, block)->Path:
+    return folder/"blocks"/f"half{half}-round{number:02}-{block:03}.jsonl"
 
 def _read_block(path)->list:
     "(key, solution) of each sample of a block."
@@ -232,15 +252,24 @@ def judge_all(
     chunks = [pairs[i:i+500] for i in range(0, len(pairs), 500)]
     return [one for chunk in mapped(_judged_chunk, chunks, workers) for one in chunk]
 
+# %% ../nbs/06f_sampling.ipynb #ded510f3
 def _open(tasks, judged, settings)->list:
     "The tasks that have not enough right samples yet, by the length of their question."
     right = Counter(one.key for one in _distinct([one for one in judged if one.outcome == "right"]))
     enough = settings.enough_right or 10**9
-    return sorted((task for task in tasks if right[task.key] < enough), key=lambda task: (len(task.question), task.key))
+    still = [task for task in tasks if right[task.key] < enough]
+    return sorted(still, key=lambda task: (len(task.question), task.key))
 
 # %% ../nbs/06f_sampling.ipynb #f4a8791e
 def _solver(folder, model_settings):
     with _quiet(): return load_solver(folder, model_settings)
+
+def _make_block(solver, tasks, settings, seed, path)->float:  # samples a second
+    "Sample a solution of each task, and write them down."
+    start = time.monotonic()
+    texts = sample_block(*solver, [task.question for task in tasks], settings, seed)
+    _write_block(path, [task.key for task in tasks], texts)
+    return len(tasks)/(time.monotonic() - start)
 
 def sample_half(
     cfg,  # RunConfig
@@ -262,10 +291,9 @@ def sample_half(
             if not path.exists():
                 if time.monotonic() > until: return judged + judge_all(by_key, found)
                 solver = solver or _solver(folder/f"solver{half}", cfg.model)
-                start = time.monotonic()
-                texts = sample_block(*solver, [task.question for task in part], s, cfg.seed + 1_000_000*half + 1000*number + block)
-                _write_block(path, [task.key for task in part], texts)
-                say(f"half {half}, round {number + 1}: {len(part)} samples, {len(part)/(time.monotonic() - start):.0f} a second")
+                seed = cfg.seed + 1_000_000*half + 1000*number + block
+                speed = _make_block(solver, part, s, seed, path)
+                say(f"half {half}, round {number + 1}: {len(part)} samples, {speed:.0f} a second")
             found += _read_block(path)
         judged += judge_all(by_key, found)
     return judged
@@ -282,21 +310,29 @@ def _by_key(judged)->dict:
     for one in judged: found.setdefault(one.key, []).append(one)
     return found
 
+# %% ../nbs/06f_sampling.ipynb #db3016d4
+_COLUMNS = ["index", "question", "solution", "label", "answer", "known", "equations", "false_equation"]
+
+# %% ../nbs/06f_sampling.ipynb #fa76d5ce
 def _rows(tasks, judged, most)->pd.DataFrame:
     "The rows of the data set, the problems in their order."
     by_key, lines = _by_key(judged), []
     for number, task in enumerate(tasks):
         for one in kept(by_key.get(task.key, []), most):
-            lines.append(dict(index=number, question=task.question, solution=one.solution, label=int(one.outcome == "wrong"),
-                              answer=one.answer, known=as_written(task.answer), equations=one.equations, false_equation=one.is_false))
-    return pd.DataFrame(lines, columns=["index", "question", "solution", "label", "answer", "known", "equations", "false_equation"])
+            label = int(one.outcome == "wrong")
+            lines.append((number, task.question, one.solution, label, one.answer, as_written(task.answer),
+                          one.equations, one.is_false))
+    return pd.DataFrame(lines, columns=_COLUMNS)
 
+# %% ../nbs/06f_sampling.ipynb #f9bf63b8
 def _outcomes(judged)->pd.DataFrame:
     "How many samples ended how; with those that were the same text as another of the problem."
     count = Counter(one.outcome for one in judged)
-    distinct = Counter(one.outcome for one in {(one.key, normalise(one.solution)): one for one in judged}.values())
-    lines = [dict(outcome=name, samples=n, share=round(n/max(len(judged), 1), 4), distinct=distinct[name]) for name, n in count.most_common()]
-    return pd.DataFrame(lines)
+    different = {(one.key, normalise(one.solution)): one for one in judged}
+    distinct = Counter(one.outcome for one in different.values())
+    def line(name, n):
+        return {"outcome": name, "samples": n, "share": round(n/len(judged), 4), "distinct": distinct[name]}
+    return pd.DataFrame([line(name, n) for name, n in count.most_common()])
 
 # %% ../nbs/06f_sampling.ipynb #d37c5564
 def _problems_table(tasks, judged, rows)->pd.DataFrame:
@@ -306,19 +342,22 @@ def _problems_table(tasks, judged, rows)->pd.DataFrame:
     copies = sum(one.outcome == "right" and normalise(one.solution) == worked[one.key] for one in judged)
     with_both = int((rows.groupby("index").label.nunique() == 2).sum()) if len(rows) else 0
     facts = {"problems": len(tasks), "with a right sample": len(right), "with right and wrong ones kept": with_both,
-             "right samples that repeat the worked solution": copies, "rows kept, right": int((rows.label == 0).sum()), "rows kept, wrong": int((rows.label == 1).sum())}
+             "right samples that repeat the worked solution": copies,
+             "rows kept, right": int((rows.label == 0).sum()), "rows kept, wrong": int((rows.label == 1).sum())}
     return pd.DataFrame([dict(what=what, n=n) for what, n in facts.items()])
 
 # %% ../nbs/06f_sampling.ipynb #7df48cf3
 def _looks(rows)->pd.DataFrame:
     "Length, equations and form of the kept rows, right and wrong."
-    lines = []
-    for label, part in rows.groupby("label"):
-        lines.append(dict(label=label, rows=len(part), characters=int(part.solution.str.len().median()), equations=round(float(part.equations.mean()), 2),
-                          false_equation=round(float(part.false_equation.mean()), 4), annotated=round(float(part.solution.str.contains("<<", regex=False).mean()), 4),
-                          answer_line=round(float(part.solution.str.contains("####", regex=False).mean()), 4)))
-    return pd.DataFrame(lines)
+    def share(part, mark): return round(float(part.solution.str.contains(mark, regex=False).mean()), 4)
+    def line(label, part):
+        return {"label": label, "rows": len(part), "characters": int(part.solution.str.len().median()),
+                "equations": round(float(part.equations.mean()), 2),
+                "false_equation": round(float(part.false_equation.mean()), 4),
+                "annotated": share(part, "<<"), "answer_line": share(part, "####")}
+    return pd.DataFrame([line(label, part) for label, part in rows.groupby("label")])
 
+# %% ../nbs/06f_sampling.ipynb #11451680
 def summarise(
     tasks:list,
     judged:list,
@@ -331,7 +370,8 @@ def summarise(
 
 # %% ../nbs/06f_sampling.ipynb #efebc0e8
 ABOUT = {
-    "outcomes": "How the samples ended, and how many different texts that were. Only right and wrong ones are kept; a right answer by a false equation is dropped.",
+    "outcomes": "How the samples ended, and how many different texts that were. Only right and wrong ones are kept; "
+                "a right answer by a false equation is dropped.",
     "problems": "For how many problems there is something, and what was kept.",
     "looks": "What the kept rows look like: median length in characters, mean number of equations, and shares of rows."}
 
@@ -339,7 +379,8 @@ def _side_by_side(rows, n, seed)->str:
     "Right and wrong solutions of the same problem, side by side."
     first = rows.drop_duplicates(["index", "label"])
     told = "answer " + first.answer + " instead of " + first.known
-    return side_by_side(first.assign(error_type=told)[["index", "question", "solution", "label", "error_type"]], n, seed)
+    shown = first.assign(error_type=told)[["index", "question", "solution", "label", "error_type"]]
+    return side_by_side(shown, n, seed)
 
 def write_report(
     cfg, place:Place, made:SampledSet,
@@ -347,10 +388,12 @@ def write_report(
 )->Path:
     "Tables and page of a sampled data set."
     for name, table in made.tables.items(): files.write_csv(place.report/f"{name}.csv", table)
-    sections = [dict(name=name, about=about, html=made.tables[name].to_html(index=False, border=0)) for name, about in ABOUT.items()]
+    def section(name):
+        return {"name": name, "about": ABOUT[name], "html": made.tables[name].to_html(index=False, border=0)}
     lead = f"{len(made.rows):,} sampled solutions of problems from {short_name(cfg.data.source)}, seed {cfg.seed}."
     pairs = _side_by_side(made.rows, samples, cfg.seed) if len(made.rows) else ""
-    page = html_templates().get_template("build_report").render(title=f"Sampled solutions: {cfg.name}", lead=lead, tables=sections, pairs=pairs)
+    page = html_templates().get_template("build_report").render(
+        title=f"Sampled solutions: {cfg.name}", lead=lead, tables=[section(name) for name in ABOUT], pairs=pairs)
     files.write_text(place.report/"index.html", page)
     return place.report/"index.html"
 
@@ -362,14 +405,17 @@ def _train_solvers(cfg, folder, problems, say):
         others = [p for p in problems if half_of(normalise(p.question)) != half]
         told = tellings(others, cfg.solver.instances, cfg.seed)
         facts = train_solver(told, cfg.solver, cfg.model, folder/f"solver{half}", cfg.seed)
-        say(f"solver {half}: {facts['rows']} tellings, {facts['steps']} steps, {facts['seconds']} s, loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}")
+        loss = f"{facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
+        say(f"solver {half}: {facts['rows']} tellings, {facts['steps']} steps, {facts['seconds']} s, loss {loss}")
 
 def _learned_from(problems)->list:
     "The problems outside of the test split that have a worked solution."
     found = [p for split, ps in problems.items() if split != "test" for p in ps if p.solution]
-    if not found: raise VerifierError("there is no worked solution to learn from", "data.source", "use gsm8k, everyday, or a file with question and solution")
-    return found
+    if found: return found
+    fix = "use gsm8k, everyday, or a file with question and solution"
+    raise VerifierError("there is no worked solution to learn from", "data.source", fix)
 
+# %% ../nbs/06f_sampling.ipynb #9e2c1919
 def sample(
     cfg,  # RunConfig
     root=".",
@@ -405,6 +451,7 @@ def with_samples(
     if "sampled" not in parts or Path(named).expanduser().exists(): return cfg
     if named not in presets(): return cfg  # the data stage says what to do
     texts = [part for part in parts if part not in MADE]
-    settings = {"data.source": "+".join(texts), "data.exclude": cfg.data.exclude, "model.base": cfg.model.base} if texts else {}
+    settings = {"data.source": "+".join(texts), "data.exclude": cfg.data.exclude, "model.base": cfg.model.base}
+    if not texts: settings = {}
     folder = sample(load_config(named, settings), root, say=say)
     return cfg.model_copy(update={"data": cfg.data.model_copy(update={"sampled": str(folder)})})

@@ -57,6 +57,7 @@ def _first(wrong)->int:
     "Number of the first step that is wrong; −1: none is."
     return int(np.argmax(wrong)) if np.any(wrong) else -1
 
+# %% ../nbs/06_training.ipynb #380af497
 def step_metrics(
     log_odds:list,  # of each row an array [steps]
     targets:list,  # of each row a list [steps] of 0 and 1; empty where they are not known
@@ -128,6 +129,7 @@ def _copy_gradients(model)->list:
     "The gradients so far; a pass that runs out of memory may have added to some of them."
     return [None if p.grad is None else p.grad.clone() for p in _learning(model)]
 
+# %% ../nbs/06_training.ipynb #5a121cf1
 def _too_small()->VerifierError:
     return VerifierError("one sample alone does not fit into the GPU's memory", "training",
                          "set model.gradient_checkpointing: true, model.quantization: nf4, "
@@ -142,7 +144,8 @@ class _InHalves(_OnePosition):
         saved = _copy_gradients(model) if torch.cuda.is_available() else None
         try: return super().training_step(model, inputs, num_items_in_batch)
         except torch.cuda.OutOfMemoryError:
-            if len(rows) == 1 or parallel.world().size > 1: raise _too_small() from None  # the others wait for whole passes
+            # with several processes the others wait for whole passes
+            if len(rows) == 1 or parallel.world().size > 1: raise _too_small() from None
         del inputs
         self._put_back(model, saved)
         self.splits += 1
@@ -271,7 +274,7 @@ def prepare_model(cfg):
 
 # %% ../nbs/06_training.ipynb #23787fa3
 def _samples_of(run, tokenizer)->dict:  # split -> samples
-    "Both splits as samples. Validation looks at the ends of steps. Raises `VerifierError` where no row knows its steps."
+    "Both splits as samples. Validation looks at ends of steps. Raises `VerifierError` where no row knows its steps."
     cfg = run.config
     t, whole = cfg.training, {}
     kinds = {"train": t.steps, "validation": "off" if t.steps == "off" else "ends"}
@@ -290,6 +293,7 @@ def _batches_of(cfg, samples, layout)->EpochBatches:
     return EpochBatches(samples["length"], t.batch_size, t.batch_tokens, groups=groups, seed=cfg.seed,
                         share=parallel.world())
 
+# %% ../nbs/06_training.ipynb #18011e02
 def _arguments_of(run, batches):
     "The trainer's arguments for a run with these batches."
     cfg = run.config
@@ -337,7 +341,7 @@ def history_frame(
 def finding(history:pd.DataFrame)->str:
     "What the curves say, in one sentence."
     val = history.dropna(subset=["eval_loss"])
-    if len(val) < 2: return "Too few validations to see a trend"
+    if len(val) < 3: return "Too few validations to see a trend"
     best, last = val.loc[val.eval_loss.idxmin()], val.iloc[-1]
     step = int(best.step)
     if best.step == last.step: return f"Validation loss was still falling at step {step}: more training may help"
@@ -363,6 +367,14 @@ def plot_history(history:pd.DataFrame):
     ax.legend(frameon=False)
     return fig
 
+# %% ../nbs/06_training.ipynb #39ceb36c
+def _save_figure(path, fig):
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=130)
+    plt.close(fig)
+    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
+
 # %% ../nbs/06_training.ipynb #a9da23c2
 def _check_state(checkpoint, in_parts:bool):
     "Whether the optimiser's state can be read. Raises `VerifierError`: without it, training would begin anew unheard."
@@ -371,6 +383,7 @@ def _check_state(checkpoint, in_parts:bool):
     raise VerifierError(f"the optimiser's state in this checkpoint was written by {other}", checkpoint,
                         f"resume with --parallel {other}")
 
+# %% ../nbs/06_training.ipynb #94d67bbc
 def train(
     run,  # Run
     net=None,  # a model to train; default: the one of the config
@@ -391,6 +404,7 @@ def _whole_weights(trainer):
     "The weights of a model that lies in parts over several GPUs, brought together; none where each process has all."
     return trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
 
+# %% ../nbs/06_training.ipynb #84316683
 def save_model(run, trainer):
     "The best weights: an adapter, or the whole model when all weights were trained. Only the first process writes."
     weights = _whole_weights(trainer)
@@ -411,6 +425,7 @@ def _peak_gpu_gib():
     if not torch.cuda.is_available(): return None
     return round(torch.cuda.max_memory_allocated()/2**30, 2)
 
+# %% ../nbs/06_training.ipynb #40429173
 def training_facts(run, trainer)->dict:
     "What the training was: steps, speed, memory, paths taken."
     state = trainer.state
@@ -424,14 +439,6 @@ def training_facts(run, trainer)->dict:
         "layout": trainer.layout, "attention": trainer.model.config._attn_implementation,
         "trainable_parameters": sum(p.numel() for p in _learning(trainer.model)),
         "passes_split_for_memory": trainer.splits, "peak_gpu_gib": max(parallel.from_all(_peak_gpu_gib() or 0)) or None}
-
-# %% ../nbs/06_training.ipynb #39ceb36c
-def _save_figure(path, fig):
-    import matplotlib.pyplot as plt
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
 # %% ../nbs/06_training.ipynb #06063ce3
 def train_and_save(
