@@ -78,7 +78,7 @@ def code_hash(stage:str)->str:
 
 # %% ../nbs/10_runs.ipynb #f2c5abd8
 def _written_files(run:Run)->list:
-    "Files of the report folder that count: no notebooks or pages, nothing temporary, not what tells about the run itself."
+    "Files of the report folder that count: no notebooks, pages, temporary files, nor what tells about the run itself."
     skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
     return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
