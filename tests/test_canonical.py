@@ -40,6 +40,7 @@ def test_any_text_has_a_canonical_form_with_an_exact_map(text):
 
 @quick
 @given(soup)
+@example("$"*20 + "-2 " + "$"*20 + "-")
 def test_doing_it_twice_changes_nothing(text):
     once = canonical(text).text
     assert canonical(once).text == once

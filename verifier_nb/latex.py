@@ -11,7 +11,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
-from .rewriting import HANDLERS, argument, optional, rewrites
+from .rewriting import HANDLERS, argument, leave, optional, rewrites
 
 # %% ../nbs/02_latex.ipynb #85a4c02d
 @cache
@@ -263,6 +263,7 @@ _INLINE = re.compile(r"\$(?P<body>(?=\S)(?:[^$\n\\]|\\.|\n(?!\n))+?)(?<=\S)\$(?!
 @rewrites("dollar")
 def _dollar(r, found, place):
     "$…$ and $$…$$ around mathematics; any other dollar is a price."
+    if len(found[0]) > 2: return leave(r, found, place)  # $$$: expensive
     held = (_DISPLAY if found[0] == "$$" else _INLINE).match(r.original, found.start(), place.end)
     if not held or not _is_mathematics(held["body"], found[0]):
         r.out.copy(found.start(), found.start() + 1)

@@ -69,7 +69,7 @@ class Canonical:
 # %% ../nbs/02_rewriting.ipynb #48ee77b8
 _MARKUP = re.compile(r"""
     (?P<command> \\ (?: [A-Za-z]+\*? | . | $ ) )
-  | (?P<dollar>  \$\$? )
+  | (?P<dollar>  \${3,} | \$\$? )
   | (?P<group>   [{}] )
   | (?P<cell>    & )
   | (?P<script>  [\^_] )
