@@ -17,6 +17,14 @@ def rows(problems, seed, start=0):
         out.append(dict(index=index, question=question, solution=wrong, label=1, error_type=kind, source="made up", subtype="operator swapped" if kind == "conceptual" else "off by n"))
     return pd.DataFrame(out)
 
+def add_behaviour(run, calibration):
+    "A sample of the behavioural suite, as a verifier would judge it that finds flawed rows now and then."
+    from verifier_nb import behaviour, evaluation, files
+    suite = behaviour.rows_for(None, 120)
+    p = np.random.default_rng(7).beta(1 + 2*suite.label, 3 - 2*suite.label)
+    rows = evaluation.with_verdicts(suite[behaviour.WITHOUT_TEXTS].assign(prob_0=1 - p, prob_1=p), calibration)
+    evaluation._write_behaviour(run, rows)
+
 def make_run(root, name="fake", problems=60, seed=0, planted=False, baselines=True, signal=1.2):
     "A run folder with data set, predictions, metrics and log, as the stages would leave it."
     from datasets import Dataset, DatasetDict
@@ -48,5 +56,6 @@ def make_run(root, name="fake", problems=60, seed=0, planted=False, baselines=Tr
     files.write_csv(run.report("log_history.csv"), pd.DataFrame({"step": step, "loss": 0.7*np.exp(-step/60), "eval_loss": 0.3 + 0.4*np.exp(-step/40) + (step/150)**2, "eval_accuracy": 0.5 + 0.3*(1 - np.exp(-step/50))}))
     files.write_json(run.report("environment.json"), setup.fingerprint())
     files.write_text(run.report("07_evaluation.ipynb"), "{}")
+    if baselines: add_behaviour(run, calibration)
     evaluation.write_summary(run)
     return run

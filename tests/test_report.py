@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fake_run import make_run
-from verifier_nb import files, metrics, calibration as calibration_, evaluation, figures, wording, page, analysis
+from verifier_nb import files, metrics, behaviour, calibration as calibration_, evaluation, figures, wording, page, analysis
 from verifier_nb import comparisons, index, verify
 from verifier_nb.folders import Run, open_run
 
@@ -52,6 +52,22 @@ def test_texts_can_be_left_out(run):
     analysis.run_stage(run)
     assert "apples" not in page_of(run) and "texts are left out" in page_of(run)
     assert not {"question", "solution"} & set(pd.read_csv(run.report("mistakes.csv")))
+
+def test_the_behavioural_suite_is_on_the_page(run, made, tmp_path):
+    "What it is worst at, every capability in the figure's numbers, every change; and no empty section where a run was not asked."
+    analysis.run_stage(run)
+    table = pd.read_csv(run.report("behaviour.csv"))
+    worst = behaviour.worst(table, behaviour.PASSED)
+    assert 'id="behaviour"' in page_of(run) and f"“{worst['name']}”: {worst['count']} of {worst['n']}" in page_of(run)
+    assert "a false equation added" in page_of(run) and len(pd.read_csv(run.figures/"behaviour.csv")) > 20
+    small = copy_of(made["small"], tmp_path/"small")
+    analysis.run_stage(small)
+    assert 'id="behaviour"' not in page_of(small) and "None" not in page_of(small)
+
+def test_an_improved_table_of_behaviour_is_found_out(run):
+    table = pd.read_csv(run.report("behaviour.csv"))
+    files.write_csv(run.report("behaviour.csv"), table.assign(count=table.n))
+    assert verify.verify(run).file.tolist() == ["behaviour.csv"]
 
 def test_report_without_the_data_set_says_so(run):
     shutil.rmtree(run.dataset)

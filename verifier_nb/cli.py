@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
            'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
-           'build', 'sweep', 'publish', 'export', 'check', 'score', 'demo', 'serve', 'main']
+           'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, os, sys
@@ -54,11 +54,15 @@ Adapter = Annotated[str, _option("--adapter", help="'default' for the one in the
 MaxLength = Annotated[Optional[int], typer.Option(min=16, help="tokens that are read; default: as in the verifier's training")]
 
 # %% ../nbs/12_cli.ipynb #ca2c109b
-def _columns(pairs)->dict:
-    "Pairs `our name=the file's name` as a mapping, or None. Raises `VerifierError` for one without `=`."
-    bad = [c for c in pairs or [] if "=" not in c]
-    if bad: raise VerifierError(f"{bad[0]!r} is not our name=the file's name", "-c", "write, for example, -c solution=answer")
-    return dict(c.split("=", 1) for c in pairs or []) or None
+def _pairs(given, what:str, option:str, example:str)->dict:
+    "Pairs `name=value` as a mapping. Raises `VerifierError` for one without `=`."
+    bad = [pair for pair in given if "=" not in pair]
+    if bad: raise VerifierError(f"{bad[0]!r} is not {what}", option, f"write, for example, {option} {example}")
+    return dict(pair.split("=", 1) for pair in given)
+
+def _columns(pairs)->Optional[dict]:
+    "Pairs `our name=the file's name` as a mapping, or None. Raises `VerifierError`."
+    return _pairs(pairs or [], "our name=the file's name", "-c", "solution=answer") or None
 
 def _say_aside(text): typer.echo(text, err=True)
 
@@ -262,12 +266,15 @@ def sweep(
 def publish(
     run:RunName, repo_id:Annotated[Optional[str], _option(help="such as your-name/verifier-level1; default: the config's")]=None,
     dry_run:Annotated[bool, _option("--dry-run/--send", help="list what would be sent, or send it")]=True, root:Root=".",
+    benchmark:Annotated[Optional[list[str]], _option(
+        "--benchmark", help="a set that was tested=the Hub's benchmark that it is, such as test=owner/name#task; may be repeated")]=None,
 ):
     "Send a run's adapter and model card to the Hub; lists what would go unless --send is given."
     from verifier_nb.runs import find_run
     from verifier_nb import publish as publish_
     found = find_run(run, root)
     if repo_id: found.config.publish.repo_id = repo_id
+    if benchmark: found.config.publish.benchmarks = _pairs(benchmark, "a set=owner/name#task", "--benchmark", "test=owner/name#task")
     done = publish_.run_stage(found, dry_run=dry_run)
     typer.echo(f"{done}\n{done.plan.to_string(index=False)}")
 
@@ -345,6 +352,30 @@ def score(
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")
     for line in label_lines(done["judged"]): typer.echo(line)
+
+
+# %% ../nbs/12_cli.ipynb #e200f6be
+@app.command()
+def probe(
+    adapter:Annotated[str, _argument("'default' for the verifier in the box, an adapter's folder, or a run")]="default",
+    rows:Annotated[Optional[int], typer.Option(min=1, help="about so many rows of the suite; default: all of them")]=None,
+    out:Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table; its rows go beside it")]=None,
+    write:Annotated[Optional[str], _option("--write", help="write the suite's rows with their labels into this CSV file, and ask nobody")]=None,
+    answers:Annotated[Optional[str], _option("--answers", help="count this CSV file's p_flawed and verdict, which another verifier added to --write's rows")]=None,
+    root:Root=".",
+):
+    "Ask a verifier about the behavioural suite: what it can do, and what changes its verdict."
+    from rich.console import Console
+    from verifier_nb import behaviour, probe as probe_
+    if write: return typer.echo(f"{probe_.write_suite(write, rows)} rows: {write}")
+    if answers: found = probe_.answered(answers)
+    else:
+        from verifier_nb.ask import open_verifier
+        found = probe_.probe(open_verifier(adapter, root, _say_aside), rows)
+    table = behaviour.behaviour_table(found)
+    Console(width=None if sys.stdout.isatty() else 100).print(*probe_.screen_tables(table))
+    for text in behaviour.behaviour_words(table): typer.echo(text)
+    if out: probe_.write_answers(out, found, table)
 
 
 # %% ../nbs/12_cli.ipynb #b31a43fb

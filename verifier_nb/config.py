@@ -181,6 +181,8 @@ class EvaluationSettings(Settings):
     merge_check_rows: Annotated[int, Field(ge=0)] = 32
     # mistakes whose texts the report shows, the surest first; 0: none (for data that may not be copied)
     review_rows: Annotated[int, Field(ge=0)] = 200
+    # about so many rows of the behavioural suite, which cost as much as other rows; none: all 1,200; 0: leave it out
+    behaviour_rows: Optional[Annotated[int, Field(ge=0)]] = None
 
     @model_validator(mode="after")
     def _aim(self):
@@ -195,6 +197,7 @@ class PublishSettings(Settings):
     private: bool = True  # who may see the repository
     merged: bool = False  # send the merged model too, not only the adapter
     overwrite: bool = False  # allow replacing files that are already in the repository
+    benchmarks: dict[str, str] = {}  # a set that was tested -> the Hub's benchmark that it is, as owner/name#task
 
 # %% ../nbs/01_config.ipynb #8f0038b9
 class SolverSettings(Settings):

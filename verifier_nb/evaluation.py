@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', 'beside', 'summarise_predictions', 'scored_rows',
            'Scored', 'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines',
-           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'add_columns', 'merge_check',
-           'merge_summary', 'report_text', 'recompute', 'write_summary', 'train_if_missing', 'calibrate_run',
-           'evaluate_and_write', 'run_stage']
+           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'starting_verifier', 'add_start',
+           'add_columns', 'merge_check', 'merge_summary', 'report_text', 'recompute', 'write_summary',
+           'train_if_missing', 'with_verdicts', 'probe', 'calibrate_run', 'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from . import parallel
 from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
+from .behaviour import WITHOUT_TEXTS, behaviour_table, rows_for, with_answers
 from .calibration import apply_calibration, choose_threshold, decide, fit_calibration
 from .files import VerifierError, read_json, write_csv, write_json, write_text
 from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
@@ -33,7 +34,7 @@ from verifier_nb.metrics import (
 )
 from .probability import StepRule
 from .setup import seed_everything
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
@@ -292,6 +293,27 @@ def add_baselines(
     calibration["baselines"] = fixed_lines(frames["test"])
     fit_baselines(frames, calibration, cfg)
 
+# %% ../nbs/07_evaluation.ipynb #729f03fe
+def starting_verifier(run):
+    "The adapter that training started from, as it came, reading as much as this run does; None where there was none."
+    from verifier_nb.scoring import Verifier
+    m, start, length = run.config.model, run.config.lora.adapter, run.config.data.max_length
+    if not start: return None
+    return Verifier.from_pretrained(m.base, start, m.revision, m.device, m.quantization, max_length=length)
+
+def add_start(
+    run, test:pd.DataFrame,  # predictions of the test split; gets the column p_start
+    calibration:dict,  # its "baselines" get the line "start"
+):
+    "Add what the starting adapter says of the test rows; a note where it can not be asked any more."
+    try:
+        verifier = starting_verifier(run)
+        if verifier is None: return
+        test["p_start"] = _scores(run, verifier, scored_rows(run, "test"))["p_calibrated"].to_numpy()
+        calibration["baselines"]["start"] = {"threshold": verifier.threshold}
+    except VerifierError as error:  # a training that is done is worth more than this comparison
+        calibration["baselines"]["start"] = {"note": f"the starting adapter is not compared: {error.what}"}
+
 # %% ../nbs/07_evaluation.ipynb #6717c24e
 def add_columns(
     frame:pd.DataFrame,  # predictions of another set; columns are added
@@ -377,6 +399,32 @@ def train_if_missing(run):
     from verifier_nb import training
     if not (run.adapter.exists() or run.merged.exists()): training.run_stage(run)
 
+# %% ../nbs/07_evaluation.ipynb #c644dc9b
+def with_verdicts(
+    rows:pd.DataFrame,  # of the suite, with prob_0 and prob_1
+    calibration:dict,  # the content of calibration.json
+)->pd.DataFrame:
+    "The suite's rows with calibrated P(flawed) and verdict."
+    said = decide(rows.assign(p_flawed=share_of_flawed(rows["prob_0"], rows["prob_1"])), calibration)
+    return with_answers(rows, said["p_calibrated"], said["predicted_label"])
+
+def probe(
+    run, verifier,
+    calibration:dict,
+):  # -> DataFrame, or None where no row is wanted, or none is short enough
+    "What the run's verifier says of the behavioural suite."
+    cfg = run.config.evaluation
+    rows = rows_for(verifier, cfg.behaviour_rows) if cfg.behaviour_rows != 0 else []
+    if not len(rows): return None
+    scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=cfg.batch_tokens)
+    return with_verdicts(rows[WITHOUT_TEXTS].join(scores[["prob_0", "prob_1"]]), calibration)
+
+def _write_behaviour(run, rows):
+    "The suite's rows and its table."
+    if rows is None: return
+    write_csv(run.report("behaviour_rows.csv"), rows)
+    write_csv(run.report("behaviour.csv"), behaviour_table(rows))
+
 # %% ../nbs/07_evaluation.ipynb #b08251d3
 def _write_rows(run, frames:dict, calibration:dict, steps=()):
     "The predictions, what was read at the ends of steps, and the calibration, which travels with the adapter."
@@ -412,11 +460,14 @@ def evaluate_and_write(
     frames = {split: conclude(one, calibration) for split, one in scored.items()}
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
+    behaviour = probe(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
+    if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])
     if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
     _write_rows(run, frames, calibration, steps)
     if check is not None: write_csv(run.report("merge_check.csv"), check)
+    _write_behaviour(run, behaviour)
     return write_summary(run)
 
 # %% ../nbs/07_evaluation.ipynb #be0f99b1

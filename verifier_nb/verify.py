@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'PREDICTIONS', 'STEPS', 'verify']
 # %% ../nbs/07a_verify.ipynb #d59c2561
 import math
 import pandas as pd
+from .behaviour import behaviour_table
 from verifier_nb.evaluation import (
     Scored,
     calibrate_run,
@@ -16,6 +17,7 @@ from verifier_nb.evaluation import (
     fixed_lines,
     recompute,
     share_of_flawed,
+    with_verdicts,
 )
 from .files import read_json
 from .metrics import read_exactly, read_metrics, read_predictions
@@ -112,7 +114,8 @@ def _check_rows(run)->list:
     again = calibrate_run(run, frames["validation"], steps["validation"])
     fresh = {split: _from_the_model_on(frame, calibration, steps[split]) for split, frame in frames.items()}
     if calibration.get("baselines"):
-        again["baselines"] = fixed_lines(frames["test"])
+        fitted_elsewhere = {name: line for name, line in calibration["baselines"].items() if name == "start"}
+        again["baselines"] = fixed_lines(frames["test"]) | fitted_elsewhere
         fit_baselines(fresh, again, run.config.evaluation)
     out = _differences("calibration.json", calibration, again, 1e-6)
     for split, name in PREDICTIONS.items():
@@ -131,6 +134,17 @@ def _check_summary(
     out = _differences(f"{prefix}metrics.json", read_metrics(folder/"metrics.json"), numbers)
     return out + _table_differences(f"{prefix}metrics_by_type.csv", written, table, list(table))
 
+# %% ../nbs/07a_verify.ipynb #8f41005d
+def _check_behaviour(run)->list:
+    "Lines for the behavioural suite, where the run was asked about it."
+    path = run.report("behaviour_rows.csv")
+    if not path.exists(): return []
+    rows = read_exactly(path)
+    fresh = with_verdicts(rows, read_json(run.report("calibration.json")))
+    out = _table_differences(path.name, rows, fresh, list(rows))
+    table = behaviour_table(fresh)
+    return out + _table_differences("behaviour.csv", read_exactly(run.report("behaviour.csv")), table, list(table))
+
 # %% ../nbs/07a_verify.ipynb #b5e4d936
 def verify(
     run,  # a Run
@@ -139,4 +153,5 @@ def verify(
     others = sorted(path.parent for path in run.report("external").glob("*/metrics.json"))
     out = _check_rows(run)
     for folder in (run.reports, *others): out += _check_summary(run, folder)
+    out += _check_behaviour(run)
     return pd.DataFrame(out, columns=COLUMNS)
