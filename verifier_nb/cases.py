@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import pandas as pd
-from .steps import steps as steps_of
 from .everyday import Op, Plan, value_of
 from .handwriting import FORMS, Style, draw_style, expression, write
+from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
     STATED,
