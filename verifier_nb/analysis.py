@@ -11,43 +11,20 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from . import evaluation
 from .behaviour import behaviour_figure, behaviour_words
-from .figures import confusion, error_matrix, figure_set, picture, save_figures
+from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
 from .metrics import TYPES, logit, read_metrics, read_predictions
-from verifier_nb.page import (
-    cards,
-    clean_cell,
-    distrust_of,
-    external_sections,
-    judges,
-    matrix_cells,
-    mistake_items,
-    notes_of,
-    provenance_lines,
-    read_if_there,
-    read_types,
-    render_page,
-    subtype_of,
-    type_rows,
-)
+from .figures import confusion, error_matrix, figure_set, picture, save_figures
 from .probability import StepRule
-from .setup import seed_everything
 from .step_report import distance_figure, step_examples
-from verifier_nb.wording import (
-    Part,
-    abstention_words,
-    calibration_words,
-    headline,
-    lead,
-    mark_equations,
-    step_rows,
-    step_words,
-)
+from .wording import (Part, abstention_words, calibration_words, headline, lead, mark_equations, step_rows,
+                                 step_words)
+from .page import (cards, clean_cell, distrust_of, external_sections, judges, matrix_cells, mistake_items,
+                              notes_of, provenance_lines, read_if_there, read_types, render_page, subtype_of, type_rows)
 
 # %% ../nbs/08_analysis.ipynb #e5d0dc83
 def _check_texts(test:pd.DataFrame, texts):

@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
            'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
-           'build', 'sweep', 'publish', 'check', 'score', 'probe', 'demo', 'main']
+           'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
-import json
-import os
-import sys
+import json, os, sys
 from contextlib import suppress
 from typing import Annotated, Optional
 import typer
@@ -110,9 +108,9 @@ def presets():
 def doctor(config:Preset="smoke", override:Overrides=None):
     "Check machine, packages and a preset before any long work."
     import tempfile
-    import warnings
     from verifier_nb.config import load_config
     from verifier_nb.folders import new_run
+    import warnings
     from verifier_nb.setup import stay_offline
     if stay_offline(): _say_aside("no network: the model hub is not asked, only what is on this disk is looked at")
     from verifier_nb import preflight
@@ -159,8 +157,8 @@ def evaluate(
     trained:Annotated[str, _option(help="problems that the run learned from: refuse, drop or keep")]="refuse", column:Columns=None,
 ):
     "Score other test sets with a run, and add them to its report."
-    from verifier_nb import analysis, external, wording
     from verifier_nb.runs import find_run, short_path
+    from verifier_nb import analysis, external, wording
     found = find_run(run, root)
     results = external.evaluate(found, files, _columns(column), trained)
     for name, metrics in results.items():
@@ -173,8 +171,8 @@ def evaluate(
 @app.command()
 def verify(run:RunName="latest", root:Root="."):
     "Compute every number of a run's evaluation again from its rows, and say what differs."
-    from verifier_nb import verify as verify_
     from verifier_nb.runs import find_run
+    from verifier_nb import verify as verify_
     wrong = verify_.verify(find_run(run, root))
     typer.echo("every number follows from the rows" if wrong.empty else wrong.to_string(index=False))
     if len(wrong): raise typer.Exit(1)
@@ -197,8 +195,8 @@ def reproduce(
 def index(root:Root="."):
     "Write reports/index.html and reports/results.csv over all runs."
     from pathlib import Path
-    from verifier_nb import index as index_
     from verifier_nb.runs import short_path
+    from verifier_nb import index as index_
     typer.echo(f"{len(index_.index(root))} runs: {short_path(Path(root)/'reports'/'index.html')}")
 
 # %% ../nbs/12_cli.ipynb #bf72daa9
@@ -227,9 +225,9 @@ def build(
 ):
     "Make a data set without training, and a report on it: counts, samples, shortcut audit, overlap."
     from pathlib import Path
-    from verifier_nb import build_report
     from verifier_nb.config import load_config
     from verifier_nb.runs import short_path
+    from verifier_nb import build_report
     cfg = load_config(config, override)
     folder = Path(root)/"reports"/cfg.name
     build_report.build_report(cfg, folder, tuple(against or ()))
@@ -272,13 +270,26 @@ def publish(
         "--benchmark", help="a set that was tested=the Hub's benchmark that it is, such as test=owner/name#task; may be repeated")]=None,
 ):
     "Send a run's adapter and model card to the Hub; lists what would go unless --send is given."
-    from verifier_nb import publish as publish_
     from verifier_nb.runs import find_run
+    from verifier_nb import publish as publish_
     found = find_run(run, root)
     if repo_id: found.config.publish.repo_id = repo_id
     if benchmark: found.config.publish.benchmarks = _pairs(benchmark, "a set=owner/name#task", "--benchmark", "test=owner/name#task")
     done = publish_.run_stage(found, dry_run=dry_run)
     typer.echo(f"{done}\n{done.plan.to_string(index=False)}")
+
+# %% ../nbs/12_cli.ipynb #39cf177c
+@app.command()
+def export(
+    name:Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")],
+    to:Annotated[str, _option("--to", help="hf: the merged causal model; vllm: a sequence classifier; onnx: for ONNX Runtime")],
+    out:Annotated[str, _option("--out", "-O", "-o", help="the folder to make")],
+    dtype:Annotated[str, _option(help="of the weights: float32, bfloat16 or float16")]="float32", root:Root=".",
+):
+    "Write a verifier for transformers, vLLM or ONNX Runtime, with a README whose lines use it."
+    from verifier_nb import export as export_
+    export_.check_wishes(to, out, dtype)
+    typer.echo(f"written: {export_.export(name, to, out, dtype, root)}; its README.md says how it is used")
 
 # %% ../nbs/12_cli.ipynb #f05ebb7a
 def _question_and_solution(question, solution, file)->tuple:
@@ -380,6 +391,28 @@ def demo(
     if host not in ("127.0.0.1", "localhost", "::1"):
         _say_aside(f"the page listens on {host}: everyone who reaches this machine can use it")
     demo_launch(page, port, host)
+
+# %% ../nbs/12_cli.ipynb #754511e2
+@app.command()
+def serve(
+    name:Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")]="default",
+    host:Annotated[str, _option(help="address to listen on; anything but 127.0.0.1 needs a token")]="127.0.0.1",
+    port:Annotated[int, typer.Option(min=1, max=65535)]=8000,
+    token:Annotated[str, _option(envvar="VERIFIER_TOKEN", help="what every request has to show; others on this machine can read a command line, not an environment")]="",
+    rows:Annotated[int, typer.Option(min=1, help="solutions that a request may hold")]=256,
+    waiting:Annotated[int, typer.Option(min=1, help="solutions that may wait; more are told to come again (429)")]=2048,
+    batch:Annotated[int, typer.Option(min=1, help="solutions that are judged together")]=64,
+    root:Root=".", max_length:MaxLength=None,
+):
+    "Answer requests for scores, rankings, steps and rewards; SIGTERM or Ctrl-C ends it."
+    from verifier_nb import serve as serve_
+    from verifier_nb.ask import open_verifier
+    serve_.check_door(host, token)
+    listening = serve_.take_port(host, port)
+    verifier = open_verifier(name, root, _say_aside, max_length)
+    typer.echo(f"http://{host}:{port} answers; /docs says what can be asked; Ctrl-C ends it")
+    sys.stdout.flush()
+    serve_.run_server(verifier, listening, token, serve_.Limits(rows=rows, waiting=waiting, batch=batch))
 
 # %% ../nbs/12_cli.ipynb #9c536404
 def main():

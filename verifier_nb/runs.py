@@ -81,7 +81,7 @@ def _written_files(run:Run)->list:
     "Files of the report folder that count: no notebooks, pages, temporary files, nor what tells about the run itself."
     skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
-    return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
+    return [p for p in files if p.suffix not in (".ipynb", ".html", ".tmp") and p.name not in skip]
 
 # %% ../nbs/10_runs.ipynb #d8aabd63
 def snapshot(run:Run)->dict:  # name -> sha256
@@ -406,13 +406,11 @@ def _look_for_base(base:str):
     if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
         raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
 
-# %% ../nbs/10_runs.ipynb #b82bb5c0
+# %% ../nbs/10_runs.ipynb #f7cfc8a1
 def _look_for_tracker(name:str):
     "Raises `VerifierError` when the package that curves are sent to is not there."
     if name == "none" or _is_installed(name): return
-    fix = f"pip install {name}, or leave the setting out"
-    raise VerifierError(f"{name} is not installed", "training.report_to", fix)
-
+    raise VerifierError(f"{name} is not installed", "training.report_to", f"pip install {name}, or leave it out")
 
 # %% ../nbs/10_runs.ipynb #186ce397
 def look_before(cfg, root="."):
