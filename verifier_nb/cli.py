@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'MaxLength',
            'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index', 'sample',
-           'build', 'sweep', 'publish', 'check', 'score', 'probe', 'demo', 'main']
+           'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
 import json, os, sys
@@ -278,6 +278,19 @@ def publish(
     done = publish_.run_stage(found, dry_run=dry_run)
     typer.echo(f"{done}\n{done.plan.to_string(index=False)}")
 
+# %% ../nbs/12_cli.ipynb #39cf177c
+@app.command()
+def export(
+    name:Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")],
+    to:Annotated[str, _option("--to", help="hf: the merged causal model; vllm: a sequence classifier; onnx: for ONNX Runtime")],
+    out:Annotated[str, _option("--out", "-O", "-o", help="the folder to make")],
+    dtype:Annotated[str, _option(help="of the weights: float32, bfloat16 or float16")]="float32", root:Root=".",
+):
+    "Write a verifier for transformers, vLLM or ONNX Runtime, with a README whose lines use it."
+    from verifier_nb import export as export_
+    export_.check_wishes(to, out, dtype)
+    typer.echo(f"written: {export_.export(name, to, out, dtype, root)}; its README.md says how it is used")
+
 # %% ../nbs/12_cli.ipynb #f05ebb7a
 def _question_and_solution(question, solution, file)->tuple:
     "Both texts, from the arguments, a file or a pipe. Raises `VerifierError` for an empty one."
@@ -378,6 +391,28 @@ def demo(
     if host not in ("127.0.0.1", "localhost", "::1"):
         _say_aside(f"the page listens on {host}: everyone who reaches this machine can use it")
     demo_launch(page, port, host)
+
+# %% ../nbs/12_cli.ipynb #754511e2
+@app.command()
+def serve(
+    name:Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")]="default",
+    host:Annotated[str, _option(help="address to listen on; anything but 127.0.0.1 needs a token")]="127.0.0.1",
+    port:Annotated[int, typer.Option(min=1, max=65535)]=8000,
+    token:Annotated[str, _option(envvar="VERIFIER_TOKEN", help="what every request has to show; others on this machine can read a command line, not an environment")]="",
+    rows:Annotated[int, typer.Option(min=1, help="solutions that a request may hold")]=256,
+    waiting:Annotated[int, typer.Option(min=1, help="solutions that may wait; more are told to come again (429)")]=2048,
+    batch:Annotated[int, typer.Option(min=1, help="solutions that are judged together")]=64,
+    root:Root=".", max_length:MaxLength=None,
+):
+    "Answer requests for scores, rankings, steps and rewards; SIGTERM or Ctrl-C ends it."
+    from verifier_nb import serve as serve_
+    from verifier_nb.ask import open_verifier
+    serve_.check_door(host, token)
+    listening = serve_.take_port(host, port)
+    verifier = open_verifier(name, root, _say_aside, max_length)
+    typer.echo(f"http://{host}:{port} answers; /docs says what can be asked; Ctrl-C ends it")
+    sys.stdout.flush()
+    serve_.run_server(verifier, listening, token, serve_.Limits(rows=rows, waiting=waiting, batch=batch))
 
 # %% ../nbs/12_cli.ipynb #9c536404
 def main():
