@@ -62,10 +62,10 @@ outputs: develop  ## execute the notebooks and keep what they show (NOTEBOOKS="0
 lint: develop  ## how the code looks: the library, and the notebooks it comes from
 	$(BIN)/ruff check verifier_nb nbs
 
-COMPILE = uv pip compile --quiet --universal --python-version 3.10 setup.py --no-annotate --no-header
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 setup.py --no-annotate --no-header
 OURS = grep -vE '^(nvidia-|cuda-|triton|pycosat)'
 
-lock: develop  ## resolve the versions anew (needs uv); GPU libraries are left to torch, which pins its own
+lock: develop  ## resolve the versions anew; GPU libraries are left to torch, which pins its own
 	touch setup.py  # uv looks at its time to see whether the requirements changed
 	$(COMPILE) --extra templates | $(OURS) > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
 	$(COMPILE) --extra templates --extra demo -c requirements.lock | $(OURS) | grep -vxFf requirements.lock > requirements-demo.lock

@@ -86,6 +86,31 @@ def test_every_exported_function_says_what_it_does(path):
                 assert ast.get_docstring(node), f"{path.stem}: {node.name} has no docstring"
 
 
+def _bound(tree):
+    "Names that code gives a value to, anywhere in it."
+    made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    made |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return made | {(a.asname or a.name).split(".")[0] for n in imports for a in n.names} | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+
+
+def names_of_lessons(nb):
+    "Names that the rest of a stage's notebook takes from the lessons which a run leaves out."
+    every = {c.id: c.source for c in nb.cells if c.cell_type == "code"}
+    left = {c.id: ast.parse(c.source) for c in runs.without_lessons(nb).cells if c.cell_type == "code"}
+    lost = set().union(*(_bound(ast.parse(source)) for name, source in every.items() if name not in left))
+    asked = {n.id for tree in left.values() for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    return sorted(lost & asked - set().union(*map(_bound, left.values())))
+
+
+@pytest.mark.parametrize("path", STAGES, ids=ids(STAGES))
+def test_what_a_run_executes_needs_no_lesson(path):
+    "A run leaves the lessons before the section Run out."
+    import nbformat
+    nb = nbformat.read(path, as_version=4)
+    assert names_of_lessons(nb) == []
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "The notebooks, the modules and what nbdev needs, in a folder where it may write."

@@ -171,7 +171,7 @@ def test_a_line_separator_inside_a_text_does_not_cut_a_json_line(tmp_path):
 
 def test_the_flawed_step_is_known(tmp_path):
     "A flawed everyday row says which step of its text goes wrong; a correct one has none."
-    from verifier_nb.steps import steps
+    from verifier_nb.splitting import steps
     cfg = DataSettings(source="everyday", problems=200, validation_fraction=0.0, test_fraction=0.0)
     problems, _ = sources.load_problems(cfg, 5)
     rows = build.build(problems, cfg, 5, tmp_path, workers=1, progress=False)[0]["train"].to_pandas()

@@ -21,7 +21,7 @@ def python(code, **env):
 
 def test_the_package_offers_its_best_and_imports_nothing_large_for_it():
     said = python("import sys, verifier_nb as v; print(v.check('2 + 2 = 5')[0].ok, len(v.steps('a = 1.\\nb = 2.')), 'torch' in sys.modules, set(v.__all__) <= set(dir(v)))\n"
-                  "from verifier_nb.steps import Span; print(callable(v.steps), v.inject.__name__, v.make_reward.__name__, v.Verifier.__name__)")
+                  "from verifier_nb.splitting import Span; print(callable(v.steps), v.inject.__name__, v.make_reward.__name__, v.Verifier.__name__)")
     assert said.split() == ["False", "2", "False", "True", "True", "inject", "make_reward", "Verifier"]
 
 
@@ -53,9 +53,12 @@ def test_a_verifier_tells_itself_and_takes_two_plain_texts(tmp_path):
 
 @pytest.mark.parametrize("settings, said", [
     ({"data.source": "missing.zip"}, "'missing.zip' was not found"), ({"data.source": "gsm_symbolic+missing.csv"}, "'missing.csv' was not found"),
-    ({"model.base": "pypi:no-such-package"}, "needs the package no-such-package"), ({"model.base": "./nowhere"}, "is not there")])
+    ({"model.base": "pypi:no-such-package"}, "needs the package no-such-package"), ({"model.base": "./nowhere"}, "is not there"),
+    ({"training.report_to": "trackio"}, "trackio is not installed")])
 def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    is_installed = runs._is_installed
+    monkeypatch.setattr(runs, "_is_installed", lambda name: name != "trackio" and is_installed(name))
     with pytest.raises(VerifierError, match=said): runs.start("smoke", settings, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,3 +200,19 @@ def test_the_colab_notebook_runs_from_top_to_bottom(root, tmp_path):
                                progress_bar=False, cwd=str(tmp_path), kernel_name="python3")
     said = (tmp_path/"out.ipynb").read_text(encoding="utf-8")
     assert "P(flawed) = " in said and "iframe srcdoc" in said and "dry run, would send" in said and len(list((tmp_path/"kept"/"reports"/"smoke").glob("*/report.html"))) == 1
+
+
+# the report
+
+def test_the_starting_adapter_is_a_row_of_its_own(tmp_path):
+    from verifier_nb import data, evaluation, verify, wording
+    start = make_adapter(tmp_path/"start")
+    run = new_run(load_config("smoke", {"lora.adapter": str(start), "training.max_steps": 1, "training.evals_per_epoch": 1, "data.problems": 12,
+                                        "evaluation.resamples": 100, "evaluation.merge_check_rows": 0}), tmp_path)
+    result = evaluation.run_stage(run)  # trains first
+    rows, test = data.load_split(run, "test"), pd.read_csv(run.report("predictions.csv"))
+    before = load(start, max_length=run.config.data.max_length).score(list(rows["question"]), list(rows["solution"]))
+    assert test.p_start.to_numpy() == pytest.approx(before.p_calibrated.to_numpy(), abs=1e-5)
+    line, accuracy = result["baselines"]["start"], ((before.p_calibrated >= 0.47).to_numpy() == test.true_label).mean()
+    assert line["accuracy"] == accuracy and line["gain"]["accuracy"]["value"] == pytest.approx(result["accuracy"] - accuracy)
+    assert "The adapter that training started from is right on" in " ".join(wording.lead(result)) and verify.verify(run).empty

@@ -13,7 +13,7 @@ from verifier_nb.build import PairMaker
 from verifier_nb.config import DataSettings
 from verifier_nb.solution import check, sound
 from verifier_nb.sources import Problem
-from verifier_nb.steps import steps
+from verifier_nb.splitting import steps
 
 FULL = bool(os.environ.get("VERIFIER_NB_FULL"))
 GSM8K = Path(__file__).resolve().parents[2]/"shared"/"data"/"gsm8k"/"train.jsonl"

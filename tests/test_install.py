@@ -1,5 +1,5 @@
 "An installed copy: a wheel put under a prefix, without a virtual environment, used from another folder."
-import os, subprocess, sys, zipfile
+import os, shutil, subprocess, sys, zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ def pip(*words):
 @pytest.fixture(scope="module")
 def wheel(root, tmp_path_factory):
     "The project as a wheel, built from a copy, so that nothing is left in the checkout."
-    import shutil
     folder = tmp_path_factory.mktemp("wheel")
     skip = shutil.ignore_patterns(".git", ".venv", "reports", "artifacts", "build", "*.egg-info", "__pycache__")
     shutil.copytree(root, folder/"source", ignore=skip)
@@ -65,3 +64,23 @@ def test_an_installed_copy_lists_its_presets_into_a_pipe_that_closes(installed):
     said = installed("-c", code)
     assert said.returncode == 0 and not said.stdout.strip(), said.stdout + said.stderr
     assert "quickstart" in installed("-c", CLI, "presets").stdout
+
+
+# Colab
+
+@pytest.mark.parametrize("torch", ["2.11.0", "2.13.0"])
+def test_the_requirements_resolve_beside_colabs_own_versions(torch, root, tmp_path):
+    "For Python 3.12, with the versions of torch and numpy kept; resolved, not installed. The install cell of nbs/colab.ipynb keeps them so."
+    from configparser import ConfigParser
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not uv: pytest.skip("uv is not installed")
+    parser = ConfigParser(delimiters=["="])
+    parser.read(root/"settings.ini", encoding="utf-8")
+    wanted = parser["DEFAULT"]["requirements"] + parser["DEFAULT"]["templates_requirements"]
+    (tmp_path/"wanted.in").write_text(wanted)
+    (tmp_path/"kept.txt").write_text(f"torch=={torch}\nnumpy==2.0.2\n")
+    done = subprocess.run([uv, "pip", "compile", "-q", "wanted.in", "-c", "kept.txt", "--no-header", "--no-annotate", "--python-version", "3.12",
+                           "--python-platform", "x86_64-manylinux_2_28"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    if "error sending request" in done.stderr: pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    assert {f"torch=={torch}", "numpy==2.0.2"} <= set(done.stdout.split())

@@ -9,7 +9,7 @@ from verifier_nb import answer, ask, behaviour, cases, cli, files, probe, setup,
 from verifier_nb.everyday import everyday, everyday_templates, tree_of, value_of
 from verifier_nb.similarity import overlap
 from verifier_nb.solution import check
-from verifier_nb.steps import steps
+from verifier_nb.splitting import steps
 
 ROOT = Path(__file__).resolve().parent.parent
 BOX = ROOT/"models"/"default"

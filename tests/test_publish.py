@@ -468,3 +468,30 @@ def test_the_stage_on_a_real_run(smoke_run):
     assert not out.sent and {"adapter_model.safetensors", "calibration.json", "README.md"} <= set(out.plan.file)
     assert str(smoke_run.reports.parent.parent) not in card
     assert publish.check_merge(smoke_run)["rows"] > 0
+
+
+# what the Hub shows: model-index in the card, .eval_results for benchmarks
+
+def test_a_benchmarks_number_arrives_in_the_hubs_own_form(run, hub):
+    from huggingface_hub import parse_eval_result_entries
+    write_json(run.report("external/bench-a/metrics.json"), {"n": {"rows": 40}, "accuracy": 0.825, "intervals": {"accuracy": [0.7, 0.925]},
+               "steps": {"aim": "f1", "thresholds": {"f1": {"f1": 0.3125}, "clean": {"f1": 0.2}}}})
+    run.config.publish.benchmarks = {"test": "someone/bench#verification", "bench-a": "some-one/Bench.A#gsm8k"}
+    out = send(run)
+    assert out.sent and {".eval_results/test.yaml", ".eval_results/bench-a.yaml"} <= set(out.plan.file)
+    found = publish.contents(run, REPO)
+    one, two = (parse_eval_result_entries(yaml.safe_load(found[f".eval_results/{name}.yaml"]))[0] for name in ("test", "bench-a"))
+    assert (one.dataset_id, one.task_id, one.value) == ("someone/bench", "verification", 50.0) and "25.0 to 75.0" in one.notes
+    assert (two.dataset_id, two.task_id, two.value) == ("some-one/Bench.A", "gsm8k", 31.25) and "first wrong step" in two.notes
+
+
+@pytest.mark.parametrize("benchmarks, said", [({"test": "someone/bench"}, "is not owner/name#task"), ({"other": "someone/bench#t"}, "not tested on 'other'")])
+def test_a_benchmark_that_cannot_be_is_refused(run, hub, benchmarks, said):
+    run.config.publish.benchmarks = benchmarks
+    with pytest.raises(VerifierError, match=said): send(run)
+    assert hub.requests == []
+
+
+def test_nothing_goes_onto_a_leaderboard_by_itself(run):
+    assert not [name for name in publish.contents(run, REPO) if name.startswith(".eval_results")]
+    assert "model-index" in header(publish.contents(run, REPO)["README.md"].decode())

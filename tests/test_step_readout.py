@@ -15,7 +15,7 @@ from verifier_nb.canonical import canonical
 from verifier_nb.config import load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.folders import new_run
-from verifier_nb.steps import steps as steps_of
+from verifier_nb.splitting import steps as steps_of
 
 PHI = Path(__file__).resolve().parents[2]/"shared"/"tokenizers"/"phi-4-mini"
 TOKENIZER = prompt.load_tokenizer("tiny:llama")

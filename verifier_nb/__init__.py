@@ -9,31 +9,18 @@
 
 `make_reward()` makes the verifier a reward function for TRL. Nothing large is imported before it is needed.
 """
-import sys
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.1.0"
 
-_OFFERED = {"Verifier": "scoring", "check": "solution", "steps": "steps", "inject": "errors", "make_reward": "reward"}
+_OFFERED = {"Verifier": "scoring", "check": "solution", "steps": "splitting", "inject": "errors", "make_reward": "reward"}
 __all__ = list(_OFFERED)
 
 
-class _Package(ModuleType):
-    "This package; what it offers is imported when it is first asked for."
-    def __getattr__(self, name):
-        if name not in _OFFERED: raise AttributeError(f"module 'verifier_nb' has no attribute {name!r}")
-        return getattr(import_module(f"verifier_nb.{_OFFERED[name]}"), name)
-
-    @property
-    def steps(self):
-        "The function, also after the module of the same name was imported."
-        return import_module("verifier_nb.steps").steps
-
-    @steps.setter
-    def steps(self, module): pass  # Python would put the module here
-
-    def __dir__(self): return sorted({*super().__dir__(), *_OFFERED})
+def __getattr__(name):
+    "What the package offers, imported when it is first asked for."
+    if name not in _OFFERED: raise AttributeError(f"module 'verifier_nb' has no attribute {name!r}")
+    return getattr(import_module(f"verifier_nb.{_OFFERED[name]}"), name)
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__(): return sorted({*globals(), *_OFFERED})

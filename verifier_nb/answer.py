@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from math import gcd
 from .canonical import canonical
 from .numbers import exact_value
-from .steps import sentences_of
+from .splitting import sentences_of
 
 # %% ../nbs/02_answer.ipynb #fa59e07e
 _NUMBER = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"

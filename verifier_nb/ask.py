@@ -92,7 +92,7 @@ def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
 # %% ../nbs/11_ask.ipynb #ef6c23b1
 def _steps(row, solution)->list:  # number (from 1), start, end, text, p, verdict: correct | flawed | behind
     "Every step of a solution as a dictionary; none of a verifier that was not trained on steps."
-    from verifier_nb.steps import steps
+    from verifier_nb.splitting import steps
     if "p_steps" not in row: return []
     out, first = [], int(row["first_error"])
     for k, ((start, end), p) in enumerate(zip(steps(solution), row["p_steps"])):

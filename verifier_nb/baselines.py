@@ -20,6 +20,7 @@ BASELINES = {  # name -> what the report calls it
     "majority": "Majority class",
     "checker": "Equation checker alone",
     "surface": "Surface features",
+    "start": "Starting adapter, before this training",
     "zero_shot": "Base model, untrained",
     "surprisal": "Surprisal of the digits",
     "hybrid": "Verifier + checker + surprisal",

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['BASE_LICENSE', 'METRICS', 'DATA_NOTES', 'public_base', 'is_adapter', 'model_folder', 'report_or_empty',
-           'metric_table', 'DataNote', 'data_note', 'card_metadata', 'provenance', 'model_card']
+           'metric_table', 'DataNote', 'data_note', 'card_metadata', 'Measured', 'eval_results', 'provenance',
+           'model_card']
 
 # %% ../nbs/09_card.ipynb #c04223e4
+import re
 from pathlib import Path
 from typing import NamedTuple, Optional
 import pandas as pd
+import yaml
 from .behaviour import behaviour_words
 from .config import config_hash
-from .files import read_json, scrub, sha256
+from .files import VerifierError, read_json, scrub, sha256
 from .folders import Run
 from .model import HUB_NAME
 from .prompt import messages
@@ -124,6 +127,45 @@ def card_metadata(
              "datasets": [hub_data] if hub_data else None, "eval_results": _eval_results(run, hub_data) or None}
     return ModelCardData(language="en", library_name="peft", tags=["math", "verification", "lora", "verifier_nb"],
                          model_name=repo_id.split("/")[-1], **{k: v for k, v in known.items() if v}).to_yaml()
+
+# %% ../nbs/09_card.ipynb #c2bdeb19
+class Measured(NamedTuple):
+    "The one number of a set that a leaderboard takes."
+    value: float  # in percent
+    what: str
+
+def _headline_number(found:dict)->Measured:
+    "ProcessBench's F1 where first wrong steps are known, else the accuracy."
+    steps, n = found.get("steps", {}), found["n"]["rows"]
+    named = steps.get("thresholds", {}).get(steps.get("aim", "f1"))
+    if named: return Measured(round(100*named["f1"], 2), f"F1 of the first wrong step, in percent, n = {n}")
+    low, high = found["intervals"]["accuracy"] or (None, None)
+    interval = f", 95 % interval {100*low:.1f} to {100*high:.1f}" if low is not None else ""
+    right = f"share of solutions judged rightly, in percent, n = {n}{interval}"
+    return Measured(round(100*found["accuracy"], 2), right)
+
+# %% ../nbs/09_card.ipynb #5bd24034
+_BENCHMARK = re.compile(r"([\w.-]+/[\w.-]+)#([\w.-]+)")  # owner/name#task
+
+def _entry(run:Run, tested:str, benchmark:str)->bytes:
+    "One file of `.eval_results`. Raises `VerifierError`."
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    known, setting = _BENCHMARK.fullmatch(benchmark), "publish.benchmarks"
+    if not known:
+        raise VerifierError(f"{benchmark!r} is not owner/name#task", setting, "such as Qwen/ProcessBench#gsm8k")
+    found = report_or_empty(run, "metrics.json" if tested == "test" else f"external/{tested}/metrics.json")
+    if not found:
+        raise VerifierError(f"the run was not tested on {tested!r}", setting, "first: verifier-nb evaluate RUN FILE")
+    number = _headline_number(found)
+    entry = EvalResultEntry(dataset_id=known[1], task_id=known[2], value=number.value, notes=number.what)
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()
+
+def eval_results(
+    run:Run,
+)->dict[str, bytes]:  # path in the repository -> content
+    "The files of `.eval_results`, one for each set that is a benchmark of the Hub. Raises `VerifierError`."
+    benchmarks = run.config.publish.benchmarks
+    return {f".eval_results/{tested}.yaml": _entry(run, tested, benchmark) for tested, benchmark in benchmarks.items()}
 
 # %% ../nbs/09_card.ipynb #f83cf434
 _FENCE = "`" * 3

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from .everyday import Op, Plan, value_of
 from .handwriting import FORMS, Style, draw_style, expression, write
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
     STATED,

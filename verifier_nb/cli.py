@@ -54,11 +54,15 @@ Adapter = Annotated[str, _option("--adapter", help="'default' for the one in the
 MaxLength = Annotated[Optional[int], typer.Option(min=16, help="tokens that are read; default: as in the verifier's training")]
 
 # %% ../nbs/12_cli.ipynb #ca2c109b
-def _columns(pairs)->dict:
-    "Pairs `our name=the file's name` as a mapping, or None. Raises `VerifierError` for one without `=`."
-    bad = [c for c in pairs or [] if "=" not in c]
-    if bad: raise VerifierError(f"{bad[0]!r} is not our name=the file's name", "-c", "write, for example, -c solution=answer")
-    return dict(c.split("=", 1) for c in pairs or []) or None
+def _pairs(given, what:str, option:str, example:str)->dict:
+    "Pairs `name=value` as a mapping. Raises `VerifierError` for one without `=`."
+    bad = [pair for pair in given if "=" not in pair]
+    if bad: raise VerifierError(f"{bad[0]!r} is not {what}", option, f"write, for example, {option} {example}")
+    return dict(pair.split("=", 1) for pair in given)
+
+def _columns(pairs)->Optional[dict]:
+    "Pairs `our name=the file's name` as a mapping, or None. Raises `VerifierError`."
+    return _pairs(pairs or [], "our name=the file's name", "-c", "solution=answer") or None
 
 def _say_aside(text): typer.echo(text, err=True)
 
@@ -262,12 +266,15 @@ def sweep(
 def publish(
     run:RunName, repo_id:Annotated[Optional[str], _option(help="such as your-name/verifier-level1; default: the config's")]=None,
     dry_run:Annotated[bool, _option("--dry-run/--send", help="list what would be sent, or send it")]=True, root:Root=".",
+    benchmark:Annotated[Optional[list[str]], _option(
+        "--benchmark", help="a set that was tested=the Hub's benchmark that it is, such as test=owner/name#task; may be repeated")]=None,
 ):
     "Send a run's adapter and model card to the Hub; lists what would go unless --send is given."
     from verifier_nb.runs import find_run
     from verifier_nb import publish as publish_
     found = find_run(run, root)
     if repo_id: found.config.publish.repo_id = repo_id
+    if benchmark: found.config.publish.benchmarks = _pairs(benchmark, "a set=owner/name#task", "--benchmark", "test=owner/name#task")
     done = publish_.run_stage(found, dry_run=dry_run)
     typer.echo(f"{done}\n{done.plan.to_string(index=False)}")
 

@@ -197,6 +197,7 @@ class PublishSettings(Settings):
     private: bool = True  # who may see the repository
     merged: bool = False  # send the merged model too, not only the adapter
     overwrite: bool = False  # allow replacing files that are already in the repository
+    benchmarks: dict[str, str] = {}  # a set that was tested -> the Hub's benchmark that it is, as owner/name#task
 
 # %% ../nbs/01_config.ipynb #8f0038b9
 class SolverSettings(Settings):

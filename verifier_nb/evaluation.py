@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LATER', 'NO_STEPS', 'share_of_flawed', 'as_predictions', 'counts', 'beside', 'summarise_predictions', 'scored_rows',
            'Scored', 'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines',
-           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'add_columns', 'merge_check',
-           'merge_summary', 'report_text', 'recompute', 'write_summary', 'train_if_missing', 'with_verdicts', 'probe',
-           'calibrate_run', 'evaluate_and_write', 'run_stage']
+           'prompt_settings', 'untouched', 'fixed_lines', 'add_baselines', 'starting_verifier', 'add_start',
+           'add_columns', 'merge_check', 'merge_summary', 'report_text', 'recompute', 'write_summary',
+           'train_if_missing', 'with_verdicts', 'probe', 'calibrate_run', 'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
@@ -34,7 +34,7 @@ from verifier_nb.metrics import (
 )
 from .probability import StepRule
 from .setup import seed_everything
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/07_evaluation.ipynb #3e2925b6
 LATER = ["p_calibrated", "subtype"]  # columns after the contract's
@@ -293,6 +293,27 @@ def add_baselines(
     calibration["baselines"] = fixed_lines(frames["test"])
     fit_baselines(frames, calibration, cfg)
 
+# %% ../nbs/07_evaluation.ipynb #729f03fe
+def starting_verifier(run):
+    "The adapter that training started from, as it came, reading as much as this run does; None where there was none."
+    from verifier_nb.scoring import Verifier
+    m, start, length = run.config.model, run.config.lora.adapter, run.config.data.max_length
+    if not start: return None
+    return Verifier.from_pretrained(m.base, start, m.revision, m.device, m.quantization, max_length=length)
+
+def add_start(
+    run, test:pd.DataFrame,  # predictions of the test split; gets the column p_start
+    calibration:dict,  # its "baselines" get the line "start"
+):
+    "Add what the starting adapter says of the test rows; a note where it can not be asked any more."
+    try:
+        verifier = starting_verifier(run)
+        if verifier is None: return
+        test["p_start"] = _scores(run, verifier, scored_rows(run, "test"))["p_calibrated"].to_numpy()
+        calibration["baselines"]["start"] = {"threshold": verifier.threshold}
+    except VerifierError as error:  # a training that is done is worth more than this comparison
+        calibration["baselines"]["start"] = {"note": f"the starting adapter is not compared: {error.what}"}
+
 # %% ../nbs/07_evaluation.ipynb #6717c24e
 def add_columns(
     frame:pd.DataFrame,  # predictions of another set; columns are added
@@ -441,6 +462,7 @@ def evaluate_and_write(
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
     behaviour = probe(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
+    if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])
     if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
     _write_rows(run, frames, calibration, steps)

@@ -16,7 +16,7 @@ import pandas as pd
 from .evaluation import Scored, add_columns, as_predictions, conclude, scored_steps, untouched, write_summary
 from .files import VerifierError, read_json, write_csv, write_json
 from .selection import choices
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/07a_external.ipynb #10102f77
 BETWEEN = "\n\n"  # stands between two given steps

@@ -335,16 +335,27 @@ def _draw_accuracy(ax, history:pd.DataFrame, colours:Theme):
     right.spines["right"].set_visible(True)
 
 # %% ../nbs/07b_figures.ipynb #39e37925
-def plot_curves(history:pd.DataFrame, theme:str="light"):
-    "Loss of training and validation over the steps, and validation accuracy where it was logged."
+def _draw_kept(ax, kept:int|None, colours:Theme):
+    "Where the weights come from that were kept."
+    if kept is None: return
+    ax.axvline(kept, color=colours.accent, lw=1.2, ls=(0, (4, 2)), label=f"kept: step {kept}")
+
+# %% ../nbs/07b_figures.ipynb #29de3668
+def plot_curves(
+    history:pd.DataFrame,
+    theme:str="light",
+    kept:int|None=None,  # the step whose checkpoint was kept
+):
+    "Loss of training and validation over the steps, validation accuracy where it was logged, and the kept step."
     import matplotlib.pyplot as plt
     with themed(theme) as colours:
         fig, ax = plt.subplots(figsize=(6.2, 3.4))
         _draw_losses(ax, history, colours)
         _draw_accuracy(ax, history, colours)
+        _draw_kept(ax, kept, colours)
         ax.set_title(_wrap(curve_finding(history), 62))
         handles = [handle for axes in fig.axes for handle in axes.get_legend_handles_labels()[0]]
-        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return fig
 
 # %% ../nbs/07b_figures.ipynb #8350899e
@@ -442,8 +453,15 @@ def _score_figure(test:pd.DataFrame, result:dict)->Figure:
     return Figure("Histogram of P(flawed)", histogram_finding(table), table, draw)
 
 # %% ../nbs/07b_figures.ipynb #b363cb21
+def _curve_figure(history:pd.DataFrame, kept:int|None)->Figure:
+    marked = "" if kept is None else f"; the weights of step {kept} were kept"
+    draw = lambda table, theme: plot_curves(table, theme, kept)
+    return Figure("Learning curves", curve_finding(history) + marked, history, draw)
+
+# %% ../nbs/07b_figures.ipynb #6de0fa90
 def figure_set(
     test:pd.DataFrame, result:dict, history:pd.DataFrame|None=None,  # predictions, metrics.json, log_history.csv
+    kept:int|None=None,  # the step whose checkpoint was kept
 )->dict[str, Figure]:
     "Every figure of the report, with the numbers that it shows, by the name of its files."
     figures = {
@@ -454,7 +472,7 @@ def figure_set(
         "scores": _score_figure(test, result),
     }
     has_history = history is not None and len(history) > 0
-    if has_history: figures["learning_curves"] = Figure("Learning curves", curve_finding(history), history, plot_curves)
+    if has_history: figures["learning_curves"] = _curve_figure(history, kept)
     return figures
 
 # %% ../nbs/07b_figures.ipynb #a4cf4f24

@@ -17,7 +17,7 @@ import yaml
 from .answer import final_answer, stated_answer, value_found, value_of
 from .numbers import UNIT_PATTERN, without_annotations
 from .solution import check
-from .steps import steps
+from .splitting import steps
 
 # %% ../nbs/02_forms.ipynb #032f0444
 _ANNOTATION = re.compile(r"<<[^<>]*>>")

@@ -106,12 +106,17 @@ INDEXED = ("accuracy", "auroc", "balanced_f1", "ece", "hybrid_accuracy", "hybrid
 COLUMNS = [Column("run"), Column("base model"), Column("data"), Column("tested on"), Column("n", True),
            *(Column(metric.replace("_", " "), True) for metric in INDEXED)]
 
+def _run_cell(run:str, href:str)->Cell:
+    "A run's name, and below it when it was started and from which commit."
+    name, _, stamp = run.partition("/")
+    return Cell(name, run, href=href, range=stamp)
+
 def _cells(row:dict, reports:Path)->list[Cell]:
     "A row of index.html, in the order of `COLUMNS`."
     report = f"{row['run']}/report.html"
-    base_or_problem = row.get("base", row.get("problem", ""))
-    return [_words_cell(row["run"], row["run"], report if (reports/report).exists() else ""),
-            _words_cell(base_or_problem, row.get("base")), _words_cell(row.get("data", ""), row.get("data")),
+    base_or_problem, sources = row.get("base", row.get("problem", "")), row.get("data", "").replace("+", " + ")
+    return [_run_cell(row["run"], report if (reports/report).exists() else ""),
+            _words_cell(base_or_problem, row.get("base")), _words_cell(sources, row.get("data")),
             _words_cell(row.get("set", ""), row.get("set")), Cell(row.get("n", ""), row.get("n", ""), True),
             *(_metric_cell(row, metric) for metric in INDEXED)]
 

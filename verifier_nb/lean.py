@@ -288,7 +288,7 @@ class LeanVerifier:
     def judge(self, question:str, solution:str)->dict:  # p_flawed, p_calibrated, verdict (0 or 1), label_mass
         "The label's probabilities for one solution, and its steps' where they were trained. Raises `VerifierError`."
         from verifier_nb.probability import Calibration
-        from verifier_nb.steps import steps as steps_of
+        from verifier_nb.splitting import steps as steps_of
         spans = steps_of(solution) if "steps" in self.calibration else None
         made = self._encoded(question, solution, False if spans is None else spans)
         ids, (zero, one) = made["input_ids"], self.label_tokens

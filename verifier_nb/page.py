@@ -118,12 +118,12 @@ class MatrixRow:
 def matrix_cells(
     table:pd.DataFrame,  # what `figures.confusion` or `figures.error_matrix` returns
 )->list[MatrixRow]:
-    "A matrix as the template wants it."
+    "A matrix as the template wants it; kinds of which there was no row are left out."
     out = []
-    for name, passed, accused, n in table.itertuples(index=False):
+    for name, passed, accused, n in table[table.n > 0].itertuples(index=False):
         right, wrong = "correct", "flawed"
         tones = (right, wrong) if name == "correct" else (wrong, right)
-        cells = [MatrixCell(count, count/max(n, 1), tone) for count, tone in zip((passed, accused), tones)]
+        cells = [MatrixCell(count, count/n, tone) for count, tone in zip((passed, accused), tones)]
         out.append(MatrixRow(name, n, cells))
     return out
 
@@ -147,15 +147,19 @@ class Judge:
     gain:str = ""  # of the verifier over this judge, in points
 
 # %% ../nbs/07d_page.ipynb #3813772b
+def _points(share:float)->str:
+    "A difference in points with one digit and its sign; none where nothing is left to see."
+    text = f"{100*share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
 def _gain_text(gain)->str:
     "A difference in points, with a true minus sign."
     if not gain: return "–"
-    text = f"{100*gain['value']:+.1f}"
-    if text in ("+0.0", "-0.0"): text = "none"
-    if gain["interval"]:
-        low, high = gain["interval"]
-        text += f" ({100*low:+.1f} to {100*high:+.1f})"
-    return text.replace("-", "−")
+    value, *bounds = (_points(share) for share in (gain["value"], *(gain["interval"] or ())))
+    text = "none" if value == "0.0" else value
+    if not bounds or set(bounds) == {"0.0"}: return text
+    low, high = bounds
+    return f"{text} ({low} to {high})"
 
 # %% ../nbs/07d_page.ipynb #09816a39
 def judges(
@@ -384,6 +388,7 @@ def notes_of(
 )->list[str]:
     "What a reader should know about the numbers."
     notes = list(calibration.get("notes", []))
+    notes += [line["note"] for line in calibration.get("baselines", {}).values() if "note" in line]
     if result.get("merge_check"): notes.append(_merge_words(result["merge_check"]))
     # the note on the calibration error stands in the section about probabilities
     return notes + [f"{name.replace('_', ' ')}: {note}" for name, note in result["notes"].items() if name != "ece"]

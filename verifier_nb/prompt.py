@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .canonical import canonical
 from .files import VerifierError
 from .setup import cache_dir
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/02c_prompt.ipynb #aa742585
 SYSTEM = ("Analyze the following mathematical problem and solution "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 import pandas as pd
-from .card import is_adapter, model_card, model_folder, public_base, report_or_empty
+from .card import eval_results, is_adapter, model_card, model_folder, public_base, report_or_empty
 from .files import VerifierError, read_json, scrub, sha256, write_csv, write_json, write_text
 from .folders import Run
 
@@ -67,7 +67,7 @@ def contents(
 
     Raises `VerifierError` for missing weights, pickled weights, credentials, or a merged model that was not checked."""
     _weights(model_folder(run), "adapter_model" if is_adapter(run) else "model")
-    found = {**_files(model_folder(run)), "README.md": model_card(run, repo_id).encode()}
+    found = {**_files(model_folder(run)), **eval_results(run), "README.md": model_card(run, repo_id).encode()}
     if is_adapter(run): found["adapter_config.json"] = _public_adapter_config(run)
     if merged and is_adapter(run):
         whole = _files(save_merged(run))

@@ -6,9 +6,10 @@
 __all__ = ['people_in', 'reword']
 
 # %% ../nbs/02c_rewording.ipynb #68504f41
-import functools, random, re
+import functools
+import random
+import re
 from importlib.resources import files
-
 import yaml
 from .question import NUMBER_PATTERN
 from .shorter import _verbs
@@ -25,6 +26,7 @@ def _people()->dict:
     lists = _lists()
     return {name: kind for kind in ("women", "men") for name in (*lists[f"{kind} met"], *lists[kind])}
 
+# %% ../nbs/02c_rewording.ipynb #fd2e79b6
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 # %% ../nbs/02c_rewording.ipynb #879a19c6
@@ -42,6 +44,7 @@ def _is_first_name(name, text)->bool:
         if last and not opens: return False
     return True
 
+# %% ../nbs/02c_rewording.ipynb #7309d003
 _FAMILY = "sister|brother|mother|father|mom|dad|wife|husband|daughter|son|aunt|uncle|girl|boy|queen|king"
 
 def _pronouns(text)->str:
@@ -51,6 +54,7 @@ def _pronouns(text)->str:
     if he and she: return ""
     return "men" if he else "women" if she else "either"
 
+# %% ../nbs/02c_rewording.ipynb #5e14860c
 def _acts(word, text)->bool:
     "Whether an unknown word is somebody's name: always with a capital, said twice, and it does something."
     verbs = "|".join(form for form in (*_verbs(), "is", "was", "wants", "decides", "decided", "can", "will"))
@@ -58,6 +62,7 @@ def _acts(word, text)->bool:
     of_family = re.search(rf"\b(?:{_FAMILY}),? {word}\b", text, re.I)
     return is_name and not of_family and bool(re.search(rf"\b{word} (?:{verbs})\b", text))
 
+# %% ../nbs/02c_rewording.ipynb #25280001
 def people_in(text:str)->dict:  # name -> women | men
     "First names in a text, in order: known ones, and others that act like persons where the pronouns leave no doubt."
     capital = [word for word in dict.fromkeys(_WORD.findall(text)) if word[0].isupper() and word[1:].islower()]
@@ -65,10 +70,12 @@ def people_in(text:str)->dict:  # name -> women | men
     found = {}
     for word in capital:
         kind = _people().get(word)
-        if kind is None and guess and word not in _lists()["no names"] and _acts(word, text): kind = guess.replace("either", "men")
+        may_be_name = guess and word not in _lists()["no names"]
+        if kind is None and may_be_name and _acts(word, text): kind = guess.replace("either", "men")
         if kind and _is_first_name(word, text): found[word] = kind
     return found
 
+# %% ../nbs/02c_rewording.ipynb #ec7d3519
 def _new_people(text, rng)->dict:
     "Another name for each person, of the same sex, that is not in the text."
     free = {kind: [name for name in _lists()[kind] if name not in text] for kind in ("women", "men")}
@@ -85,11 +92,13 @@ def _stands_alone(word, text)->bool:
     for found in re.finditer(rf"\b{word}\b", text, re.I):
         before = re.search(r"([\w$.,>'-]+) $", text[:found.start()])
         behind = re.match(r" ([A-Za-z-]+)", text[found.end():])
-        fits = before is None or before[1].lower() in lists["before"] or before[1][-1] in "0123456789>," or before[1][-2:] == "'s"
+        last = before[1].lower() if before else ""
+        fits = not last or last in lists["before"] or last[-1] in "0123456789>," or last.endswith("'s")
         if not fits or behind and behind[1].lower() not in lists["behind"]: return False
         if text[found.end():found.end()+1] in ("-", "'"): return False
     return True
 
+# %% ../nbs/02c_rewording.ipynb #46961b00
 def _exchange(old, new)->dict:
     "Both forms of a word, small and with a capital."
     forms = dict(zip(old, new))
@@ -108,6 +117,7 @@ def _new_of_kind(entry, text, rng)->dict:
     for old, new in zip(here, free): changes |= _exchange(old, new)
     return changes
 
+# %% ../nbs/02c_rewording.ipynb #6c582197
 def _new_units(entry, text, rng)->dict:
     "The other unit of a kind, in every second text that has only one."
     words = {word.lower() for word in _WORD.findall(text)}
@@ -116,12 +126,14 @@ def _new_units(entry, text, rng)->dict:
     if len(here) != 1 or words & set(entry["unless"]) or rng.random() < 0.5: return {}
     return _exchange(here[0], next(pair for pair in pairs if pair not in here))
 
+# %% ../nbs/02c_rewording.ipynb #c375d34b
 def _new_places(text, rng)->dict:
     "Other places behind a preposition, where nothing is bought or sold."
     lists = _lists()
     words = {word.lower() for word in _WORD.findall(text)}
     here = [place for place in lists["places"] if place in words]
-    every = all(re.search(r"\b(?:to|at|from) the $", text[:m.start()]) for place in here for m in re.finditer(rf"\b{place}\b", text, re.I))
+    starts = [m.start() for place in here for m in re.finditer(rf"\b{place}\b", text, re.I)]
+    every = all(re.search(r"\b(?:to|at|from) the $", text[:start]) for start in starts)
     if not here or not every or words & set(lists["places unless"]) or "$" in text: return {}
     free = [place for place in lists["places"] if place not in here]
     return dict(zip(here, rng.sample(free, len(here)))) if len(free) >= len(here) else {}
@@ -129,7 +141,8 @@ def _new_places(text, rng)->dict:
 # %% ../nbs/02c_rewording.ipynb #c74dea71
 def _replaced(text, changes)->str:
     "A text with its words exchanged at once, and `a` or `an` as the new word wants it."
-    pattern = re.compile(r"\b(?:(an?|An?) )?(" + "|".join(sorted(map(re.escape, changes), key=len, reverse=True)) + r")\b")
+    longest_first = sorted(map(re.escape, changes), key=len, reverse=True)
+    pattern = re.compile(r"\b(?:(an?|An?) )?(" + "|".join(longest_first) + r")\b")
     def one(found):
         new = changes[found[2]]
         if not found[1]: return new
@@ -137,6 +150,7 @@ def _replaced(text, changes)->str:
         return f"{article} {new}"
     return pattern.sub(one, text)
 
+# %% ../nbs/02c_rewording.ipynb #2aea775e
 def reword(
     example:dict,  # question, solution
     rng:random.Random,
@@ -151,6 +165,7 @@ def reword(
     changes |= _new_places(both, rng)
     if not changes: return {**example, "words": {}}
     question, solution = (_replaced(text, changes) for text in texts)
-    same = all(NUMBER_PATTERN.findall(old) == NUMBER_PATTERN.findall(new) for old, new in zip(texts, (question, solution)))
+    numbers = NUMBER_PATTERN.findall
+    same = all(numbers(old) == numbers(new) for old, new in zip(texts, (question, solution)))
     if not same: return {**example, "words": {}}
     return {**example, "question": question, "solution": solution, "words": changes}

@@ -78,8 +78,8 @@ def code_hash(stage:str)->str:
 
 # %% ../nbs/10_runs.ipynb #f2c5abd8
 def _written_files(run:Run)->list:
-    "Files of the report folder that count: no notebooks, nothing temporary, not what tells about the run itself."
-    skip = {"manifest.json", "report.html", ".lock"}
+    "Files of the report folder that count: no notebooks, pages, temporary files, nor what tells about the run itself."
+    skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
     return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
 
@@ -234,6 +234,8 @@ def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
+_CALM = "ignore::FutureWarning,ignore:IProgress not found"  # what libraries say to each other; no reader can mend it
+
 def execute(
     run:Run,
     stage:str,
@@ -248,6 +250,7 @@ def execute(
     scratch = Path(tempfile.mkdtemp(prefix=f"verifier_nb-stage-{os.environ.get(MARK, '')}-"))
     out, seen = scratch/"out.ipynb", scratch/"progress.json"
     os.environ["VERIFIER_NB_PROGRESS"] = str(seen)
+    os.environ.setdefault("PYTHONWARNINGS", _CALM)
     try:
         with Watch(label, seen): failure = _papermill(stage, out, parameters, kernels or {})
     except DeadKernelError as e: raise _died(run, stage) from e
@@ -403,10 +406,19 @@ def _look_for_base(base:str):
     if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
         raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
 
+# %% ../nbs/10_runs.ipynb #b82bb5c0
+def _look_for_tracker(name:str):
+    "Raises `VerifierError` when the package that curves are sent to is not there."
+    if name == "none" or _is_installed(name): return
+    fix = f"pip install {name}, or leave the setting out"
+    raise VerifierError(f"{name} is not installed", "training.report_to", fix)
+
+
 # %% ../nbs/10_runs.ipynb #186ce397
 def look_before(cfg, root="."):
     "Raises `VerifierError` for what would stop a run later and can be seen at once."
     setup.pick_device(cfg.model.device)
+    _look_for_tracker(cfg.training.report_to)
     _look_for_source(cfg.data.source)
     _look_for_base(cfg.model.base)
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
@@ -477,7 +489,8 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
         run_stages(run, stages, say)
-        from verifier_nb import analysis, index
+        from verifier_nb import analysis, executed, index
+        executed.write_pages(run)
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
         mirror(run)

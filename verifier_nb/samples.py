@@ -51,7 +51,7 @@ def step_targets(
     if first is None: return [int(label)]*steps if outcome == "all" else None
     if first >= steps:
         what = f"first_error says that step {first} is wrong (counted from 0), and the solution has {steps} steps"
-        raise VerifierError(what, "first_error", "give the number of a step as `verifier_nb.steps.steps` counts them")
+        raise VerifierError(what, "first_error", "give the number of a step as `verifier_nb.splitting.steps` counts them")
     return [int(0 <= first <= step) for step in range(steps)]
 
 # %% ../nbs/06_samples.ipynb #9a58ef0d

@@ -28,7 +28,7 @@ from .loading import fold, read_calibration, switchable, without_adapter
 from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
 from .prompt import false_in_steps
 from .readout import last_hidden, step_log_odds, step_loss
-from .steps import steps as steps_of
+from .splitting import steps as steps_of
 
 # %% ../nbs/05b_scoring.ipynb #1b542390
 _all_ = ["fold", "read_calibration", "switchable", "without_adapter"]
@@ -430,7 +430,7 @@ class _Scorer(_Reader):
 
     def steps(self,
         question:str, solution:str,
-        spans=None,  # (start, end) of each step in the solution; none: as `verifier_nb.steps.steps` finds them
+        spans=None,  # (start, end) of each step in the solution; none: as `verifier_nb.splitting.steps` finds them
     )->pd.DataFrame:  # step (from 0), text, start, end, p_flawed, p_calibrated, equations, verdict
         """A verdict for every step: P(an error has occurred up to its end). Raises `VerifierError`.
 

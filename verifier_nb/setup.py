@@ -117,6 +117,7 @@ def _beside_the_package(name)->Path:
     checkout = package_folder().resolve().parent
     return checkout/name if (checkout/"settings.ini").exists() else package_folder()/name
 
+# %% ../nbs/00_setup.ipynb #5fe32973
 def find_shared(
     name:str,  # "configs", "nbs" or "models"
 )->Path:
@@ -125,7 +126,6 @@ def find_shared(
     if place.is_dir(): return place
     raise VerifierError(f"the folder '{name}' of verifier_nb was not found", place,
                         "install the project again, or run inside its checkout")
-
 
 # %% ../nbs/00_setup.ipynb #a3a6ee4d
 def cache_dir()->Path:
@@ -219,12 +219,14 @@ def code_files(
 # %% ../nbs/00_setup.ipynb #d94722b5
 def _gib(size:int)->float: return round(size/2**30, 1)
 
+# %% ../nbs/00_setup.ipynb #93688a3f
 def _gpu(number:int)->dict:
     "Name, memory and compute capability of a GPU."
     import torch
     g = torch.cuda.get_device_properties(number)
     return {"name": g.name, "memory_gib": _gib(g.total_memory), "capability": f"{g.major}.{g.minor}"}
 
+# %% ../nbs/00_setup.ipynb #e0d18e8a
 def hardware()->dict:
     "CPU count, memory and GPUs; sizes in GiB."
     import psutil

@@ -6,12 +6,13 @@
 __all__ = ['PATTERNS', 'Verb', 'question_of', 'statement_of', 'shorten', 'short_problems']
 
 # %% ../nbs/02c_shorter.ipynb #0ac3c3c7
-import functools, re
+import functools
+import re
 from importlib.resources import files
 from typing import NamedTuple
+from .forms import strip_annotations
 from .numbers import Refusal
 from .question import facts
-from .forms import strip_annotations
 from .solution import parse, sound
 
 # %% ../nbs/02c_shorter.ipynb #f4698bc8
@@ -20,6 +21,7 @@ class Verb(NamedTuple):
     base: str
     helper: str  # do | does | did
 
+# %% ../nbs/02c_shorter.ipynb #ff7a18d7
 @functools.lru_cache(maxsize=1)
 def _verbs()->dict:
     "Every form in `words/verbs.txt` -> Verb."
@@ -31,7 +33,8 @@ def _verbs()->dict:
 
 # %% ../nbs/02c_shorter.ipynb #a70622b1
 _WHO = r"""(?P<who>(?!It\b|They\b)(?:[A-Z][a-z]+(?:'s\ [a-z]+)?|[Hh]e|[Ss]he
-           |[Tt]he\ (?!\w*(?:will|can|should)\b)[a-z]+(?:\ (?!will|can|should)[a-z]+)?|[A-Z][a-z]+\ and\ [A-Z][a-z]+))"""
+           |[Tt]he\ (?!\w*(?:will|can|should)\b)[a-z]+(?:\ (?!will|can|should)[a-z]+)?
+           |[A-Z][a-z]+\ and\ [A-Z][a-z]+))"""
 _NOUN = r"(?P<noun>(?:(?:[a-z-]+\ ){0,2}[a-z]+s|people|children)(?:\ of\ [a-z]+(?:\ [a-z]+(?=$))?)?)"
 _SUM = r"(?:a\ total\ of\ |about\ |only\ )?"
 _REST = r"(?P<rest>(?:\ [A-Za-z'-]+){0,8})"
@@ -40,22 +43,28 @@ _MEASURE = "cost|price|number|amount|total|sum|length|width|height|area|weight|d
 
 PATTERNS = [(re.compile(pattern, re.VERBOSE), asked) for pattern, asked in [  # in the order in which they are tried
     (rf"{_WHO}\ {_MODAL}\ (?P<verb>(?!be\b)[a-z]+)\ {_SUM}⟨\$⟩{_REST}", "How much {modal} {who} {verb}{rest}"),
-    (rf"{_WHO}\ {_MODAL}\ (?P<verb>(?!be\b)[a-z]+)\ {_SUM}⟨⟩\ {_NOUN}{_REST}", "How many {noun} {modal} {who} {verb}{rest}"),
+    (rf"{_WHO}\ {_MODAL}\ (?P<verb>(?!be\b)[a-z]+)\ {_SUM}⟨⟩\ {_NOUN}{_REST}",
+     "How many {noun} {modal} {who} {verb}{rest}"),
     (rf"{_WHO}\ (?P<verb>[a-z]+)\ {_SUM}⟨\$⟩{_REST}", "How much {helper} {who} {base}{rest}"),
     (rf"{_WHO}\ (?P<verb>[a-z]+)\ {_SUM}⟨⟩\ {_NOUN}{_REST}", "How many {noun} {helper} {who} {base}{rest}"),
-    (rf"[Tt]here\ (?P<be>are|were|will\ be)\ {_SUM}⟨⟩\ {_NOUN}\ (?P<state>left|remaining){_REST}", "How many {noun} {be} {state}{rest}"),
-    (rf"[Tt]here\ (?P<be>are|were)\ {_SUM}⟨⟩\ {_NOUN}(?P<rest>(?:\ (?:in|on|at|for|altogether|from)(?:\ [A-Za-z'-]+){{0,5}})?)",
+    (rf"[Tt]here\ (?P<be>are|were|will\ be)\ {_SUM}⟨⟩\ {_NOUN}\ (?P<state>left|remaining){_REST}",
+     "How many {noun} {be} {state}{rest}"),
+    (rf"[Tt]here\ (?P<be>are|were)\ {_SUM}⟨⟩\ {_NOUN}"
+     r"(?P<rest>(?:\ (?:in|on|at|for|altogether|from)(?:\ [A-Za-z'-]+){0,5})?)",
      "How many {noun} {be} there{rest}"),
-    (rf"(?P<what>[Tt]he\ (?:[a-z]+\ )?(?:{_MEASURE})(?:\ (?!was\ |is\ )[A-Za-z'-]+){{1,9}})\ (?P<be>is|was)\ ⟨\$?⟩(?:\ [a-z]+)?",
+    (rf"(?P<what>[Tt]he\ (?:[a-z]+\ )?(?:{_MEASURE})(?:\ (?!was\ |is\ )[A-Za-z'-]+){{1,9}})"
+     r"\ (?P<be>is|was)\ ⟨\$?⟩(?:\ [a-z]+)?",
      "What {be} {what}"),
     (rf"{_WHO}\ (?P<be>is|was)\ ⟨⟩\ years\ old(?P<rest>(?:\ now|\ today)?)", "How old {be} {who}{rest}"),
 ]]
 
 # %% ../nbs/02c_shorter.ipynb #965b320e
-_OPENING = re.compile(r"^(?:(?:So|Then|Thus|Therefore|Hence|Now|Next|First|That means|This means|Finally)(?: that)?,? )+", re.I)
+_OPENING = re.compile(
+    r"^(?:(?:So|Then|Thus|Therefore|Hence|Now|Next|First|That means|This means|Finally)(?: that)?,? )+", re.I)
 _LEAD = re.compile(r"^((?:In|On|At|For|After|During) [A-Za-z' ]{2,30}|Altogether), (.*)$", re.I)
-_UNFIT = re.compile(r"""\b(?: because|which|so|and|or|that|if|than|since|as|each|more|less|times|twice|half|it|them|their|this|these|those
-                       |another|other|also|he|she|they )\b""", re.VERBOSE)
+_UNFIT = re.compile(r"""\b(?:
+    because|which|so|and|or|that|if|than|since|as|each|more|less|times|twice|half
+  | it|them|their|this|these|those|another|other|also|he|she|they )\b""", re.VERBOSE)
 
 def _lower_first(text): return text[:1].lower() + text[1:]
 
@@ -72,6 +81,7 @@ def _filled(found, asked)->str:
         if re.match(r"(?:The|He|She) ?\b", parts.get(name, "")): parts[name] = _lower_first(parts[name])
     return asked.format(**{"rest": "", **parts})
 
+# %% ../nbs/02c_shorter.ipynb #9c8a2bc0
 def question_of(
     statement:str,  # a sentence with ⟨⟩ or ⟨$⟩ for its number
 )->str:  # empty where it cannot be turned soundly
@@ -80,11 +90,12 @@ def question_of(
     lead = _LEAD.match(text)
     if lead: text = lead[2]
     text = text[:1].upper() + text[1:] if text.startswith("the ") else text
+    when = f" {_lower_first(lead[1])}" if lead else ""
     for pattern, asked in PATTERNS:
         found = pattern.fullmatch(text)
         if not found: continue
         question = _filled(found, asked)
-        return f"{question}{' ' + _lower_first(lead[1]) if lead else ''}?" if question else ""
+        return f"{question}{when}?" if question else ""
     return ""
 
 # %% ../nbs/02c_shorter.ipynb #d84b3191
@@ -111,12 +122,14 @@ def _story_of(question)->str:
     sentences = _SENTENCE.findall(question)
     return "".join(s for s in sentences if "?" not in s).strip()
 
+# %% ../nbs/02c_shorter.ipynb #91f78f73
 def _loses_number(story, question, parsed)->bool:
     "Whether a number of the solution stands in the question's words but not in the story."
     lost = facts(question).values - facts(story).values
     used = {n.value for n in parsed.numbers if n.source is None and n.role == "operand"}
     return bool(lost & used)
 
+# %% ../nbs/02c_shorter.ipynb #34d8d7d3
 _COMMAND = re.compile(r"\b(?:calculate|find|determine|compute|work out)\b", re.I)
 
 def _needed(lines, parsed)->list:
@@ -131,6 +144,7 @@ def _needed(lines, parsed)->list:
     idle = {line_of(step) for step in parsed.steps} - {line_of(parsed.steps[index]) for index in used}
     return [line for k, line in enumerate(lines) if k not in idle]
 
+# %% ../nbs/02c_shorter.ipynb #9af2d689
 def shorten(
     example:dict,  # question, solution with a step a line
     step:int,  # lines of the solution to keep

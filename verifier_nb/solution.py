@@ -472,4 +472,4 @@ def sound(
     return None
 
 # %% ../nbs/02_solution.ipynb #6b265169
-from .steps import steps  # noqa: F401 (`solution.steps` is its public name)
+from .splitting import steps  # noqa: F401 (`solution.steps` is its public name)

@@ -341,7 +341,7 @@ def history_frame(
 def finding(history:pd.DataFrame)->str:
     "What the curves say, in one sentence."
     val = history.dropna(subset=["eval_loss"])
-    if len(val) < 2: return "Too few validations to see a trend"
+    if len(val) < 3: return "Too few validations to see a trend"
     best, last = val.loc[val.eval_loss.idxmin()], val.iloc[-1]
     step = int(best.step)
     if best.step == last.step: return f"Validation loss was still falling at step {step}: more training may help"
@@ -366,6 +366,14 @@ def plot_history(history:pd.DataFrame):
     ax.set(xlabel="optimiser step", ylabel="cross entropy (nats)", title=finding(history))
     ax.legend(frameon=False)
     return fig
+
+# %% ../nbs/06_training.ipynb #39ceb36c
+def _save_figure(path, fig):
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=130)
+    plt.close(fig)
+    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
 # %% ../nbs/06_training.ipynb #a9da23c2
 def _check_state(checkpoint, in_parts:bool):
@@ -431,14 +439,6 @@ def training_facts(run, trainer)->dict:
         "layout": trainer.layout, "attention": trainer.model.config._attn_implementation,
         "trainable_parameters": sum(p.numel() for p in _learning(trainer.model)),
         "passes_split_for_memory": trainer.splits, "peak_gpu_gib": max(parallel.from_all(_peak_gpu_gib() or 0)) or None}
-
-# %% ../nbs/06_training.ipynb #39ceb36c
-def _save_figure(path, fig):
-    import matplotlib.pyplot as plt
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
 # %% ../nbs/06_training.ipynb #06063ce3
 def train_and_save(

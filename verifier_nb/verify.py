@@ -114,7 +114,8 @@ def _check_rows(run)->list:
     again = calibrate_run(run, frames["validation"], steps["validation"])
     fresh = {split: _from_the_model_on(frame, calibration, steps[split]) for split, frame in frames.items()}
     if calibration.get("baselines"):
-        again["baselines"] = fixed_lines(frames["test"])
+        fitted_elsewhere = {name: line for name, line in calibration["baselines"].items() if name == "start"}
+        again["baselines"] = fixed_lines(frames["test"]) | fitted_elsewhere
         fit_baselines(fresh, again, run.config.evaluation)
     out = _differences("calibration.json", calibration, again, 1e-6)
     for split, name in PREDICTIONS.items():

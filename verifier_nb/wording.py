@@ -232,15 +232,24 @@ def _is_it_chance(gain)->str:
 
 # %% ../nbs/07c_wording.ipynb #9914bcd0
 def _against_baselines(result:dict)->str:
-    "The best baseline, apart from the hybrid, which has the verifier in it."
+    "The best simple baseline: not the hybrid, which has the verifier in it, nor the adapter that training started from."
     from verifier_nb import baselines
-    accuracies = {name: judge["accuracy"] for name, judge in result.get("baselines", {}).items() if name != "hybrid"}
+    simple = {name: judge for name, judge in result.get("baselines", {}).items() if name not in ("hybrid", "start")}
+    accuracies = {name: judge["accuracy"] for name, judge in simple.items()}
     rivals = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
     if not rivals: return ""
     best = max(rivals, key=rivals.get)
     gain = result["baselines"][best].get("gain", {}).get("accuracy")
     name = baselines.BASELINES[best].lower()
     return f"The best simple baseline ({name}) is right on {percent(rivals[best])}.{_is_it_chance(gain)}"
+
+# %% ../nbs/07c_wording.ipynb #95555c1a
+def _against_the_start(result:dict)->str:
+    "What the adapter could do before this training; nothing where training started from none."
+    start = result.get("baselines", {}).get("start")
+    if start is None or start["accuracy"] is None: return ""
+    gain = start.get("gain", {}).get("accuracy")
+    return f"The adapter that training started from is right on {percent(start['accuracy'])}.{_is_it_chance(gain)}"
 
 # %% ../nbs/07c_wording.ipynb #108c5bdd
 def _with_the_checker(result:dict)->str:
@@ -251,10 +260,15 @@ def _with_the_checker(result:dict)->str:
 
 # %% ../nbs/07c_wording.ipynb #2d305e44
 def _over_the_limit(result:dict)->str:
-    "Where a limit chosen on validation does not hold on test: that, and why it may be so."
-    if (result["decided_errors"] or 0) <= result["budget"]: return ""
-    return " That is more than the limit: it was chosen on other problems, and on few solutions it holds by chance alone."
+    "Where a limit chosen on validation does not hold on test: that, and whether chance may have done it; else nothing."
+    errors, budget = result["decided_errors"], result["budget"]
+    if (errors or 0) <= budget: return ""
+    low, high = result["intervals"].get("decided_errors") or (0, 1)
+    said = f" That is more than the limit of {percent(budget, 0)}, which held on the validation problems it was chosen on: "
+    if low > budget: return said + f"these problems are harder for it, beyond chance (at least {percent(low)} errors)."
+    return said + f"on so few decisions chance may have done it ({percent(low)} to {percent(high)} errors)."
 
+# %% ../nbs/07c_wording.ipynb #1b821b77
 def _by_itself(result:dict)->str:
     "How much the verifier may decide alone."
     budget = percent(result["budget"], 0)
@@ -263,14 +277,16 @@ def _by_itself(result:dict)->str:
     if not result.get("decided_share"): return ""
     share, errors = percent(result["decided_share"], 0), percent(result["decided_errors"])
     limit = f"a limit set on validation for {budget} errors"
-    return f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors.{_over_the_limit(result)}"
+    alone = f"Where it is sure enough ({limit}) it decides {share} of the solutions by itself, with {errors} errors."
+    return alone + _over_the_limit(result)
 
 # %% ../nbs/07c_wording.ipynb #31097048
 def lead(
     result:dict,
 )->list[str]:
-    "Two to four sentences under the headline: how sure, better than what, and how much it can decide alone."
-    sentences = [_how_sure(result), _against_baselines(result), _with_the_checker(result), _by_itself(result)]
+    "Two to five sentences under the headline: how sure, better than what, and how much it can decide alone."
+    better = [_against_baselines(result), _against_the_start(result), _with_the_checker(result)]
+    sentences = [_how_sure(result), *better, _by_itself(result)]
     return [sentence for sentence in sentences if sentence]
 
 # %% ../nbs/07c_wording.ipynb #329629ad
@@ -291,6 +307,20 @@ def _change_words(before:float, after:float)->str:
     return f"leaves it at {before:.3f}"
 
 # %% ../nbs/07c_wording.ipynb #469d7690
+def _threshold_words(result:dict)->str:
+    "What calibration and the threshold did to the accuracy, and why they did."
+    before, rows = result["uncalibrated"]["accuracy"], result["n"]["rows"]
+    said = f"Without calibration and at a threshold of 0.5 the accuracy is {percent(before)}"
+    verdicts = round((before - result["accuracy"])*rows)
+    if not verdicts: return f"{said}, the same."
+    which_way, better = ("more", "lost") if verdicts > 0 else ("less", "won")
+    gap = f"{100*abs(verdicts)/rows:.1f} points {which_way} ({abs(verdicts):,} of {rows:,} verdicts)"
+    low, high = result["intervals"].get("accuracy") or (0, 0)
+    chance = "; so few verdicts may be chance" if low <= before <= high else ""
+    return (f"{said}, {gap}: calibration keeps the order of the solutions, but the line between the verdicts now lies at "
+            f"{result['threshold']:.2f}, which was chosen on validation; on these problems that {better} accuracy{chance}.")
+
+# %% ../nbs/07c_wording.ipynb #e0a37a2b
 def calibration_words(result:dict)->str:
     "What calibration did, in words."
     uncalibrated, after = result["uncalibrated"], result["ece"]
@@ -299,8 +329,7 @@ def calibration_words(result:dict)->str:
     note = result["notes"].get("ece", "")
     even = f"Even {note}. " if note.startswith("perfectly") else ""
     return (f"When it says 80 %, is it right 8 times of 10? {gap} is {after:.3f} with {_method_words(result)}, "
-            f"which {change}. {even}Without calibration and at a threshold of 0.5 "
-            f"the accuracy is {percent(uncalibrated['accuracy'])}.")
+            f"which {change}. {even}{_threshold_words(result)}")
 
 # %% ../nbs/07c_wording.ipynb #5714d2d4
 def _decides(result:dict)->str:
@@ -311,7 +340,7 @@ def _decides(result:dict)->str:
     share, errors = percent(result["decided_share"]), result["decided_errors"]
     wrong = "" if errors is None else f" and is wrong on {percent(errors)} of those"
     return ("The confidence it needs was chosen on validation. "
-            f"On test it then decides {share} of the solutions by itself{wrong}.")
+            f"On test it then decides {share} of the solutions by itself{wrong}.{_over_the_limit(result)}")
 
 # %% ../nbs/07c_wording.ipynb #300115fe
 def abstention_words(result:dict)->str:

@@ -2,7 +2,7 @@
 import json, random, time
 from pathlib import Path
 import pytest
-from verifier_nb.steps import steps
+from verifier_nb.splitting import steps
 from verifier_nb import solution
 
 MEASURED = Path(__file__).parents[1].parent/"shared"/"data"/"steps"
