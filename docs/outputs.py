@@ -28,8 +28,8 @@ def source(cell): return "".join(cell["source"])
 
 
 def hash_of_code(nb):
-    "SHA-256 of a notebook's code, cell by cell."
-    code = [source(c) for c in nb["cells"] if c["cell_type"] == "code"]
+    "SHA-256 of a notebook's code, cell by cell, without the cell that installs the package."
+    code = [source(c) for c in nb["cells"] if c["cell_type"] == "code" and "install" not in c.get("metadata", {}).get("tags", [])]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 

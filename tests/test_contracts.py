@@ -86,6 +86,31 @@ def test_every_exported_function_says_what_it_does(path):
                 assert ast.get_docstring(node), f"{path.stem}: {node.name} has no docstring"
 
 
+def load_badges():
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("badges", ROOT/"docs"/"badges.py")
+    badges = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(badges)
+    return badges
+
+
+def test_every_notebook_opens_itself_on_colab_and_installs_the_package_there():
+    badges = load_badges()
+    without = [p.stem for p in NOTEBOOKS if badges.text_of(badges.with_badge(json.loads(p.read_text(encoding="utf-8")), p)) != p.read_text(encoding="utf-8")]
+    assert without == [], "run `python docs/badges.py`"
+    shown = source(cells(ROOT/"nbs"/"03_data.ipynb")[1])
+    assert shown.endswith("/verifier-nb/verifier_nb/blob/main/nbs/03_data.ipynb)")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_package_is_installed_where_it_is_missing_and_nowhere_else(is_there, monkeypatch):
+    import importlib.util
+    ran, shell = [], type("Shell", (), {"system": lambda self, line: ran.append(line)})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if is_there else None)
+    exec("".join(load_badges().install()), {"get_ipython": shell})
+    assert ran == ([] if is_there else ["pip install -q git+https://github.com/verifier-nb/verifier_nb"])
+
+
 def _bound(tree):
     "Names that code gives a value to, anywhere in it."
     made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}

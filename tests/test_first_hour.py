@@ -216,3 +216,39 @@ def test_the_starting_adapter_is_a_row_of_its_own(tmp_path):
     line, accuracy = result["baselines"]["start"], ((before.p_calibrated >= 0.47).to_numpy() == test.true_label).mean()
     assert line["accuracy"] == accuracy and line["gain"]["accuracy"]["value"] == pytest.approx(result["accuracy"] - accuracy)
     assert "The adapter that training started from is right on" in " ".join(wording.lead(result)) and verify.verify(run).empty
+
+
+def test_an_executed_notebook_is_a_page_that_loads_nothing_and_folds_what_is_exported(tmp_path):
+    import nbformat
+    from nbformat import v4
+    from verifier_nb import analysis, executed
+    run = new_run(load_config("smoke"), tmp_path)
+    outputs = [v4.new_output("stream", name="stderr", text="FutureWarning: old"), v4.new_output("stream", name="stdout", text="a < b\n"),
+               v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IProgress"}),
+               v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}), v4.new_output("error", ename="E", evalue="no", traceback=["\x1b[31mE\x1b[0m: no"])]
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# Data\n\n*why*"), v4.new_code_cell("#| export\ndef folded(): pass"), v4.new_code_cell("shown()", outputs=outputs)]), run.report("03_data.ipynb"))
+    page = executed.write_pages(run)[0].read_text(encoding="utf-8")
+    assert page.count("<details") == 1 and "<code>folded</code>" in page and "<em>why</em>" in page and "a &lt; b" in page and "E: no" in page and "base64,aGVsbG8=" in page
+    assert "FutureWarning" not in page and "IProgress" not in page and "&lt;Figure&gt;" not in page and "src=\"http" not in page and "default-src 'none'" in page
+    assert [(one.name, one.page) for one in analysis._notebooks(run)] == [("03_data", "03_data.html"), ("08_analysis", "")]
+    assert not [p for p in runs._written_files(run) if p.suffix == ".html"]  # a page is no stage's work
+
+
+def test_the_curves_mark_the_checkpoint_that_was_kept_and_two_points_are_no_trend():
+    from verifier_nb import figures, training
+    history = pd.DataFrame({"step": [3, 6], "loss": [0.2, 0.1], "eval_loss": [0.15, 0.18]})
+    figure = figures._curve_figure(history, 3)
+    assert figure.title.endswith("the weights of step 3 were kept") and "too few" in figure.title and "Too few" in training.finding(history)
+    drawn = figures.plot_curves(history, kept=3)
+    assert [line for line in drawn.axes[0].lines if line.get_label() == "kept: step 3" and set(line.get_xdata()) == {3}]
+
+
+def test_a_limit_that_fails_on_test_is_said_with_its_reason_and_a_threshold_that_costs_accuracy_too():
+    from verifier_nb import wording
+    result = {"n": {"rows": 90}, "accuracy": 0.9, "uncalibrated": {"accuracy": 84/90, "ece": 0.06}, "ece": 0.03, "threshold": 0.35, "method": "temperature", "temperature": 0.4, "budget": 0.05, "margin": 0.5,
+              "decided_share": 0.98, "decided_errors": 0.08, "coverage_at_budget": 0.9, "aurc": 0.01, "notes": {}, "intervals": {"accuracy": [0.83, 0.956], "decided_errors": [0.033, 0.136]}}
+    assert "3.3 points more (3 of 90 verdicts)" in wording.calibration_words(result) and "may be chance" in wording.calibration_words(result)
+    assert "chance may have done it" in wording.abstention_words(result)
+    beyond = result | {"intervals": {"accuracy": [0.83, 0.92], "decided_errors": [0.06, 0.136]}}
+    assert "beyond chance" in wording.abstention_words(beyond) and "may be chance" not in wording.calibration_words(beyond)
+    assert "more than the limit" not in wording.abstention_words(result | {"decided_errors": 0.05})

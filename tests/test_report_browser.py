@@ -141,3 +141,11 @@ def test_prints_without_controls(browser, reports):
     assert not browser.find_element(By.TAG_NAME, "nav").is_displayed() and not browser.find_element(By.ID, "filter").is_displayed()
     pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
     assert len(pdf) > 20_000
+
+
+def test_the_table_of_all_runs_fits_a_window_of_1200_pixels(browser, root, tmp_path):
+    "The committed runs, with their long names: nothing has to be scrolled."
+    shutil.copytree(root/"reports", tmp_path/"reports")
+    index_.index(tmp_path)
+    open_page(browser, tmp_path/"reports"/"index.html")
+    assert browser.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth - s.clientWidth") <= 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'CUT', 'messages', 'tiny_tokenizer', 'load_tokenizer', 'prompt_ids', 'label_ids', 'with_marks',
-           'false_in_steps', 'encode', 'show_sample']
+           'false_in_steps', 'encode', 'as_read', 'show_sample']
 
 # %% ../nbs/02c_prompt.ipynb #29026920
 import functools
@@ -393,6 +393,16 @@ def _positions(tokens, begin, ends):
     "`step_positions`: the last token of each step; `solution_position`: the first token of the solution."
     positions = _last_tokens(tokens.starts, [begin + end for end in ends])
     return dict(step_positions=positions, solution_position=bisect_left(tokens.starts, begin))
+
+# %% ../nbs/02c_prompt.ipynb #57e3997f
+def as_read(
+    question:str,  # the problem
+    solution:str,  # the worked solution to judge
+    marks:bool=False,  # write the equation checker's findings into the solution
+)->tuple:  # (problem, solution)
+    "Both texts as they stand in the prompt: in plain style. For engines that make the prompt themselves."
+    written = canonical(solution).text
+    return canonical(question).text, with_marks(written) if marks else written
 
 # %% ../nbs/02c_prompt.ipynb #27df9d6c
 class _Piece(NamedTuple):

@@ -81,7 +81,7 @@ def _written_files(run:Run)->list:
     "Files of the report folder that count: no notebooks, pages, temporary files, nor what tells about the run itself."
     skip = {"manifest.json", ".lock"}
     files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
-    return [p for p in files if p.suffix not in (".ipynb", ".tmp") and p.name not in skip]
+    return [p for p in files if p.suffix not in (".ipynb", ".html", ".tmp") and p.name not in skip]
 
 # %% ../nbs/10_runs.ipynb #d8aabd63
 def snapshot(run:Run)->dict:  # name -> sha256
@@ -296,6 +296,13 @@ def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernel
     return seconds
 
 # %% ../nbs/10_runs.ipynb #74886b9d
+def _say_holes(run, say):
+    "What the training data lack, before a model is trained on them."
+    from verifier_nb.holes import read_holes
+    lines = read_holes(run.report("holes.csv"), most=5)
+    if lines: say("      a hole in the training data teaches as rows do; see holes.csv:")
+    for line in lines: say(f"      {line}")
+
 def run_stages(
     run:Run,
     stages=STAGES,  # names, in order
@@ -317,6 +324,7 @@ def run_stages(
                             wanted=list(stages))
             seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
+            if stage == "03_data": _say_holes(run, say)
             mirror(run)
         return manifest
 
@@ -406,13 +414,11 @@ def _look_for_base(base:str):
     if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
         raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
 
-# %% ../nbs/10_runs.ipynb #b82bb5c0
+# %% ../nbs/10_runs.ipynb #f7cfc8a1
 def _look_for_tracker(name:str):
     "Raises `VerifierError` when the package that curves are sent to is not there."
     if name == "none" or _is_installed(name): return
-    fix = f"pip install {name}, or leave the setting out"
-    raise VerifierError(f"{name} is not installed", "training.report_to", fix)
-
+    raise VerifierError(f"{name} is not installed", "training.report_to", f"pip install {name}, or leave it out")
 
 # %% ../nbs/10_runs.ipynb #186ce397
 def look_before(cfg, root="."):
@@ -485,6 +491,11 @@ def change(
     return open_run(run.reports)
 
 # %% ../nbs/10_runs.ipynb #720c2152
+def _pack(run, say):
+    "Write the folder that ships."
+    from verifier_nb.pack import pack
+    say(f"packed: {short_path(pack(run))}")
+
 def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
@@ -493,6 +504,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
         executed.write_pages(run)
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
+        if run.config.publish.pack: _pack(run, say)
         mirror(run)
     say(f"\n{headline}\nreport: {short_path(run.report('report.html'))}")
     return run
