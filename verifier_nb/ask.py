@@ -79,9 +79,9 @@ def _line_of(found, solution): return solution.count("\n", 0, found.start) + 1
 
 def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     "Every equation of a solution as a dictionary; the distrusted one is told."
+    from verifier_nb.distrust import signs_seen
     from verifier_nb.solution import check
-    signs = [m.start() for m in re.finditer("=", solution)]
-    surprise = signs[surprisal_at] if distrusted["kind"] == "surprise" else None
+    surprise = signs_seen(solution)[surprisal_at] if distrusted["kind"] == "surprise" else None
     out, found = [], False
     for e in sorted(check(solution), key=lambda e: e.start):
         blamed = not found and _is_blamed(e, distrusted, surprise)  # written twice: the first is meant
@@ -190,19 +190,21 @@ def answer_html(
     found:dict,  # one of what `examine` returns
 )->str:
     "A verdict as a piece of a page: probability, reason, and the solution with its equations marked."
+    from verifier_nb.mathml import typeset, typeset_steps
     from verifier_nb.wording import mark_equations, probability, shade_steps
     from verifier_nb.page import render, template_text
-    parts, wish = mark_equations(found["solution"]), wish_words(found)
-    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, parts=parts, wish=wish,
-                  steps=shade_steps(parts, found["steps"]))
+    parts = mark_equations(found["solution"])
+    shown = {"parts": typeset(parts), "steps": typeset_steps(shade_steps(parts, found["steps"])), "wish": wish_words(found)}
+    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, **shown)
 
 def ranking_html(
     found:list,  # what `examine` returns
 )->str:
     "Candidates as a piece of a page, the most trusted first."
+    from verifier_nb.mathml import typeset
     from verifier_nb.wording import mark_equations, probability
     from verifier_nb.page import render, template_text
-    numbered = [{"number": i, "found": f, "parts": mark_equations(f["solution"])} for i, f in enumerate(found, 1)]
+    numbered = [{"number": i, "found": f, "parts": typeset(mark_equations(f["solution"]))} for i, f in enumerate(found, 1)]
     candidates = sorted(numbered, key=lambda candidate: candidate["found"]["rank"])
     return render(template_text("ranking.html.j2"), p=probability, candidates=candidates)
 

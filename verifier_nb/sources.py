@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from .config import DataSettings
+from .errors import in_plain_style
 from .everyday import everyday, everyday_templates
 from .files import VerifierError
 from verifier_nb.rows import (
@@ -183,7 +184,8 @@ def text_problems(
         for key, question, solution in zip(keyed[split], df.question.astype(str), df.solution.astype(str)):
             if key in numbers: continue  # the same question again
             number = numbers[key] = len(numbers)
-            out[place[split, key]].append(Problem(number, number, source, question.strip(), solution.strip()))
+            plain = in_plain_style(solution.strip())  # its flawed twin will be in that style, too
+            out[place[split, key]].append(Problem(number, number, source, question.strip(), plain))
     return _sample(out, cfg.limit(source), seed)
 
 # %% ../nbs/02d_sources.ipynb #c829b1a0
