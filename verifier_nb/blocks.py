@@ -9,7 +9,7 @@ __all__ = ['Job', 'identity', 'plan', 'Reader', 'score_block', 'shard_of', 'scor
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from . import files, score_file
 from .files import VerifierError
@@ -59,7 +59,7 @@ def _agree(job):
     theirs = files.read_json(path)
     other = [name for name in mine if mine[name] != theirs.get(name)]
     if not other: return
-    fix = "score the same table in the same way, or give another result; --force begins anew"
+    fix = "score the same table in the same way, or remove this folder to begin anew"
     raise VerifierError(f"these parts were scored with another {', '.join(other)}", job.parts, fix)
 
 # %% ../nbs/11d_blocks.ipynb #4b8e5c96
@@ -84,24 +84,19 @@ def plan(
     path,  # the table
     out,  # the result
     verifier:str,  # its `identity`
-    piece:int,  # rows at once: `score_file.rows_at_once`
+    piece:int,  # rows at once, `rows_at_once`, unless somebody has begun with another number
     columns:dict=None,
     alone:bool=False,
-    force:bool=False,  # replace a result, and begin with the parts anew
+    force:bool=False,  # the result may be replaced
     **how,  # further fields of `Job`
 )->Job:
-    "Look at the table, agree with whoever works on it already. Raises `VerifierError`."
+    "Look at the table, and agree with whoever works on it already. Raises `VerifierError`."
     table = score_file.checked(path, out, columns, force)
     job = Job(str(path), str(out), table, verifier, piece, alone=alone, **how)
-    if force: _forget(job)
+    begun = job.parts/"job.json"
+    if begun.exists(): job = replace(job, piece=files.read_json(begun).get("piece", piece))
     _agree(job)
     return job
-
-# %% ../nbs/11d_blocks.ipynb #58250a24
-def _forget(job):
-    "Remove the parts: they stand in the result, or are not wanted."
-    for path in job.parts.glob("*.js*"): path.unlink()
-    if job.parts.exists(): job.parts.rmdir()
 
 # %% ../nbs/11d_blocks.ipynb #dbbfd14a
 class Reader:
@@ -116,7 +111,7 @@ class Reader:
         for block in self.stream:
             self.next += 1
             if self.next > number: return block
-        raise VerifierError(f"the table has no block {number}: it became shorter", self.job.path, "begin anew: --force")
+        raise VerifierError(f"the table has no block {number}: it became shorter", self.job.path, "begin anew")
 
 # %% ../nbs/11d_blocks.ipynb #ff1b72bf
 def _pieces(block, rows):
@@ -154,6 +149,11 @@ def score_shard(verifier, job:Job, which:int=1, many:int=1, progress:bool=True)-
     return done
 
 # %% ../nbs/11d_blocks.ipynb #9e417469
+def _forget(job):
+    "Remove the parts: what they hold stands in the result."
+    for path in job.parts.glob("*.js*"): path.unlink()
+    job.parts.rmdir()
+
 def _from_parts(job):
     "Pieces with the scores that the parts hold, as `score_pieces` yields them."
     import pandas as pd

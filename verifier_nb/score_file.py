@@ -260,9 +260,9 @@ def write_scored(
 # %% ../nbs/11a_score_file.ipynb #dc069c4b
 def columns_of(more:bool)->tuple: return (*SCORES, *(MORE_SCORES if more else ()))
 
-def rows_at_once(verifier)->int:
+def rows_at_once(device)->int:  # cpu, cuda …
     "Rows in a piece: few on a CPU, where each takes a while."
-    return 64 if verifier.model.device.type == "cpu" else 2048
+    return 64 if str(device) == "cpu" else 2048
 
 def has_hybrid(verifier)->bool: return "hybrid" in verifier.calibration.get("baselines", {})
 
@@ -284,7 +284,7 @@ def score_file(
     table = checked(path, out, columns, force)
     verifier = verifier() if callable(verifier) else verifier
     hybrid, start = has_hybrid(verifier), time.time()
-    pieces = read_pieces(path, rows or rows_at_once(verifier))
+    pieces = read_pieces(path, rows or rows_at_once(verifier.model.device.type))
     scored = score_pieces(verifier, pieces, table, hybrid and not alone, batch_tokens)
     done = write_scored(out, table, scored, columns_of(more), progress)
     return {**done, "seconds": time.time() - start, "has_hybrid": hybrid}
