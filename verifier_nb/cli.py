@@ -347,13 +347,13 @@ def _score_share(job, shard, adapter, root):
     rows, left = blocks.score_shard(open_verifier(adapter, root, _say_aside), job, which, many), len(job.missing())
     typer.echo(f"{rows} rows scored; " + (f"{left} of {job.blocks} blocks have no part yet" if left else "all blocks are done: --merge"))
 
-def _from_parts(job, ray, adapter, root, more)->dict:
+def _from_parts(job, ray, workers, adapter, root, more)->dict:
     "Score what has no part yet, where there is a cluster, and write the result."
     from verifier_nb import blocks
     start = time.time()
     if ray:
         from verifier_nb import cluster
-        cluster.score_blocks(job, adapter, root, ray)
+        cluster.score_blocks(job, adapter, root, ray, workers)
     return {**blocks.merge(job, more), "seconds": time.time() - start}
 
 
@@ -368,6 +368,7 @@ def score(
     force:Annotated[bool, _option("--force", help="replace OUT")]=False, ray:Ray=None,
     shard:Annotated[Optional[str], _option("--shard", help="only this share of the blocks, such as 2/8; any number of machines may work on one OUT")]=None,
     merge:Annotated[bool, _option("--merge", help="write OUT from the parts of all shards")]=False,
+    workers:Annotated[Optional[int], typer.Option(min=1, help="with --ray; default: one for each GPU, or for each core")]=None,
 ):
     "Ask the verifier about every row of a file."
     from verifier_nb.ask import open_verifier
@@ -377,7 +378,7 @@ def score(
     how = {"columns": _columns(column) or {}, "alone": alone, "force": force}
     job = _job(adapter, root, file, out, **how) if ways else None
     if shard: return _score_share(job, shard, adapter, root)
-    if job: done = _from_parts(job, ray, adapter, root, every)
+    if job: done = _from_parts(job, ray, workers, adapter, root, every)
     else: done = score_file(lambda: open_verifier(adapter, root, _say_aside), file, out, more=every, **how)
     if alone and not done.get("has_hybrid", True): _say_aside("--alone changed nothing: this verifier has no hybrid")
     if done["skipped"]: _say_aside(_skipped_rows(done["skipped"]))

@@ -53,11 +53,15 @@ def joined(address:str="auto"):  # yields the module ray
     try: yield ray
     finally: ray.shutdown()
 
-def seats(ray)->tuple:  # (how many workers, what each takes)
-    "One worker for each GPU of the cluster, or for each CPU core where there is no GPU."
-    there = ray.cluster_resources()
-    if gpus := int(there.get("GPU", 0)): return gpus, {"num_gpus": 1}
-    return max(1, int(there.get("CPU", 1))), {"num_cpus": 1}
+def seats(
+    there:dict,  # the cluster's resources, such as {"CPU": 16.0, "GPU": 1.0}
+    wanted:int=None,  # workers; none: one for each GPU, or for each core where there is no GPU
+)->tuple:  # (how many workers, what each takes)
+    "Workers and what each of them reserves; more workers than GPUs share them."
+    cores, gpus = max(1, int(there.get("CPU", 1))), int(there.get("GPU", 0))
+    workers = wanted or gpus or cores
+    if gpus: return workers, {"num_gpus": min(1, gpus/workers), "num_cpus": min(1, cores/workers)}
+    return workers, {"num_cpus": min(1, cores/workers)}
 
 # %% ../nbs/11e_cluster.ipynb #baab762a
 class Scorer:
@@ -82,9 +86,9 @@ def score_blocks(
     missing, done = job.missing(), 0
     if not missing: return 0
     with joined(address) as ray, score_file.bar(sum(map(job.rows_of, missing)), progress) as shown:
-        many, needs = seats(ray)
+        many, needs = seats(ray.cluster_resources(), workers)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        pool = ray.data.ActorPoolStrategy(size=min(workers or many, len(missing)))
+        pool = ray.data.ActorPoolStrategy(size=min(many, len(missing)))
         todo = ray.data.from_items([{"block": n} for n in missing], override_num_blocks=len(missing))
         who = job, adapter, str(Path(root).resolve())
         for row in todo.map(Scorer, fn_constructor_args=who, compute=pool, **needs).iter_rows():
@@ -190,8 +194,8 @@ def sweep(
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
         asha = ASHAScheduler(time_attr="validation", max_t=10_000, grace_period=1, reduction_factor=2)
-        _, needs = seats(ray)
-        seat = {"cpu" if name == "num_cpus" else "gpu": n for name, n in needs.items()}
+        _, needs = seats(ray.cluster_resources())
+        seat = {name.removeprefix("num_").removesuffix("s"): n for name, n in needs.items()}
         how = tune.TuneConfig(metric="auroc", mode="max", scheduler=asha if stop_early else None)
         trainable = tune.with_resources(_trial(_absolute(config), str(root)), seat)
         tuner = tune.Tuner(trainable, param_space={"settings": tune.grid_search(combinations)}, tune_config=how,
