@@ -1,6 +1,6 @@
 """What an export to ONNX Runtime is worth: agreement with `Verifier` on 200 rows, size, rows a second.
 
-    python benchmarks/exporting.py -o benchmarks/results/exporting.json
+    python benchmarks/exporting.py -o benchmarks/results/serve/onnx-box.json
 
 The rows are fresh everyday problems (`verifier_nb.everyday`), half of them flawed. Speed: one row at a time, and 16 rows filled up to the
 longest; each engine in turn, three times, the median counts."""

@@ -1,7 +1,7 @@
 """How a server bears its clients: what batching brings, how long an answer takes, whether any answer is lost, mixed up, or a crash.
 
-    python benchmarks/serving.py -o benchmarks/results/serving.json                        # the box for speed, a tiny model for many requests
-    python benchmarks/serving.py --requests 500 --seconds 5 --adapter DIR -o /tmp/x.json   # another adapter for both
+    python benchmarks/serving.py -o benchmarks/results/serve/load.json                       # the box for speed, a tiny model for many requests
+    python benchmarks/serving.py --parts speed --adapter RUN -o /tmp/x.json             # another verifier, its speed alone
 
 The server is `verifier-nb serve` in a process of its own; the clients are threads of this process, each with a connection that it keeps.
 One request at a time and sixteen clients take turns, so that what else a machine does falls on both; every answer is compared with what
@@ -132,9 +132,33 @@ def tiny_adapter(folder):
     return str(make_adapter(Path(folder)/"tiny", calibration=PLAIN))
 
 
+def many(adapter, requests):
+    "Many requests of sixteen clients, wrong ones, and right ones behind them."
+    rows = rows_of("problems", 1000)
+    wanted = wanted_of(opened(adapter), rows)
+    with server(adapter) as port:
+        got, took = ask(port, rows, CLIENTS, requests=requests)
+        latency = [t for t, *_ in got]
+        found = judged(got, wanted) | {"seconds": took, "requests_per_s": len(got)/took, "p50_ms": 1e3*percentile(latency, 0.5), "p99_ms": 1e3*percentile(latency, 0.99)}
+        wrong = malformed(port, 1000)
+        return {"many": found, "malformed": wrong, "right_after_the_malformed": judged(ask(port, rows, CLIENTS, requests=100)[0], wanted)}
+
+
+def speeds(adapter, n, seconds):
+    "What batching brings, on each workload."
+    works = {name: rows_of(name, n) for name in ("problems", "candidates")}
+    verifier = opened(adapter)
+    wants = {name: wanted_of(verifier, rows) for name, rows in works.items()}
+    del verifier
+    with server(adapter) as port:
+        ask(port, works["problems"], 2, seconds=3)  # warm
+        return {name: speed(port, rows, wants[name], seconds) for name, rows in works.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--out", required=True)
+    parser.add_argument("-o", "--out", required=True, help="a JSON file; parts that are not measured now stay as they are there")
+    parser.add_argument("--parts", default="many,speed")
     parser.add_argument("--adapter", default="default")
     parser.add_argument("--many", help="adapter for the many requests; default: a tiny one")
     parser.add_argument("--requests", type=int, default=10_000)
@@ -143,29 +167,17 @@ def main():
     args = parser.parse_args()
     import torch
     from verifier_nb import files
-    found = {"adapter": args.adapter, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), "load_before": os.getloadavg()}
-    with tempfile.TemporaryDirectory() as folder:
-        many = args.many or tiny_adapter(folder)
-        rows = rows_of("problems", 1000)
-        wanted = wanted_of(opened(many), rows)
-        with server(many) as port:
-            got, took = ask(port, rows, CLIENTS, requests=args.requests)
-            latency = [t for t, *_ in got]
-            found["many"] = judged(got, wanted) | {"seconds": took, "requests_per_s": len(got)/took, "p50_ms": 1e3*percentile(latency, 0.5), "p99_ms": 1e3*percentile(latency, 0.99)}
-            print(found["many"], flush=True)
-            found["malformed"] = malformed(port, 1000)
-            print(found["malformed"], flush=True)
-            found["many"]["right_after_the_malformed"] = judged(ask(port, rows, CLIENTS, requests=100)[0], wanted)
-    works = {name: rows_of(name, args.rows) for name in ("problems", "candidates")}
-    verifier = opened(args.adapter)
-    wants = {name: wanted_of(verifier, rows) for name, rows in works.items()}
-    del verifier
-    with server(args.adapter) as port:
-        ask(port, works["problems"], 2, seconds=3)  # warm
-        for name, rows in works.items():
-            found[name] = speed(port, rows, wants[name], args.seconds)
-            print(name, found[name], flush=True)
-            files.write_json(args.out, found | {"load_after": os.getloadavg()})
+    out = Path(args.out)
+    found = files.read_json(out) if out.exists() else {}
+    for part in args.parts.split(","):
+        before = {"load": os.getloadavg()[0], "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+        if part == "many":
+            with tempfile.TemporaryDirectory() as folder: made = many(args.many or tiny_adapter(folder), args.requests)
+            before["adapter"] = args.many or "tiny"
+        else: made, before["adapter"] = speeds(args.adapter, args.rows, args.seconds), args.adapter
+        found[part] = before | made | {"load_behind": os.getloadavg()[0]}
+        print(json.dumps(found[part], indent=1), flush=True)
+        files.write_json(out, found)
 
 
 if __name__ == "__main__": main()

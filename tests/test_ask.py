@@ -90,10 +90,12 @@ def as_a_folder(folder, calibration=None, words=None):
 PAIRS = [(PROBLEM, TRUE), (PROBLEM, FALSE), ("A <|end|> costs £2; 3 of them?", "3 × £2 = £6"), ("What is left? "*40, "nothing")]
 
 @pytest.mark.parametrize("fitted", [{}, {"marks": True, "method": "platt", "bias": -1.2}, {"method": "isotonic", "isotonic": {"x": [0.1, 0.9], "y": [0.2, 0.7]}}])
-def test_the_quick_verifier_says_what_the_full_one_says(fitted, tmp_path):
+@pytest.mark.parametrize("wish", [(), ("recall", 0.2)])
+def test_the_quick_verifier_says_what_the_full_one_says(fitted, wish, tmp_path):
     "Same probabilities and verdicts, shortened questions and special tokens in texts included."
-    folder = as_a_folder(tmp_path, fitted)
+    folder = as_a_folder(tmp_path, fitted | {"base_rate": 0.6, "thresholds": {"recall": 0.3}})
     quick, full = ask_.open_quick(folder), load(folder, **({"marks": True} if fitted.get("marks") else {}))
+    if wish: quick, full = quick.aim_at(*wish), full.aim_at(*wish)
     for question, solution in PAIRS:
         one, row = ask_.examine(quick, question, [solution])[0], ask_.examine(full, question, [solution])[0]
         assert quick.ids(question, solution) == full.sample(question, solution)["input_ids"]

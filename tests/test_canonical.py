@@ -19,12 +19,14 @@ soup = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_siz
 
 @quick
 @given(soup)
-@example("{"*4000) 
+@example("{"*4000)
+@example("| }   1*\\s*3 = 3 ×\\t  * `2* 1`2*\\`")
 @example(r"\frac{"*3000 + "1" + "}{2}"*3000)
 @example(r"\begin{align}"*500 + "3 &= 3" + r"\end{align}"*500)
 def test_any_text_has_a_canonical_form_with_an_exact_map(text):
     c = canonical(text)
     assert c.original == text
+    assert not c.pieces or "".join(piece.text for piece in c.pieces) == c.text
     before = 0
     for at in range(min(len(c.text), 400)):
         start, end = c.to_original(at, at + 1)
@@ -38,6 +40,7 @@ def test_any_text_has_a_canonical_form_with_an_exact_map(text):
 
 @quick
 @given(soup)
+@example("$"*20 + "-2 " + "$"*20 + "-")
 def test_doing_it_twice_changes_nothing(text):
     once = canonical(text).text
     assert canonical(once).text == once
@@ -58,6 +61,7 @@ worked = st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(EQUATIONS),
 
 @quick
 @given(worked)
+@example("1= 2 1/002$")
 def test_whatever_is_found_has_its_place_in_the_text_as_given(text):
     equations, unread = findings(text)
     assert [str(e) for e in equations] == [str(e) for e in check(text)]
@@ -71,12 +75,13 @@ def test_whatever_is_found_has_its_place_in_the_text_as_given(text):
 
 
 def test_twenty_thousand_characters_take_no_time():
-    worst = [r"\frac{"*3333, "$5 "*6666, "**a "*5000, r"\begin{a}"*2200, "{}"*10000, "1="*10000, "1+1=2 "*3333, "(1+"*6666, "1 1/2 "*3333, "half of 2 is 1. "*1250, "2^"*10000, "\\"*20000, "*"*20000, "`"*20000, "|\n"*10000, "$"*20000, "_a"*10000, "2,5 "*5000, r"\text{"*3333, r"\(1+1=2\) "*2000, "^{"*10000]
+    worst = [r"\frac{"*3333, "$5 "*6666, "**a "*5000, r"\begin{a}"*2200, "{}"*10000, "1="*10000, "1+1=2 "*3333, "(1+"*6666, "1 1/2 "*3333, "half of 2 is 1. "*1250, "2^"*10000, "\\"*20000, "*"*20000, "`"*20000, "|\n"*10000, "$"*20000, "_a"*10000, "2,5 "*5000, "| a |\n"*3333, "**"*10000, "1 = "*5000, "x = "*5000, "\n= "*6666, "≈"*20000, " *a"*6666, "> "*10000, "# "*10000, "½"*20000, "\u00a0"*20000, r"\left("*3333,
+             r"\begin{align}\begin{cases}"*770, r"\binom{1}{"*2000, "<<1+1="*3333, "a = 1 + 1\n"*2000, "1 kg = 2 "*2222, "-1"*10000, "1:"*10000, "((1)"*5000, "{"*10000 + "}"*10000, "3x = 5 "*2857, r"\text{"*3333, r"\(1+1=2\) "*2000, "^{"*10000]
     for text in worst:
         begin = time.process_time()
         canonical(text)
         findings(text)
-        assert time.process_time() - begin < 4, text[:20]  # what is quadratic takes a minute
+        assert time.process_time() - begin < 1, text[:20]  # 0.2 s where nothing else runs; what is quadratic takes a minute
 
 
 @pytest.mark.parametrize("text", ["It costs $5 and $7.", "from $5 to 7$ each", "US$5 + US$7 = US$12", "She has $20. 20$ - 5$ = 15$.", "5*3*2 = 30", "a * b * c", "x_1 and snake_case_name", "{1, 2}", "5 > 3", "#5 = 3", "1. First", "- 3"])

@@ -2,6 +2,7 @@
 
 The cases in golden/chat_solutions.yaml were written before the reader that reads them."""
 import json, re, time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,54 @@ def test_what_is_found_stands_in_the_text_as_given(case):
     for place in unread: assert digits(place.text) in digits(canonical(text[place.start:place.end]).text), place
 
 
-# a third batch, all of whose arithmetic is right
+# a third and a fourth batch, all of whose arithmetic is right; and one with a planted slip in each
 
 THIRD = yaml.safe_load((GOLDEN/"chat_third.yaml").read_text(encoding="utf-8"))
+FOURTH = yaml.safe_load((GOLDEN/"chat_fourth.yaml").read_text(encoding="utf-8"))
+PLANTED = yaml.safe_load((GOLDEN/"chat_planted.yaml").read_text(encoding="utf-8"))
+
+
+def test_word_problems_are_read_as_models_write_them():
+    read = [findings(text) for text in FOURTH]
+    assert [str(e) for found in read for e in found.equations if not e.ok] == []
+    assert sum(len(found.equations) for found in read) >= 4.7*len(FOURTH)
+    assert sum(len(found.unread) for found in read) <= 16
+
+
+@pytest.mark.parametrize("case", PLANTED, ids=range(len(PLANTED)))
+def test_a_planted_slip_is_found_and_nothing_else(case):
+    false = [e for e in check(case["text"]) if not e.ok]
+    assert [e.value for e in false] == [Fraction(case["is"])], case["text"]
+
+
+UNITS = {"3 * 20 minutes = 1 hour": True, "2 × 45 minutes = 1.5 hours": True, "8 × 250 ml = 2,000 ml = 2 liters": True, "$12/hour * 30 minutes = $6": True,
+         "1 hour - 20 minutes = 40 minutes": True, "10 * $0.10 = 100 cents": True, "12 months × 5 years = 60 months": True, "2,200 ml = 2.2 liters per day": True,
+         "3 weeks * 7 days/week = 22 days": False, "3 hours * 60 minutes = 190 minutes": False, "150 minutes = 2.7 hours": False, "90 minutes / 60 = 1.6 hours": False,
+         "10 rides/week × $2.25/ride = $25.50/week": False, "40 m^2 - 3.5 m^2 = 37.5 m^2": False}
+
+
+@pytest.mark.parametrize("text, ok", UNITS.items())
+def test_units_are_taken_in(text, ok):
+    found = [e.ok for e in check(text)]
+    assert found and all(found) == ok
+
+
+@pytest.mark.parametrize("text", ["1 inch = 20 miles", "75 minutes = 1 hour and 15 minutes", "30 minutes = 5 miles", "2 yards 1 foot = 7 feet", "20 km/h * 30 minutes = 600", "0.67 * 30 = 20"])
+def test_other_units_raise_no_alarm(text): assert all(e.ok for e in check(text))
+
+
+TWICE = {"Pay = $720 + $162\nPay = $892": [False], "6a = 1440 - 1080\n6a = 360": [True], "x = 5 + 1\nx = 6 apples": [True], "x = 5 + 1\nx = 7 apples": [], "n = 3\nn = -2": [], "Day 1 = 5 + 3\nDay 2 = 9": []}
+
+
+@pytest.mark.parametrize("text, ok", TWICE.items())
+def test_two_lines_with_one_name(text, ok): assert [e.ok for e in check(text)] == ok
+
+
+BEHIND = {"2e = 4.10 - 2.10 = 2.20": [False], "2x + 5 = 9 - 2 = 7": [True], "x = 5y + 3 * 4 = 12": [True], "2x - 3 = 5 + 1 - x = 7": [], "2 * 3 = 7 + x": []}
+
+
+@pytest.mark.parametrize("text, ok", BEHIND.items())
+def test_numbers_behind_the_equals_sign_of_a_variable(text, ok): assert [e.ok for e in check(text)] == ok
 
 
 def test_correct_solutions_raise_no_alarm():

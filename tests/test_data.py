@@ -446,6 +446,21 @@ def test_a_flawed_row_says_its_step_and_a_correct_one_says_none(own_gsm8k):
         assert wrong == ([row.step] if row.label else [])
     assert (df.step[df.label == 0] == 0).all() and df.step[df.label == 1].nunique() >= 3
 
+def test_fresh_numbers_ask_nothing_that_is_held_out(tmp_path):
+    "Sums of one digit: their fresh numbers meet each other all the time."
+    from verifier_nb.rows import normalise
+    every = [dict(question=f"Ann has {a} apples and gets {b} more. How many has she?", solution=f"She has {a} + {b} = <<{a}+{b}={a+b}>>{a+b} apples.\n#### {a+b}")
+             for a in range(2, 10) for b in range(2, 10)]
+    source = tmp_path/"sums.jsonl"
+    source.write_text("\n".join(map(json.dumps, every)))
+    cfg = load_config("smoke", {"data.source": str(source), "data.problems": None, "data.fresh_numbers": True, "data.repeats": 4})
+    splits, counts = data.load_counted(cfg.data, cfg.seed, tmp_path/"rows")
+    asked = {split: {normalise(question) for question in rows["question"]} for split, rows in splits.items()}
+    assert list(splits) == ["train", "validation", "test"]
+    assert not asked["train"] & (asked["validation"] | asked["test"]) and not asked["validation"] & asked["test"]
+    assert counts["refused", "pair", "asked in another split"] > 5 and all(map(len, asked.values()))
+
+
 def test_no_pair_is_made_twice(tmp_path):
     "Two problems with the same text have the same correct row; the second pair is left out, and counted."
     cfg = DataSettings(source="x", validation_fraction=0.0, test_fraction=0.0)

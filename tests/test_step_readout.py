@@ -338,6 +338,19 @@ def test_training_with_steps_needs_rows_that_know_them(small, tmp_path):
     assert set(row["step_targets"]) == {LABELS.index(row["label_id"])}
 
 
+def test_the_last_step_alone_is_told():
+    "By the end of a solution with a wrong answer an error has occurred; where, is not known. A row that knows is not overruled."
+    from verifier_nb.samples import step_targets, to_samples
+    assert step_targets(3, 1, None, "last") == [None, None, 1] and step_targets(3, 0, float("nan"), "last") == [None, None, 0]
+    assert step_targets(3, 1, 1, "last") == [0, 1, 1] and step_targets(0, 1, None, "last") is None
+    rows = Dataset.from_dict({"index": [1], "label": [1], "question": ["Add 3 to 4, double it."], "solution": ["3 + 4 = 8\n8 * 2 = 16\n#### 16"], "first_error": [None]})
+    tokenizer = prompt.load_tokenizer("tiny:llama")
+    known = {kind: to_samples(rows, tokenizer, steps=kind, outcome_steps="last")[0] for kind in ("ends", "tokens")}
+    ends = to_samples(rows, tokenizer, steps="ends", outcome_steps="all")[0]["step_positions"]
+    assert len(ends) > 1
+    for made in known.values(): assert made["step_positions"] == ends[-1:] and made["step_targets"] == [1]
+
+
 @pytest.mark.parametrize("said, meant", [("off", "off"), ("on", "ends"), ("tokens", "tokens"), ("ends", "ends")])
 def test_off_and_on_in_yaml(said, meant):
     "YAML reads off and on as booleans."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mistakes', 'Catch', 'caught', 'load_texts', 'Evaluated', 'read_evaluated', 'Section', 'MetricLine', 'Executed',
-           'report_page', 'write_report', 'evaluate_if_missing', 'run_stage']
+           'aim_rows', 'report_page', 'write_report', 'evaluate_if_missing', 'run_stage']
 
 # %% ../nbs/08_analysis.ipynb #4676d838
 import math
@@ -17,14 +17,15 @@ from .behaviour import behaviour_figure, behaviour_words
 from .setup import seed_everything
 from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
-from .metrics import TYPES, logit, read_metrics, read_predictions
+from .metrics import TYPES, Part as Numbers, as_rows, logit, metrics, read_metrics, read_predictions
 from .figures import confusion, error_matrix, figure_set, picture, save_figures
-from .probability import StepRule
+from .probability import AIMS, StepRule
 from .step_report import distance_figure, step_examples
 from .wording import (Part, abstention_words, calibration_words, headline, lead, mark_equations, step_rows,
                                  step_words)
-from .page import (cards, clean_cell, distrust_of, external_sections, judges, matrix_cells, mistake_items,
-                              notes_of, provenance_lines, read_if_there, read_types, render_page, subtype_of, type_rows)
+from .page import (calibration_rows, cards, clean_cell, distrust_of, external_sections, judges, matrix_cells,
+                              mistake_items, notes_of, provenance_lines, read_if_there, read_types, render_page, subtype_of,
+                              type_rows)
 
 # %% ../nbs/08_analysis.ipynb #e5d0dc83
 def _check_texts(test:pd.DataFrame, texts):
@@ -119,6 +120,7 @@ class Evaluated:
     history:pd.DataFrame|None  # log_history.csv
     texts:object  # of the test rows; None when they are not on this machine
     steps:pd.DataFrame|None = None  # steps.csv
+    calibration_by:pd.DataFrame|None = None  # calibration_by_group.csv
     kept:int|None = None  # the step of the training whose weights were kept
     behaviour:pd.DataFrame|None = None  # behaviour.csv
 
@@ -137,11 +139,13 @@ class Evaluated:
 def read_evaluated(run:Run)->Evaluated:
     "Read a run's files."
     def table(name): return pd.read_csv(run.report(name)) if run.report(name).exists() else None
+    groups = run.report(evaluation.CALIBRATION_BY_GROUP)
     return Evaluated(
         run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
         calibration=read_json(run.report("calibration.json")), types=read_types(run.report("metrics_by_type.csv")),
         history=table("log_history.csv"), texts=load_texts(run), steps=table("steps.csv"),
-        kept=read_if_there(run.report("training.json")).get("best_step"), behaviour=table("behaviour.csv"))
+        kept=read_if_there(run.report("training.json")).get("best_step"), behaviour=table("behaviour.csv"),
+        calibration_by=read_types(groups) if groups.exists() else None)
 
 # %% ../nbs/08_analysis.ipynb #cdf90643
 @dataclass(frozen=True)
@@ -217,6 +221,17 @@ def _names(run:Run)->dict:
     return {"run": name, "folder": f"reports/{name}", "base": base, "source": Path(run.config.data.source).name,
             "config": run.report("config.yaml").read_text(encoding="utf-8"), "notebooks": _notebooks(run)}
 
+# %% ../nbs/08_analysis.ipynb #0dc54067
+def aim_rows(found:Evaluated)->list[dict]:
+    "For each aim its threshold, and recall and specificity with it on the test split; none in reports of earlier versions."
+    lines = []
+    for aim, threshold in found.calibration.get("thresholds", {}).items():
+        rows = as_rows(found.test, "p_calibrated", threshold)
+        with_it = metrics(rows, 1000, found.run.config.seed, [Numbers.COUNTS])
+        lines.append({"aim": aim, "threshold": threshold, "chosen": aim == found.calibration["aim"], "about": AIMS[aim],
+                      "metrics": with_it})
+    return lines
+
 # %% ../nbs/08_analysis.ipynb #8d34722e
 def _result_values(found:Evaluated)->dict:
     "The numbers of the page, as its template wants them."
@@ -227,7 +242,9 @@ def _result_values(found:Evaluated)->dict:
             "types": type_rows(types, "error_type") + type_rows(types, "subtype"),
             "sources": type_rows(types, "source") if has_sources else [],
             "judges": judges(result) if result.get("baselines") else [],
-            "calibration_words": calibration_words(result), "abstention_words": abstention_words(result),
+            "calibration_words": calibration_words(result),
+            "calibration_rows": [] if found.calibration_by is None else calibration_rows(found.calibration_by),
+            "aim_rows": aim_rows(found), "abstention_words": abstention_words(result),
             "all_metrics": _all_metrics(result), **_step_values(found), **_behaviour_values(found)}
 
 def _behaviour_values(found:Evaluated)->dict:

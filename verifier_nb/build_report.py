@@ -21,6 +21,7 @@ from .balance import instances
 from .build import count_table
 from .data import load_counted
 from .files import write_csv, write_json, write_text
+from .holes import holes
 from .rows import ERROR_TYPES, SPLITS
 from .similarity import overlap, questions_of
 from .sources import held_out, load_problems, short_name, sound_templates
@@ -156,6 +157,9 @@ ABOUT = {  # in the order of the page
              "(lower, upper). 0.5 is guessing. 'surface' and 'words' are shortcuts and should stay at or below 0.55; "
              "'equations' is "
              "what checking the arithmetic is worth.",
+    "holes": "Regions of the training rows in which one label, or one kind of error, is absent or nearly so: a model "
+             "would learn that what looks so has the other. `expected`: rows that would be there if labels did not "
+             "depend on the feature.",
     "overlap": "How many questions of a split stand in another split or set: the same, with other names, with other "
                "numbers too, or nearly so.",
     "templates left out": "Templates of gsm_symbolic whose solutions do not hold, with the first reason found; fifteen "
@@ -173,6 +177,7 @@ def _tables(cfg, splits, counts, sample, against, fit)->dict:
     if cfg.data.source == "gsm_symbolic": tables["templates left out"] = _left_out_templates()
     if fit and made_here: tables["fitting"] = fitting(load_problems(cfg.data, cfg.seed)[0], fit, cfg.seed)
     tables["audit"] = audit(sample, seed=cfg.seed)
+    tables["holes"] = holes(splits["train"] if "train" in splits else sample, seed=cfg.seed)
     tables["overlap"] = _overlap_table(splits, against)
     return {name: table for name, table in tables.items() if len(table)}
 

@@ -18,6 +18,7 @@ def canonical(
 )->Canonical:
     "A text in the plain style of GSM8K. What is plain already comes back unchanged. Linear in the text's length."
     done = rewritten(text)
+    if not done.pieces: return done
     for _ in range(_MOST_PASSES):
         again = rewritten(done.text)
         if again.text == done.text: break

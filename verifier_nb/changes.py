@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
-from .numbers import Parsed
+from .numbers import Parsed, enters_in
 from .reader import evaluate_tree
 
 # %% ../nbs/02a_changes.ipynb #f271e9a9
@@ -355,19 +355,12 @@ def highlight(
 # %% ../nbs/02a_changes.ipynb #19689e18
 COMPUTATIONAL, CONCEPTUAL = {}, {}
 
-def _entry(table, name):
-    "A decorator that enters a function in a table."
-    def enter(function):
-        table[name] = function
-        return function
-    return enter
-
 # %% ../nbs/02a_changes.ipynb #5ca2b131
 def computational(name):
     "Register a subtype: a function (p, step, rng) that yields wrong results for a step."
-    return _entry(COMPUTATIONAL, name)
+    return enters_in(COMPUTATIONAL, name)
 
 # %% ../nbs/02a_changes.ipynb #7dbe50fe
 def conceptual(name):
     "Register a subtype: a function (p, rng, facts) that yields a `Change`."
-    return _entry(CONCEPTUAL, name)
+    return enters_in(CONCEPTUAL, name)

@@ -75,7 +75,7 @@ def claim_checkpoints(run):
 
 # %% ../nbs/06_checkpoints.ipynb #8d20f29d
 def check_room(run, net):
-    "Refuse to start when the checkpoints will not fit. Raises `VerifierError`."
+    "Refuse to start when the checkpoints will not fit; steps need no room, they are read by the model's last matrix."
     bytes_each = sum(p.numel()*(4 + 8) for p in net.parameters() if p.requires_grad)
     need = bytes_each * (run.config.training.keep_checkpoints + 2)
     run.checkpoints.mkdir(parents=True, exist_ok=True)

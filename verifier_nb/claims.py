@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .numbers import Equation, Parsed, about, agrees, as_written, exact_quotient, without_annotations
 from .reader import Inexact, climb, evaluate_tree, leaves_of, operators_of, value_or_none
 from .tokens import EQUALS, LEFT, RIGHT
+from .units import mixed_kinds
 
 # %% ../nbs/02_claims.ipynb #ce5b51ce
 _MIXED = re.compile(r"\d \d+/\d")  # 2 1/2
@@ -81,6 +82,7 @@ class Claim(NamedTuple):
     end: int
     about: bool = False  # whether it says ≈
     again: bool = False  # whether it states another value of an expression that has one already: 18/6 = 3 = 4
+    converts: bool = False  # whether it only states an amount in another unit: 90 minutes = 1.5 hours
 
 def claims_of(chain, draft):
     "The claims of a chain of tokens."
@@ -89,7 +91,7 @@ def claims_of(chain, draft):
         if left.tree is None or right.tree is None:
             first = None
             continue
-        claim = _claim(left, right, len(members) == 2, draft)
+        claim = _claim(left, right, len(members) == 2, draft) or _conversion(left, right, draft)
         if claim is None and first and type(left.tree) is type(right.tree) is int:
             end = draft.parsed.numbers[right.tree].end
             claim = first._replace(result=right.tree, end=end, about=right.about, again=True)
@@ -98,6 +100,13 @@ def claims_of(chain, draft):
             first = claim if claim.result == right.tree and type(claim.tree) is not int else None
         else: first = None
         if claim: yield claim
+
+def _conversion(left, right, draft):
+    "The claim that an amount is another one in another unit, or None where neither is."
+    if type(left.tree) is not int or type(right.tree) is not int: return None
+    p = draft.parsed
+    if not mixed_kinds(left.tree, right.tree, p): return None
+    return Claim(left.tree, right.tree, None, left.start, p.numbers[right.tree].end, right.about, converts=True)
 
 # %% ../nbs/02_claims.ipynb #2e7823de
 def _claim(left, right, alone, draft):
@@ -244,7 +253,8 @@ def equation_of_tree(step, tree, result, draft):
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
         return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
-    value, sign = _meant(tree, result, draft)
     if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
-    else: expected = as_written(value) + sign
+    else:
+        value, sign = _meant(tree, result, draft)
+        expected = as_written(value) + sign
     return Equation(text, step.start, end, step.expression, stated, value, how is not None, expected), how

@@ -148,8 +148,9 @@ class TrainingSettings(Settings):
     # every token whose answer is known (tokens); needs rows that know their first wrong step
     steps: StepsKind = "off"
     step_weight: Weight = 1.0  # of the steps' loss beside the label's
-    # solutions of which only the outcome is known: no loss at their steps (none), or their label at each (all)
-    outcome_steps: Literal["none", "all"] = "none"
+    # solutions of which only the outcome is known: no loss at their steps (none), their label at each (all), or at the
+    # last one only (last), where it is true for certain
+    outcome_steps: Literal["none", "all", "last"] = "none"
     # 8 bits: a quarter of the optimiser's memory, CUDA only
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     evals_per_epoch: Count = 2  # validations (and checkpoints) in an epoch
@@ -169,8 +170,9 @@ class EvaluationSettings(Settings):
     resamples: Annotated[int, Field(ge=100)] = 10_000  # bootstrap resamples of problems for the 95 % intervals
     # fitted on the validation split only; platt: for a model that leans to one side
     calibration: Literal["temperature", "platt", "isotonic", "none"] = "temperature"
-    # what the operating threshold is chosen for, on validation
-    threshold_aim: Literal["accuracy", "f1", "recall"] = "accuracy"
+    # what the operating threshold is chosen for, on validation; balanced: recall and specificity alike;
+    # few-false-alarms: 95 % of the correct ones pass. Thresholds for the others are kept too (`check --aim`)
+    threshold_aim: Literal["balanced", "accuracy", "few-false-alarms", "recall", "f1"] = "balanced"
     recall_at_least: Optional[Annotated[float, Field(gt=0, le=1)]] = None  # with threshold_aim: recall
     # what the threshold for steps is chosen for, on validation: ProcessBench's F1, or as many first wrong steps
     # as can be named while in `clean_at_least` of the correct solutions none is
@@ -196,6 +198,8 @@ class PublishSettings(Settings):
     repo_id: Optional[str] = None  # such as your-name/verifier-level1
     private: bool = True  # who may see the repository
     merged: bool = False  # send the merged model too, not only the adapter
+    # write the folder that ships with the project, at the end of the run: adapter in 16 bits, calibration, card
+    pack: bool = False
     overwrite: bool = False  # allow replacing files that are already in the repository
     benchmarks: dict[str, str] = {}  # a set that was tested -> the Hub's benchmark that it is, as owner/name#task
 

@@ -22,6 +22,7 @@ from .canonical import canonical
 from .config import DataSettings
 from .files import VerifierError, atomic, disk_errors, write_csv
 from .folders import Run
+from .holes import holes
 from .prompt import _controls, _read, _render, encode, label_ids, load_tokenizer, messages, with_marks
 from .rows import ERROR_TYPES, _faults, _refuse, _shared_questions, with_fingerprint
 from .setup import seed_everything
@@ -295,8 +296,10 @@ def run_stage(
         _save(prepared.kept, catalog, run.dataset)
     finally: shutil.rmtree(building, ignore_errors=True)
     write_csv(run.report("catalog.csv"), catalog)
-    summary = _summary(prepared, max_length)
+    found = {split: holes(rows, seed=run.config.seed) for split, rows in prepared.kept.items()}
+    summary = _summary(prepared, max_length).assign(holes=[len(found[split]) for split in prepared.fits])
     write_csv(run.report("data_summary.csv"), summary)
+    write_csv(run.report("holes.csv"), found["train"])
     if prepared.counts: write_csv(run.report("data_counts.csv"), count_table(prepared.counts))
     _write_lengths(run, {split: fit.lengths for split, fit in prepared.fits.items()}, max_length)
     return summary

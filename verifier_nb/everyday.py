@@ -277,6 +277,35 @@ def _bad_copy(plan, rng):
 
 ARITHMETIC = (_false_result,) * 5 + (_bad_copy,)
 
+# %% ../nbs/02c_everyday.ipynb #b9bbdf93
+# chance of an error that shows so: more steps, a fraction, more digits, a number said twice, another sum
+_SELDOM = {"longer": 0.2, "fraction": 0.06, "larger": 0.35, "repeated": 0.1, "sum": 0.6}
+
+def _is_whole(plan)->bool: return all(value.denominator == 1 for value in (*plan.results(), plan.answer))
+
+def _leaves(tree)->list: return [*_leaves(tree.left), *_leaves(tree.right)] if isinstance(tree, Op) else [tree]
+
+def _repeats(plan)->int:
+    "How many of a plan's numbers have been said before; a result that is used again is expected."
+    said = [plan.values.get(leaf, leaf) for step in plan.steps for leaf in _leaves(step.tree) if not str(leaf).startswith("s")]
+    said += plan.results()
+    return len(said) - len(set(said))
+
+def _sums(plan)->int:
+    def count(tree): return (tree.sign == "+") + count(tree.left) + count(tree.right) if isinstance(tree, Op) else 0
+    return sum(count(step.tree) for step in plan.steps)
+
+def _chance(
+    plan,  # the correct one
+    wrong,  # its flawed twin
+)->float:
+    "The chance that an error is taken: less than one where it shows on the surface."
+    digits = [len(str(int(max(one.results())))) for one in (plan, wrong)]
+    shows = {"longer": len(wrong.steps) > len(plan.steps), "fraction": _is_whole(plan) and not _is_whole(wrong),
+             "larger": digits[1] > digits[0], "repeated": _repeats(wrong) > _repeats(plan),
+             "sum": _sums(wrong) > _sums(plan)}
+    return min(_SELDOM[name] if is_so else 1.0 for name, is_so in shows.items())
+
 # %% ../nbs/02c_everyday.ipynb #7ea6f983
 def _passes(plan)->bool:
     "Whether the numbers of a wrong plan are such as people write."
@@ -294,7 +323,8 @@ def go_wrong(
     ways = REASONING if kind == "conceptual" else ARITHMETIC if has_answer else ARITHMETIC[:5]
     for _ in range(60):
         made = rng.choice(ways)(plan, rng)
-        if made and _passes(made.plan) and made.plan.answer != plan.answer: return made
+        fits = made and _passes(made.plan) and made.plan.answer != plan.answer
+        if fits and rng.random() < _chance(plan, made.plan): return made
     return None
 
 # %% ../nbs/02c_everyday.ipynb #c78b43b5

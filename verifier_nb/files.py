@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE_SOME', 'VerifierError', 'clean_cell', 'secret_values', 'scrub', 'atomic', 'write_text', 'write_json',
-           'read_json', 'write_csv', 'disk_errors', 'flush', 'sha256']
+           'read_json', 'write_csv', 'disk_errors', 'flush', 'sha256', 'weight_files']
 
 # %% ../nbs/00a_files.ipynb #f37c0e16
 import hashlib
@@ -194,3 +194,17 @@ def sha256(
         with open(file, "rb") as f:
             while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
+
+# %% ../nbs/00a_files.ipynb #c259f85c
+def weight_files(
+    folder,
+    stem:str,  # such as adapter_model
+)->list:  # of paths; none where there are no such weights
+    "The safetensors file of a folder, or all its parts. Raises `VerifierError` when a part is missing."
+    whole = Path(folder)/f"{stem}.safetensors"
+    if whole.exists(): return [whole]
+    parts = sorted(Path(folder).glob(f"{stem}-*-of-*.safetensors"))
+    wanted = int(parts[0].stem.rpartition("-")[2]) if parts else 0
+    if len(parts) == wanted: return parts
+    what = f"{wanted - len(parts)} of {wanted} parts of the weights are missing"
+    raise VerifierError(what, folder, "get the folder again, whole")

@@ -106,8 +106,8 @@ def _is_tex(style): return style.maths in ("inline", "dollars", "display", "doub
 _IN_PLAIN = {"\\times": "×", "\\cdot": "·", "\\frac": "/", "\\div": "÷"}
 
 def _is_proper(above, below):
-    "Whether two numbers make a fraction, 3/4, and not a division."
-    return above.isdigit() and below.isdigit() and int(above) < int(below)
+    "Whether tokens beside a slash make a fraction, 3/4: whole, and no blanks. Not their values, in which twins differ."
+    return above.isdigit() and below.isdigit()
 
 def _has_fraction(tokens):
     "Whether a fraction stands somewhere among tokens."
@@ -143,7 +143,7 @@ def _escaped(token): return token.replace("$", "\\$").replace("%", "\\%")
 
 def _as_tex(tokens, style):
     "Tokens as LaTeX."
-    bare = [_escaped(token) for token in _signs([token for token in tokens if token.strip()], style)]
+    bare = [_escaped(token) for token in _signs(tokens, style) if token.strip()]
     if style.divided == "\\frac": bare = _with_fractions(bare)
     words = [rf"\text{{ {token} }}" if token[0].isalpha() else token for token in bare]
     return re.sub(r"([(]) | (?=[),])|(?<=\}) (?=\\text)", r"\1", " ".join(words))

@@ -26,8 +26,8 @@ class PlainLora(NamedTuple):
 def _read_parts(folder):
     "The tensors of an adapter's folder by the matrix they belong to: {name: {\"A.weight\": A, \"B.weight\": B}}."
     from safetensors.torch import load_file
-    found = {}
-    for name, tensor in load_file(Path(folder)/"adapter_model.safetensors").items():
+    found, paths = {}, files.weight_files(folder, "adapter_model")
+    for name, tensor in (named for path in paths for named in load_file(path).items()):
         matrix, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         found.setdefault(matrix, {})[part] = tensor.float()
     return found

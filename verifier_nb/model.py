@@ -12,11 +12,14 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import tempfile
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from . import files, prompt, setup
 from .config import LoraSettings, ModelSettings
@@ -299,7 +302,7 @@ def check_adapter(
     if not (folder/"adapter_config.json").exists():
         raise VerifierError("this folder holds no adapter: adapter_config.json is missing", folder,
                             "give the folder of a run's adapter, such as artifacts/NAME/RUN/adapter")
-    if not (folder/"adapter_model.safetensors").exists():
+    if not files.weight_files(folder, "adapter_model"):
         raise VerifierError("this adapter has no adapter_model.safetensors", folder,
                             "save it again with safetensors; pickle weights are never opened")
     made_for = files.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
@@ -312,6 +315,20 @@ def check_adapter(
 def _no_fit(base, folder, why)->VerifierError:
     return VerifierError(f"this adapter does not fit the base {base}: {why}", folder, "use the base it was made for")
 
+# %% ../nbs/04_model.ipynb #85148485
+@contextmanager
+def _in_one_file(folder):
+    "An adapter's folder whose weights are one file."
+    parts = files.weight_files(folder, "adapter_model")
+    if len(parts) == 1:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="verifier_nb-adapter-") as place:
+        shutil.copy(folder/"adapter_config.json", place)
+        tensors = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+        save_file(tensors, Path(place)/"adapter_model.safetensors", metadata={"format": "pt"})
+        yield Path(place)
+
 # %% ../nbs/04_model.ipynb #0e67623d
 def load_adapter(
     model:PreTrainedModel,  # the base it was made for
@@ -323,8 +340,9 @@ def load_adapter(
     base = model.config.name_or_path
     folder = check_adapter(folder, base)
     try:
-        with safe_open(folder/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        with _in_one_file(folder) as place:
+            with safe_open(place/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
+            adapted = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
         raise _no_fit(base, folder, str(e).splitlines()[0][:300]) from e
     apart = saved ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))

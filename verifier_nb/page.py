@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'render', 'render_page', 'Card', 'cards', 'MatrixCell', 'MatrixRow',
-           'matrix_cells', 'type_rows', 'Judge', 'judges', 'Mistake', 'subtype_of', 'distrust_of', 'mistake_items',
-           'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types', 'external_sections', 'read_if_there',
-           'stages_of', 'outputs_of', 'provenance_lines', 'notes_of']
+           'matrix_cells', 'type_rows', 'calibration_rows', 'Judge', 'judges', 'Mistake', 'subtype_of', 'distrust_of',
+           'mistake_items', 'BestRow', 'BestOfN', 'best_rows', 'OtherSet', 'read_types', 'external_sections',
+           'read_if_there', 'stages_of', 'outputs_of', 'provenance_lines', 'notes_of']
 
 # %% ../nbs/07d_page.ipynb #5a943ee5
 import base64, hashlib, math
@@ -136,6 +136,14 @@ def type_rows(
     rows = types[(types.group == group) & (types.n > 0)]
     if group != "error_type": rows = rows.sort_values("n", ascending=False, kind="stable")
     return [{name: none_for_nan(value) for name, value in row.items()} for row in rows.to_dict("records")]
+
+# %% ../nbs/07d_page.ipynb #a925bc5c
+def calibration_rows(
+    table:pd.DataFrame,  # calibration_by_group.csv
+)->list[dict]:
+    "Rows for the page, of groups with more than one value."
+    several = table.groupby("group")["value"].transform("size") > 1
+    return [{name: none_for_nan(value) for name, value in row.items()} for row in table[several].to_dict("records")]
 
 # %% ../nbs/07d_page.ipynb #0c8a122b
 @dataclass(frozen=True)

@@ -43,12 +43,13 @@ class Sentence(NamedTuple):
     sign: str  # + - * /, or the factor itself
     words: tuple  # one of these stands in every such sentence; a factor has its own words
     turned: bool = False  # the second number is the one that is computed from: subtract 5 from 12
+    joint: str = ""  # stands in every such sentence, too
 
 _FACTORS_BEGIN = ("alf", "hird", "quarter", "fourth", "fifth", "tenth", "wice", "ouble", "riple", " times")
 
 SENTENCES = (
     Sentence(r"{factor}\s+(?:of\s+|the\s+)?{a}{equals}{c}", "factor", _FACTORS_BEGIN),
-    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", ("make", "give", "total", "add", "sum", "together")),
+    Sentence(r"{a}\s+and\s+{b}{make}{c}", "+", ("make", "give", "total", "add", "sum", "together"), joint=" and "),
     Sentence(r"{a}\s+plus\s+{b}{equals}{c}", "+", ("plus",)),
     Sentence(r"{a}\s+added\s+to\s+{b}{equals}{c}", "+", ("added",)),
     Sentence(r"{a}\s+minus\s+{b}{equals}{c}", "-", ("minus",)),
@@ -114,11 +115,14 @@ def _equation(text, found, value, certain):
     return Equation(text[found.start():found.end()], found.start(), found.end(), expression, plain, value, ok, expected)
 
 # %% ../nbs/02_prose.ipynb #1015aca8
-def _sentences(text, start, end):
+def _patterns_in(text):
+    "Those of the patterns one of whose words stands in a text."
+    return [(pattern, sentence) for pattern, sentence in _patterns() if any(word in text for word in sentence.words)]
+
+def _sentences(text, start, end, patterns):
     "The equations of the sentences above in a part of a text."
-    part = text[start:end]
-    for pattern, sentence in _patterns():
-        if not any(word in part for word in sentence.words): continue
+    for pattern, sentence in patterns:
+        if sentence.joint and sentence.joint not in text[start:end]: continue
         for found in pattern.finditer(text, start, end):
             if "share" in found.groupdict() and "%" not in found["a"]: continue  # 3 of 5 is 4: no calculation
             groups = {"about": None, **found.groupdict()}
@@ -163,27 +167,61 @@ def _in_signs(text, start, end):
         equation = _equation(text, found, _value_of(found["left"]), not share and _certain(text, found))
         if equation: yield equation
 
+# %% ../nbs/02_prose.ipynb #23701967
+_NAMED_LINE = re.compile(r"[ \t]*(?:[-*] )?([^\n=≈]*[A-Za-z][^\n=≈]*?)[ \t]*([=≈])[ \t]*([^\n=≈]*)$", re.MULTILINE)
+_OPERATION = re.compile(r"\d.*?[-+*/×÷^]|√")
+_VALUE_LINE = re.compile(r"(?P<c>[$€£]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?P<unit>(?: [A-Za-z]+)?(?:/[a-z]+)?)[ \t]*[.,;]?[ \t]*")
+
+def _named_twice(text):
+    "The equations that two lines state together by giving one name two values: an expression, then a number."
+    lines = [line for line in _NAMED_LINE.finditer(text) if line[3]]
+    for above, below in zip(lines, lines[1:]):
+        if above[1] != below[1] or text[above.end():below.start()].strip(): continue
+        stated = _VALUE_LINE.fullmatch(below[3]) if _OPERATION.search(above[3]) else None
+        value = _value_of(above[3].rstrip(" .,;")) if stated else None
+        equation = _of_two_lines(text, above, below, stated, value) if value is not None else None
+        if equation: yield equation
+
+def _of_two_lines(text, above, below, stated, value):
+    "The equation of two lines, or None where a false one may only change the unit."
+    plain, unit = stated["c"].strip("$€£"), stated["unit"].strip()
+    number = -exact_value(plain[1:]) if plain[0] == "-" else exact_value(plain)
+    ok = (about if below[2] == "≈" else agrees)(value, number, plain.lstrip("-"))
+    known = unit.partition("/")[0] in above[3] and not ("%" in above[3] or "cent" in below[3])
+    if not ok and not known: return None
+    start, end = above.start(1), below.start(3) + stated.end("c")
+    return Equation(text[start:end], start, end, above[3].rstrip(" .,;"), plain, value, ok, plain if ok else as_written(value))
+
 # %% ../nbs/02_prose.ipynb #62e9df1d
-_BEFORE_A_RESULT = """is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
-    about roughly around exactly just approximately nearly almost""".split()
-_RESULT = re.compile(r" (?=[$€£]?\d)(?:" + "|".join(rf"(?<=\b{word} )" for word in _BEFORE_A_RESULT) + ")")
+_BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
+    about roughly around exactly just approximately nearly almost""".split())
+_RESULT = re.compile(r" (?<=[a-z] )[$€£]?\d")
 _ANY_DIGIT = re.compile(r"\d")
 _REACH = 120  # characters of a clause before a result, at most
 
 def _clauses(text):
     "Parts of a text that may state an equation in words, as (start, end)."
     for m in _RESULT.finditer(text):
-        at = m.end()
+        at = m.start() + 1
+        word = text[text.rfind(" ", 0, at - 1)+1:at-1]
+        if word.rpartition("\n")[2].lstrip("(") not in _BEFORE_A_RESULT: continue
         border = max(text.rfind(stop, 0, at) for stop in ("\n", ". ", "; "))
         start = max(border + 1, at - _REACH)
         if _ANY_DIGIT.search(text, start, at): yield start, at + _REACH//2
+
+def _may_name_twice(text):
+    "Whether two lines begin with the same words before an equals sign; it takes no time to look."
+    names = [name.strip(" \t-*") for name, sign, _ in (line.partition("=") for line in text.splitlines()) if sign]
+    return len(set(names)) < len(names)
 
 def said(
     text:str,  # in plain style
 )->list:  # of Equation, in reading order, none inside another
     "The equations that a text states in words."
-    found = [e for clause in _clauses(text) for e in (*_sentences(text, *clause), *_in_signs(text, *clause))]
-    out = []
+    clauses, out = list(_clauses(text)), []
+    found = list(_named_twice(text)) if _may_name_twice(text) else []
+    patterns = _patterns_in(text) if clauses else []
+    for clause in clauses: found += [*_sentences(text, *clause, patterns), *_in_signs(text, *clause)]
     for equation in sorted(found, key=lambda e: (e.start, -e.end)):
         if not out or equation.start >= out[-1].end: out.append(equation)
     return out

@@ -13,7 +13,7 @@ import math
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
-from .numbers import Role, exact_quotient, word_list
+from .numbers import Role, enters_in, exact_quotient, word_list
 from .tokens import CURRENCY, EQUALS, LEFT, MINUS, NOTHING, NUMBER, OPERATOR, RIGHT, WORD, Kind, Token
 
 # %% ../nbs/02_reader.ipynb #2e643da6
@@ -55,8 +55,8 @@ def phrase_of(text)->Phrase:
     words = tuple(text.split(" "))
     return Phrase(
         words=words,
-        blurs=any(word.lower() in _BLUR for word in words),
-        letter=any(len(word) == 1 and word not in "aAI" for word in words),
+        blurs=not _BLUR.isdisjoint(text.lower().split(" ")),
+        letter=min(map(len, words)) == 1 and any(len(word) == 1 and word not in "aAI" for word in words),
         variable=not _VARIABLES.isdisjoint(words))
 
 # %% ../nbs/02_reader.ipynb #803bfb2c
@@ -72,6 +72,7 @@ class Chain(NamedTuple):
     "Expressions with equals signs between them, as they stand in a text."
     tokens: list  # numbers, operators, brackets, equals signs
     doubtful: bool  # whether it may say something else
+    sure_from: int = -1  # offset from which it is sure all the same: 2x + 5 = 9 - 2 = 7 says that 9 - 2 is 7
 
 # %% ../nbs/02_reader.ipynb #9dc36145
 OPERAND_ENDS = frozenset((NUMBER, RIGHT))  # behind one of these an operator can stand
@@ -84,14 +85,18 @@ class Reader:
         self.at = 0  # index of the token at hand
         self.found = []  # chains, each with its clause
         self.clause = 0  # counts stops and ends of lines
-        self.algebra = set()  # clauses that compute with a variable
+        self.algebra = {}  # clause -> index of its last token that is a variable
         self.unit_word = ""  # the last word of the last unit
         self.unit_begins = ""  # its first word
         self.begin()
 
+    def note_variable(self): self.algebra[self.clause] = self.at
+
     def begin(self, doubt=SURE):
         "Start over with an empty run."
         self.run = []  # tokens of the unfinished chain
+        self.began = self.at  # index of the token from which on a variable makes all of it doubtful
+        self.sure_from = -1  # offset of its first equals sign, where a variable stands before that
         self.last = None  # kind of the last of them
         self.words = 0  # words behind it
         self.depth = 0  # open brackets
@@ -111,7 +116,7 @@ class Reader:
             self.doubt = doubt
             return
         if len(self.run) > 2 and self.has_equals():
-            self.found.append((Chain(self.run, self.doubt is not SURE), self.clause))
+            self.found.append((Chain(self.run, self.doubt is not SURE, self.sure_from), self.clause, self.began))
         self.begin(doubt)
 
     def operand_follows(self):
@@ -130,10 +135,7 @@ _READ = {}
 
 def _reads(*kinds):
     "Enter a function as the one that reads tokens of these kinds."
-    def enter(function):
-        for kind in kinds: _READ[kind] = function
-        return function
-    return enter
+    return enters_in(_READ, *kinds)
 
 # %% ../nbs/02_reader.ipynb #4fb65103
 def read_chains(
@@ -147,8 +149,8 @@ def read_chains(
         reader.at = i
         _READ[token.kind](reader, before, token, after)
     reader.close()
-    # a variable makes its whole clause doubtful, what stands before it too
-    chains = [Chain(c.tokens, c.doubtful or clause in reader.algebra) for c, clause in reader.found]
+    # a variable makes its clause doubtful, what stands before it too, but for what follows an equals sign behind it: 2x = 9 - 3 = 6
+    chains = [c._replace(doubtful=c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
     return chains, bool(reader.algebra)
 
 # %% ../nbs/02_reader.ipynb #4adab3dd
@@ -168,7 +170,8 @@ def _is_name(number, before, token):
 def _number(reader, before, token, after):
     number = reader.numbers[token.number]
     number.tail = token.end
-    if before.text == "_" and before.end == token.start:  # x_1
+    indexed = before.text == "_" and before.end == token.start  # x_1
+    if indexed or before.text == "^" and number.role is Role.FIXED:  # m^2
         number.role = Role.FIXED
         return
     suspect = after.kind is WORD or before.kind is WORD or number.text[0] == "0"  # few numbers are; this saves time
@@ -229,6 +232,9 @@ def _behind_operand(reader, before, token, after):
     if reader.unit_word in _SAYING and reader.words and _is_sign(token, after):  # in 6 days it would be -25 + 30
         reader.close()
         return reader.add(Token(MINUS, token.start, token.end, "-"))
+    if token.text == "^" and _is_power_of_unit(reader, before, token, after):
+        reader.numbers[after.number].role = Role.FIXED
+        return
     if token.text == "^" and (reader.words or not reader.operand_follows()): return _unread_rest(reader)  # 2^n
     if not hyphen and reader.operand_follows():
         _note_division(reader, token.text)
@@ -238,10 +244,18 @@ def _behind_operand(reader, before, token, after):
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
     in_a_unit = rate and reader.words > 0  # ml/L
-    if _names_variable(token, after) and not in_a_unit: reader.algebra.add(reader.clause)  # 9 - 3/a, = 4 + A
+    if _names_variable(token, after) and not in_a_unit: reader.note_variable()  # 9 - 3/a, = 4 + A
     if rate or compound or twice: reader.words += 1
     elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
     else: _unread_rest(reader)  # = 6^2 + OP^2
+
+def _is_power_of_unit(reader, before, token, after):
+    "Whether a raised number belongs to a unit: 40 m^2."
+    raised = after.kind is NUMBER and after.start == token.end and after.text in ("2", "3")
+    apart = before.kind is WORD and before.end == token.start and reader.run[-1].end < before.start
+    return raised and apart and reader.words == 1 and reader.unit_word in _RAISED_UNITS
+
+_RAISED_UNITS = frozenset(word_list("units of area and volume"))
 
 def _names_variable(token, after):
     "Whether a letter behind an operator stands for a number."
@@ -272,6 +286,9 @@ def _equals(reader, before, token, after):
     if reader.last not in OPERAND_ENDS or names_another:
         reader.close()
         reader.run.append(Token(Kind.UNKNOWN, token.start, token.start, ""))
+        reader.began = reader.at
+    elif reader.clause in reader.algebra and not reader.has_equals():
+        reader.began, reader.sure_from, reader.doubt = reader.at, token.start, SURE
     reader.add(token)
 
 # %% ../nbs/02_reader.ipynb #3be20894
@@ -342,7 +359,7 @@ def _skip_unit(reader, start, words, blurs):
 def _letter(reader, before, after):
     "A single letter. In x + 5 it is a variable, and its clause no arithmetic; x = 5 + 3 and Jar B do no harm."
     if before.kind in _MARKS_VARIABLE or after.kind in _MARKS_VARIABLE:
-        reader.algebra.add(reader.clause)
+        reader.note_variable()
         reader.close(UNTIL_STOP)
     else: reader.close()
 
@@ -350,7 +367,7 @@ def _letter(reader, before, after):
 @_reads(LEFT)
 def _left(reader, before, token, after):
     if _is_applied(before, token):
-        reader.algebra.add(reader.clause)
+        reader.note_variable()
         return reader.close(UNTIL_STOP)
     if (not reader.run or reader.words) and _equation_inside(reader): return reader.close()  # (3 * 4 = 12), a remark
     if reader.last in OPERAND_ENDS:
@@ -444,7 +461,7 @@ def _other(reader, before, token, after):
     if unit or token.text in "°¢": return
     changes_worth = token.text in "_²³½¼¾⅓⅔" and before.end == token.start
     if changes_worth and reader.last in OPERAND_ENDS: _unread_rest(reader)  # 0.11_2
-    else: reader.close(UNTIL_STOP if token.text in "²³½¼¾⅓⅔" else SURE)
+    else: reader.close(UNTIL_STOP if token.text in "_²³½¼¾⅓⅔" else SURE)
 
 @_reads(Kind.ROOT)
 def _root(reader, before, token, after):
@@ -501,7 +518,8 @@ def _operand(tokens, i, depth):
     return (inner, behind+1) if closed else (None, i)
 
 def _fraction_of_mixed(tokens, i):
-    "Tree of the fraction in 2 1/2, and the index behind it."
+    "Tree of the fraction in 2 1/2, and the index behind it; None and i where it breaks off."
+    if i + 3 > len(tokens): return None, i
     above, slash, below = tokens[i:i+3]
     return Operation("/", above.number, below.number, slash.start, slash.end), i+3
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
+from .numbers import enters_in
 
 # %% ../nbs/02_rewriting.ipynb #1eec27f6
 class Piece(NamedTuple):
@@ -68,7 +69,7 @@ class Canonical:
 # %% ../nbs/02_rewriting.ipynb #48ee77b8
 _MARKUP = re.compile(r"""
     (?P<command> \\ (?: [A-Za-z]+\*? | . | $ ) )
-  | (?P<dollar>  \$\$? )
+  | (?P<dollar>  \${3,} | \$\$? )
   | (?P<group>   [{}] )
   | (?P<cell>    & )
   | (?P<script>  [\^_] )
@@ -163,10 +164,7 @@ HANDLERS = {}  # kind of markup, or a command -> the function that rewrites it
 
 def rewrites(*names):
     "Enter a function as the one that rewrites these."
-    def enter(function):
-        for name in names: HANDLERS[name] = function
-        return function
-    return enter
+    return enters_in(HANDLERS, *names)
 
 def leave(r, found, place):
     "What nobody rewrites stays."
@@ -272,16 +270,6 @@ def rewritten(
     return Canonical(text, text) if made == text else Canonical(text, made, tuple(out))
 
 # %% ../nbs/02_rewriting.ipynb #9bf8cacb
-def _merged(pieces):
-    "Neighbouring copied pieces as one; where a mark between two is gone, one blank at most stays."
-    out = []
-    for piece in pieces:
-        before = out[-1] if out else None
-        touching = before and before.copied and piece.copied and before.end == piece.start
-        if touching: out[-1] = Piece(before.text + piece.text, before.start, piece.end, True)
-        else: _add_at_a_gap(out, piece)
-    return out
-
 def _add_at_a_gap(out, piece):
     "Add a piece without the second of two blanks, and none at a line's begin or end."
     last = out[-1].text[-1] if out else ""
@@ -294,6 +282,16 @@ def _cut_last(out):
     "Take the last character away."
     piece = out.pop()
     if len(piece.text) > 1: out.append(piece._replace(text=piece.text[:-1], end=piece.end - piece.copied))
+
+def _merged(pieces, add=_add_at_a_gap):
+    "Neighbouring copied pieces as one; where a mark between two is gone, one blank at most stays."
+    out = []
+    for piece in pieces:
+        before = out[-1] if out else None
+        touching = before and before.copied and piece.copied and before.end == piece.start
+        if touching: out[-1] = Piece(before.text + piece.text, before.start, piece.end, True)
+        else: add(out, piece)
+    return out
 
 # %% ../nbs/02_rewriting.ipynb #e1d96f58
 def _with_points(pieces):
@@ -327,7 +325,7 @@ def composed(first, second):
     for piece in second.pieces:
         if piece.copied: pieces += _cut_out(first, piece.start, piece.end)
         else: pieces.append(Piece(piece.text, *first.to_original(piece.start, piece.end), False))
-    return Canonical(first.original, second.text, tuple(_merged(pieces)))
+    return Canonical(first.original, second.text, tuple(_merged(pieces, list.append)))  # nothing is cut: the text is made
 
 def _cut_out(c, start, end):
     "The pieces of a part of a canonical text."

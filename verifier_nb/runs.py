@@ -296,6 +296,13 @@ def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernel
     return seconds
 
 # %% ../nbs/10_runs.ipynb #74886b9d
+def _say_holes(run, say):
+    "What the training data lack, before a model is trained on them."
+    from verifier_nb.holes import read_holes
+    lines = read_holes(run.report("holes.csv"), most=5)
+    if lines: say("      a hole in the training data teaches as rows do; see holes.csv:")
+    for line in lines: say(f"      {line}")
+
 def run_stages(
     run:Run,
     stages=STAGES,  # names, in order
@@ -317,6 +324,7 @@ def run_stages(
                             wanted=list(stages))
             seconds = _run_stage(run, stage, label, manifest, before, kernels)
             say(f"{label}  done in {_clock(seconds)}")
+            if stage == "03_data": _say_holes(run, say)
             mirror(run)
         return manifest
 
@@ -483,6 +491,11 @@ def change(
     return open_run(run.reports)
 
 # %% ../nbs/10_runs.ipynb #720c2152
+def _pack(run, say):
+    "Write the folder that ships."
+    from verifier_nb.pack import pack
+    say(f"packed: {short_path(pack(run))}")
+
 def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
@@ -491,6 +504,7 @@ def finish(run:Run, stages=STAGES, say=print)->Run:
         executed.write_pages(run)
         headline = analysis.write_report(run)
         index.index(run.reports.parent.parent, index.OWN)
+        if run.config.publish.pack: _pack(run, say)
         mirror(run)
     say(f"\n{headline}\nreport: {short_path(run.report('report.html'))}")
     return run

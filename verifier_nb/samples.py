@@ -44,10 +44,11 @@ def step_targets(
     steps:int,  # how many the solution has
     label:int,  # 0 correct, 1 flawed
     first_error=None,  # number of the first wrong step from 0; −1: none is wrong; None: not known
-    outcome:str="none",  # where it is not known: none, or all: the label at every step
-):  # list of 0 and 1, or None: nothing is known
+    outcome:str="none",  # where it is not known: none; all: the label at every step; last: at the last one
+):  # list of 0, 1 and None (not known), or None: nothing is known
     "Whether an error has occurred up to the end of each step. Raises `VerifierError` for a step that is not there."
     first = _known(first_error)
+    if first is None and outcome == "last": return [None]*(steps - 1) + [int(label)] if steps else None
     if first is None: return [int(label)]*steps if outcome == "all" else None
     if first >= steps:
         what = f"first_error says that step {first} is wrong (counted from 0), and the solution has {steps} steps"
@@ -61,10 +62,10 @@ def _told(
     kind:str,  # ends | tokens
 )->dict:
     "A sample's `step_positions` and `step_targets`."
-    ends = made["step_positions"]
-    if kind == "ends": return dict(step_positions=ends, step_targets=targets)
+    known = [(end, target) for end, target in zip(made["step_positions"], targets) if target is not None]
+    if kind == "ends": return dict(step_positions=[end for end, _ in known], step_targets=[target for _, target in known])
     positions, told, begin, before = [], [], made["solution_position"], 0
-    for end, target in zip(ends, targets):
+    for end, target in known:
         first = end if target > before else begin  # the step in which the answer turns
         positions += range(first, end + 1)
         told += [target]*max(end + 1 - first, 0)
@@ -80,7 +81,7 @@ def to_samples(
     marks:bool=False,  # write the equation checker's findings into the solutions
     workers:int=0,  # processes
     steps:str="off",  # off | ends | tokens: what is told beside the label
-    outcome_steps:str="none",  # none | all: what the steps of rows without first_error are told
+    outcome_steps:str="none",  # none | all | last: what the steps of rows without first_error are told
 ):  # -> datasets.Dataset with input_ids, label_id, group, length, and with steps: step_positions, step_targets
     "Tokenise rows; those that do not fit are left out, also solutions that are too long by themselves."
     ids = prompt.label_ids(tokenizer)

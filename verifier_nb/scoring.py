@@ -25,7 +25,7 @@ from .files import VerifierError
 from .folders import Run
 from .kernels import base_of
 from .loading import fold, read_calibration, switchable, without_adapter
-from .probability import BY_STEPS, Calibration, StepRule, flawed_by_steps
+from .probability import BY_STEPS, Calibration, StepRule, aimed, flawed_by_steps
 from .prompt import false_in_steps
 from .readout import last_hidden, step_log_odds, step_loss
 from .splitting import steps as steps_of
@@ -263,6 +263,17 @@ class _Fitted:
         self.calibration = {**known, **self.calibration}
         return self
 
+    def aim_at(self,
+        aim:str=None,  # balanced | accuracy | few-false-alarms | recall | f1; none: as it was fitted
+        prior:float=None,  # share of flawed solutions that is expected; none: as on validation
+    ):
+        "Judge from now on as the person wants it, see `probability.aimed`; returns itself. Raises `VerifierError`."
+        wanted = aimed(self.calibration, aim, prior)
+        self.calibration, self.threshold = wanted, wanted["threshold"]
+        self.bias = float(wanted.get("bias") or 0.0)
+        if "steps" in wanted: self.step_rule = StepRule.from_json(wanted["steps"])
+        return self
+
     def calibrate(self, log_odds):
         "Calibrated P(flawed) from log p(1) − log p(0)."
         fitted = {"temperature": self.temperature, "bias": self.bias, "isotonic": self.isotonic}
@@ -273,7 +284,6 @@ class _Fitted:
         if self.step_rule: return
         raise VerifierError("this verifier was not trained on steps", "Verifier",
                             "ask it without steps, or train one with training.steps: ends")
-
 
 # %% ../nbs/05b_scoring.ipynb #c4e14d61
 def _step_columns(rule, scores, samples):

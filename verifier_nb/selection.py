@@ -139,10 +139,10 @@ def best_of_n(
 CANDIDATES = 3  # candidates of every problem from which a set is a choice among candidates, not a pair
 
 def _answer(solution:str):
-    "The final answer of a solution, as a number; none when it gives none."
-    from verifier_nb import solution as solution_
-    read = solution_.parse(solution)
-    return None if read.answer is None else read.numbers[read.answer].value
+    "What the final answer of a solution is counted by; none when it states none."
+    from verifier_nb.answer import answer_key, stated_answer
+    stated = stated_answer(solution)
+    return answer_key(stated) if stated else None
 
 # %% ../nbs/06d_selection.ipynb #55c19785
 def choices(

@@ -9,18 +9,21 @@ __all__ = ['OPERAND', 'RESULT', 'read_cached', 'is_special', 'Noted', 'read_unli
 # %% ../nbs/02_solution.ipynb #a03fbebc
 import itertools
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 from .answer import stated_answer, value_found
 from .canonical import canonical, whole
 from .claims import Draft, Member, claims_of, equation_of_sides, equation_of_tree, members_of, percents_read
-from .numbers import (Equation, LIMITS, Parsed, Role, Step, about, agrees, as_written, singular, unit_behind,
+from .numbers import (Equation, LIMITS, Parsed, Refusal, Role, Step, UNIT_PATTERN, about, agrees, as_written, singular, unit_behind,
                                  values_said, without_annotations, word_list)
 from .prose import said
-from .reader import MEASURES, leaves_of, operators_of, read_chains, value_or_none
+from .reader import leaves_of, operators_of, read_chains, value_or_none
 from .references import link
 from .tokens import CURRENCY, NUMBER, WORD, scan
+from .units import CURRENCIES, UNITS_OF_AMOUNTS, mixed_kinds, size_of, unit_of, value_in_unit
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
 _TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
@@ -41,14 +44,14 @@ def _add_chain(chain, draft):
     "Enter what a chain of the prose claims."
     claims = list(claims_of(chain.tokens, draft))
     if not claims: draft.unread.update(token.number for token in chain.tokens if token.kind is NUMBER)
-    for claim in claims: _add_claim(claim, chain.doubtful, draft)
+    for claim in claims: _add_claim(claim, chain.doubtful or claim.start < chain.sure_from, draft)
 
 def _add_claim(claim, doubtful, draft):
     if doubtful and not _beyond_doubt(claim, draft.values): draft.unread.update(leaves_of(claim.tree))
     elif claim.result is None:
         equation = equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif _says_something_else(claim, draft): return
+    elif _fails(claim, draft) and (_add_converted(claim, draft) or claim.converts or _says_something_else(claim, draft)): return
     elif claim.again: _add_again(claim, draft)
     elif draft.special and is_special(claim.tree): _add_special(claim, draft)
     else: draft.steps[claim.result] = _shown_step(claim, draft)
@@ -68,7 +71,7 @@ def _add_again(claim, draft):
     "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
     p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
     ok = percents_read(claim.tree, claim.result, draft, about) is not None
-    if not ok and (number.percent or _unit_of(number, p) != _unit_of(p.numbers[claim.result-1], p) and _unit_of(number, p)): return
+    if not ok and (number.percent or unit_of(number, p) != unit_of(p.numbers[claim.result-1], p) and unit_of(number, p)): return
     text = without_annotations(p.text[claim.start:claim.end])
     expected = number.text if ok else as_written(value)
     p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
@@ -91,11 +94,7 @@ def _shown_step(claim, draft):
 # %% ../nbs/02_solution.ipynb #e353deba
 _UNIT_OF_BRACKET = re.compile(r"\s*\)\s*([A-Za-z]+)")
 
-_CURRENCIES = frozenset("$€£")
-
-_UNITS_OF_AMOUNTS = MEASURES | frozenset(word_list("parts of measures"))
-
-_SINGULAR_UNITS = frozenset(map(singular, _UNITS_OF_AMOUNTS))
+_SINGULAR_UNITS = frozenset(map(singular, UNITS_OF_AMOUNTS))
 
 def _is_measure(word): return singular(word.lower()) in _SINGULAR_UNITS
 
@@ -103,8 +102,7 @@ def _says_something_else(claim, draft):
     "Whether a claim that would be false changes the unit, names the whole part of a quotient, or adds a share of a number."
     p, tree = draft.parsed, claim.tree
     number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
-    if value is None or value == number.value or type(tree) is int: return False
-    if draft.hundredths and percents_read(tree, claim.result, draft): return False
+    if _holds_in_thirds(tree, number, draft): return True
     return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
 
 def _changes_unit(tree, number, value, p):
@@ -112,14 +110,78 @@ def _changes_unit(tree, number, value, p):
     if unit_behind(number, p) in ("cents", "cent", "¢") and value*100 == number.value: return True
     scale = _UNIT_OF_BRACKET.match(p.text, p.numbers[leaves_of(tree)[-1]].end)  # (1/2) inch = 20 miles
     if scale and _is_measure(scale[1]) and unit_behind(number, p) not in ("", scale[1].lower()): return True
-    units = {_unit_of(p.numbers[i], p) for i in leaves_of(tree)}
-    return len(units & _UNITS_OF_AMOUNTS | units & _CURRENCIES) > 1 and tree.sign in "+-"
+    units = {unit_of(p.numbers[i], p) for i in leaves_of(tree)}
+    return len(units & UNITS_OF_AMOUNTS | units & CURRENCIES) > 1 and tree.sign in "+-"
 
-def _unit_of(number, p):
-    "The word behind a number or the currency sign before it, or nothing."
-    unit = unit_behind(number, p)
-    before = p.text[max(number.start-1, 0):number.start]
-    return before if before in _CURRENCIES and unit not in _UNITS_OF_AMOUNTS else unit
+# %% ../nbs/02_solution.ipynb #cd8c6f89
+def _fails(claim, draft):
+    "Whether a claim is false as it stands, units left out."
+    value = value_or_none(claim.tree, draft.values)
+    if value is None or value == draft.values[claim.result]: return False
+    if draft.hundredths and percents_read(claim.tree, claim.result, draft): return False
+    return type(claim.tree) is not int or claim.converts
+
+# %% ../nbs/02_solution.ipynb #4a8d8dbe
+def _add_converted(claim, draft):
+    "Judge a claim whose sides have units of one kind; says whether there is nothing more to say about it."
+    p, number = draft.parsed, draft.parsed.numbers[claim.result]
+    kinds = mixed_kinds(claim.tree, claim.result, p)
+    value = value_in_unit(claim.tree, claim.result, p, kinds) if kinds else None
+    if value is None: return False
+    ok = (about if claim.about else agrees)(value, number.value, number.text)
+    if not ok and _converts_by_hand(claim, p): return False
+    if ok or claim.converts and _states_a_conversion(claim, p): p.equations.append(_converted(claim, value, ok, p))
+    draft.unread.update([*leaves_of(claim.tree), claim.result])
+    return True
+
+def _converts_by_hand(claim, p):
+    "Whether a bare number of a tree is the factor between two units: the 60 of 90 minutes / 60 = 1.6 hours."
+    numbers, size = [p.numbers[i] for i in leaves_of(claim.tree)], size_of(unit_of(p.numbers[claim.result], p))
+    if not size: return False
+    others = [other.units for other in (size_of(unit_of(number, p)) for number in numbers) if other and other.kind == size.kind]
+    factors = {max(size.units, other)/min(size.units, other) for other in others}
+    return any(number.value in factors and not size_of(unit_of(number, p)) for number in numbers)
+
+# %% ../nbs/02_solution.ipynb #3cc372f7
+def _whole(text, start, end):
+    "An expression with the brackets that close behind its last number."
+    missing = text.count("(", start, end) - text.count(")", start, end)
+    if missing <= 0: return text[start:end]
+    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), missing): end += len(m[0])
+    return text[start:end]
+
+def _converted(claim, value, ok, p):
+    "The equation of a claim between two units, the unit on its right side included."
+    number = p.numbers[claim.result]
+    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
+    end = unit.end() if unit and size_of(unit[1].lower()) else claim.end
+    expression = _whole(p.text, claim.start, max(p.numbers[i].tail for i in leaves_of(claim.tree)))
+    text = without_annotations(p.text[claim.start:end])
+    return Equation(text, claim.start, end, expression, number.text, value, ok, number.text if ok else as_written(value))
+
+_SMALLER_PART = re.compile(r"[\s,]*(?:and\s+)?[$]?\d")  # 1 hour and 15 minutes
+_OPERATES_BEFORE = re.compile(r"(?:[-+*/×÷(&]|\bby|\d\s+[a-z]+(?:\s+and)?)\s*\Z")
+
+def _states_a_conversion(claim, p):
+    "Whether a false claim says no more than that an amount is another: 90 minutes = 1.2 hours; not 1 inch = 5 feet, a scale."
+    number = p.numbers[claim.result]
+    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
+    goes_on = unit and _SMALLER_PART.match(p.text, unit.end())
+    operates = _OPERATES_BEFORE.search(p.text[max(claim.start-20, 0):claim.start])
+    size = size_of(unit_of(number, p))
+    scale = not size or "length" in size.kind
+    return not goes_on and not operates and not scale and p.numbers[claim.tree].value != 1
+
+# %% ../nbs/02_solution.ipynb #b0f7ae70
+_THIRDS = re.compile(r"0?\.(?:33+|66+7?|67)")
+
+def _holds_in_thirds(tree, number, draft):
+    "Whether an equation is right once .33 and .67 are thirds: 0.67 * 30 = 20."
+    p, values = draft.parsed, {}
+    for i in leaves_of(tree):
+        third = _THIRDS.fullmatch(p.numbers[i].text)
+        values[i] = round(draft.values[i]*3)*Fraction(1, 3) if third else draft.values[i]
+    return values != {i: draft.values[i] for i in values} and value_or_none(tree, values) == number.value
 
 # %% ../nbs/02_solution.ipynb #1277bd89
 _TELLS_A_QUOTIENT = re.compile(rf"(?<![\w'])(?:{'|'.join(word_list('tell of a whole quotient'))})(?!\w)", re.IGNORECASE)
@@ -233,12 +295,6 @@ def _finish(draft):
         _finish_step(step, draft)
         p.steps.append(step)
 
-def _whole(text, start, end):
-    "An expression with the brackets that close behind its last number."
-    missing = text.count("(", start, end) - text.count(")", start, end)
-    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), max(missing, 0)): end += len(m[0])
-    return text[start:end]
-
 def _finish_step(step, draft):
     p = draft.parsed
     step.text = p.text[step.start:step.end]
@@ -295,16 +351,21 @@ def _find_answer(p):
 # %% ../nbs/02_solution.ipynb #43b06ad6
 def read_unlinked(solution):
     "A solution's steps, equations and numbers, without the links between them."
+    draft = _finished(solution)
+    if isinstance(draft, Refusal): return Parsed(solution if isinstance(solution, str) else "", problem=draft.reason)
+    _describe(draft)
+    return draft.parsed
+
+def _finished(solution):  # -> Draft or Refusal
+    "A solution's steps and equations."
     problem = _unreadable(solution)
-    if problem: return Parsed(solution if isinstance(solution, str) else "", problem=problem)
+    if problem: return Refusal(problem)
     scanned = scan(solution)
-    if len(scanned.numbers) > LIMITS["numbers"]:
-        return Parsed(solution, problem=f"more than {LIMITS['numbers']:,} numbers")
+    if len(scanned.numbers) > LIMITS["numbers"]: return Refusal(f"more than {LIMITS['numbers']:,} numbers")
     draft = _drafted(solution, scanned)
     _finish(draft)
-    _describe(draft)
-    if len(draft.steps) > LIMITS["steps"]: draft.parsed.problem = f"more than {LIMITS['steps']} steps"
-    return draft.parsed
+    draft.parsed.equations.sort(key=lambda e: (e.start, e.end))
+    return draft
 
 # What was just made is often read next: a fresh instance, then its flawed twin.
 read_cached = lru_cache(8)(read_unlinked)
@@ -329,7 +390,7 @@ def _describe(draft):
     phrases = [token for token in draft.prose if token.kind is WORD]
     p.words = tuple((value, token.start) for token in phrases for value in values_said(token.text))
     if not p.steps: p.problem = "no equation was found"
-    p.equations.sort(key=lambda e: (e.start, e.end))
+    if len(p.steps) > LIMITS["steps"]: p.problem = f"more than {LIMITS['steps']} steps"
 
 # %% ../nbs/02_solution.ipynb #45ae7166
 def _plain(solution):
@@ -390,7 +451,7 @@ class Findings(NamedTuple):
 
 # %% ../nbs/02_solution.ipynb #7f49270a
 _EQUALS_SIGN = re.compile(r"[=≈]")
-_STOPS = ("\n", "=", "≈", "→", "⇒", "⇔", "∴", "=>", "->", ". ", "; ", ", ", ": ", "? ", "! ")
+_STOPS = re.compile(r"=>|->|[\n=≈→⇒⇔∴]|[.;,:?!] ")
 _CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
 
 _WORDS_BEFORE = re.compile(r"(?:(?:[^\W\d_]{2,}['’]?s?|[aAI])[\s,:]+)+")
@@ -400,12 +461,13 @@ def _unread(text, equations):
     "The spans of a plain text that look like equations and are none of those that were read."
     read = [(e.start, e.end) for e in equations]
     signs = [m.start() for m in _EQUALS_SIGN.finditer(text)]
-    left_over = [at for at in signs if not any(start <= at < end for start, end in read)]
+    left_over = _outside(signs, read)
     if not left_over: return []
     prose, out = _blank_notes(text), []
+    ends = [0, *(m.end() for m in _STOPS.finditer(prose))]
     for at in left_over:
         if prose[at] == " ": continue  # in an annotation
-        start = max([0, *(place + len(stop) for stop in _STOPS if (place := prose.rfind(stop, 0, at)) >= 0)])
+        start = ends[bisect_right(ends, at) - 1]
         joined = _LAST_CONJUNCTION.match(prose, start, at)
         if joined: start = joined.end()
         end = _CLAUSE.match(prose, at + 1).end()
@@ -413,6 +475,11 @@ def _unread(text, equations):
         if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
         else: out.append((start, end))
     return [_trimmed(text, start, end) for start, end in out]
+
+def _outside(places, spans):
+    "Those of the places (in order) that lie in none of the spans."
+    inside = {at for start, end in spans for at in places[bisect_left(places, start):bisect_left(places, end)]}
+    return [at for at in places if at not in inside]
 
 def _blank_notes(text):
     "The text with blanks in place of its annotations, so that offsets stay."
@@ -430,9 +497,9 @@ def _trimmed(text, start, end):
 # %% ../nbs/02_solution.ipynb #e35fd1a7
 def _equations_in(plain):
     "The equations of a canonical form, those in words among them."
-    read = read_unlinked(plain.text)
-    if read.problem and not read.numbers: return []
-    equations = read.equations
+    draft = _finished(plain.text)
+    if isinstance(draft, Refusal): return []
+    equations = draft.parsed.equations
     in_words = [] if "<<" in plain.text else said(plain.text)  # who annotates says nothing in words alone
     spoken = [e for e in in_words if not any(e.start < other.end and other.start < e.end for other in equations)]
     return sorted([*equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else equations

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from .config import DataSettings
+from .errors import in_plain_style
 from .everyday import everyday, everyday_templates
 from .files import VerifierError
 from verifier_nb.rows import (
@@ -52,10 +53,11 @@ _all_ = ["Problem", "Ready", "sound_templates", "symbolic", "symbolic_problems",
 
 # %% ../nbs/02d_sources.ipynb #956e0f25
 def _ready_pair(number, key, made)->Problem:
-    "An everyday problem whose two rows are ready."
+    "An everyday problem whose two rows are ready; those in GSM8K's form are written in the forms of the config."
     correct = Ready(0, made.question, made.correct, 0, "correct", "correct", 0)
     flawed = Ready(0, made.question, made.flawed, 1, made.kind, made.subtype, made.step + 1, made.at)
-    return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed))
+    like_gsm8k = "<<" in made.correct and "<<" in made.flawed
+    return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed), restyle=like_gsm8k)
 
 # %% ../nbs/02d_sources.ipynb #8b803894
 def everyday_problems(
@@ -182,7 +184,8 @@ def text_problems(
         for key, question, solution in zip(keyed[split], df.question.astype(str), df.solution.astype(str)):
             if key in numbers: continue  # the same question again
             number = numbers[key] = len(numbers)
-            out[place[split, key]].append(Problem(number, number, source, question.strip(), solution.strip()))
+            plain = in_plain_style(solution.strip())  # its flawed twin will be in that style, too
+            out[place[split, key]].append(Problem(number, number, source, question.strip(), plain))
     return _sample(out, cfg.limit(source), seed)
 
 # %% ../nbs/02d_sources.ipynb #c829b1a0
@@ -243,7 +246,7 @@ def _sampled_table(cfg)->pd.DataFrame:
     "Rows of a sampled data set. Raises `VerifierError` where it is not there."
     path = Path(cfg.sampled).expanduser()
     path = path/SAMPLED_FILE if path.is_dir() else path
-    if path.is_file() and path.stat().st_size: return read_table(path)
+    if path.is_file() and path.stat().st_size > 1: return read_table(path)  # a table without rows is a line end
     if path.is_file():
         fix = "sample more: sampling.samples, or a better solver"
         raise VerifierError("the sampled data set holds no rows", path, fix)

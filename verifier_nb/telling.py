@@ -75,7 +75,9 @@ def problems()->tuple:
     return tuple(map(_problem, suite_words()["problems"]))
 
 # %% ../nbs/07f_telling.ipynb #b4c89d9a
-def drawn(seed:str, part:str)->random.Random: return random.Random(f"cases/{part}/{seed}")
+def drawn(seed:str, part:str)->random.Random:
+    "What one part of a case is drawn with."
+    return random.Random(f"cases/{part}/{seed}")
 
 def _people(seed:str)->dict:
     "Two people, and the pronouns of the first."

@@ -40,7 +40,7 @@ WORD, NUMBER, OPERATOR, EQUALS, CURRENCY = Kind.WORD, Kind.NUMBER, Kind.OPERATOR
 OPEN, CLOSE, LEFT, RIGHT, MINUS = Kind.OPEN, Kind.CLOSE, Kind.LEFT, Kind.RIGHT, Kind.MINUS
 
 # %% ../nbs/02_tokens.ipynb #2cccfddc
-_TOKEN = re.compile(r"""
+_TOKEN = re.compile(r"""(?=[^ ])(?:
     (?P<word>     [^\W\d_]+ (?:['’ ][^\W\d_]+)* )
   | (?P<number>   (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ ) (?:\.\d+)?  |  \.\d+ )
   | (?P<operator> [-+*/×÷−–·⋅∗^] )
@@ -56,7 +56,7 @@ _TOKEN = re.compile(r"""
   | (?P<root>     √ )
   | (?P<quote>    ["'’”“~] )
   | (?P<other>    [^\s\w] | _ )
-""", re.VERBOSE)
+)""", re.VERBOSE)  # to tell a blank first saves a quarter of the time
 
 _KINDS = [None, *map(Kind, _TOKEN.groupindex)]  # by the group's number
 

@@ -10,8 +10,10 @@ import math
 import pandas as pd
 from .behaviour import behaviour_table
 from verifier_nb.evaluation import (
+    CALIBRATION_BY_GROUP,
     Scored,
     calibrate_run,
+    calibration_groups,
     conclude,
     fit_baselines,
     fixed_lines,
@@ -105,6 +107,17 @@ def _from_the_model_on(frame:pd.DataFrame, calibration:dict, steps=None)->pd.Dat
     fresh = frame.assign(label_mass=frame.prob_0 + frame.prob_1, p_flawed=share_of_flawed(frame.prob_0, frame.prob_1))
     return conclude(Scored(fresh, steps), calibration)
 
+# %% ../nbs/07a_verify.ipynb #21e71a4d
+_SINCE = ("thresholds", "base_rate")  # what earlier versions did not write into calibration.json
+
+def _as_written_then(again:dict, written:dict)->dict:
+    "A calibration fitted again, without what the version that wrote the other did not know."
+    out = {name: value for name, value in again.items() if name in written or name not in _SINCE}
+    if "baselines" not in again: return out
+    then = written.get("baselines", {})
+    lines = {name: _as_written_then(line, then.get(name, {})) for name, line in again["baselines"].items()}
+    return out | {"baselines": lines}
+
 # %% ../nbs/07a_verify.ipynb #441688e4
 def _check_rows(run)->list:
     "Lines for calibration.json and the two files of predictions."
@@ -117,11 +130,19 @@ def _check_rows(run)->list:
         fitted_elsewhere = {name: line for name, line in calibration["baselines"].items() if name == "start"}
         again["baselines"] = fixed_lines(frames["test"]) | fitted_elsewhere
         fit_baselines(fresh, again, run.config.evaluation)
-    out = _differences("calibration.json", calibration, again, 1e-6)
+    out = _differences("calibration.json", calibration, _as_written_then(again, calibration), 1e-6)
     for split, name in PREDICTIONS.items():
         columns = [column for column in frames[split] if column in fresh[split]]
         out += _table_differences(name, frames[split], fresh[split], columns)
     return out
+
+# %% ../nbs/07a_verify.ipynb #a02adaf1
+def _check_groups(run, folder, prefix)->list:
+    "Lines for calibration_by_group.csv, which earlier versions did not write."
+    path = folder/CALIBRATION_BY_GROUP
+    if not path.exists(): return []
+    table = calibration_groups(run, read_predictions(folder/"predictions.csv"))
+    return _table_differences(f"{prefix}{path.name}", read_exactly(path), table, list(table))
 
 # %% ../nbs/07a_verify.ipynb #7a1175e0
 def _check_summary(
@@ -132,7 +153,8 @@ def _check_summary(
     prefix = "" if folder == run.reports else f"{folder.relative_to(run.reports).as_posix()}/"
     written = read_exactly(folder/"metrics_by_type.csv")
     out = _differences(f"{prefix}metrics.json", read_metrics(folder/"metrics.json"), numbers)
-    return out + _table_differences(f"{prefix}metrics_by_type.csv", written, table, list(table))
+    out += _table_differences(f"{prefix}metrics_by_type.csv", written, table, list(table))
+    return out + _check_groups(run, folder, prefix)
 
 # %% ../nbs/07a_verify.ipynb #8f41005d
 def _check_behaviour(run)->list:
