@@ -258,13 +258,17 @@ def write_scored(
 
 
 # %% ../nbs/11a_score_file.ipynb #dc069c4b
-def columns_of(more:bool)->tuple: return (*SCORES, *(MORE_SCORES if more else ()))
+def columns_of(more:bool)->tuple:
+    "The names of the columns that are added."
+    return (*SCORES, *(MORE_SCORES if more else ()))
 
 def rows_at_once(device)->int:  # cpu, cuda …
     "Rows in a piece: few on a CPU, where each takes a while."
     return 64 if str(device) == "cpu" else 2048
 
-def has_hybrid(verifier)->bool: return "hybrid" in verifier.calibration.get("baselines", {})
+def has_hybrid(verifier)->bool:
+    "Whether the checker's findings and the verifier's odds are joined."
+    return "hybrid" in verifier.calibration.get("baselines", {})
 
 def score_file(
     verifier,  # a Verifier, or a function that loads one: called after the cheap checks
