@@ -69,7 +69,7 @@ lock: develop  ## resolve the versions anew; GPU libraries are left to torch, wh
 	touch setup.py  # uv looks at its time to see whether the requirements changed
 	$(COMPILE) --extra templates | $(OURS) > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
 	$(COMPILE) --extra templates --extra demo -c requirements.lock | $(OURS) | grep -vxFf requirements.lock > requirements-demo.lock
-	$(COMPILE) --extra templates --extra demo --extra serve --extra export --extra dev -c requirements.lock -c requirements-demo.lock | $(OURS) \
+	$(COMPILE) --extra templates --extra demo --extra scale --extra serve --extra export --extra dev -c requirements.lock -c requirements-demo.lock | $(OURS) \
 		| grep -vxFf requirements.lock | grep -vxFf requirements-demo.lock > requirements-dev.lock
 
 bench: develop  ## measure speed and memory on this CPU (up to 40 minutes); a table and a chart in benchmarks/

@@ -37,15 +37,20 @@ def install():
 def is_badge(cell): return cell["cell_type"] == "markdown" and "colab-badge.svg" in "".join(cell["source"])
 
 
+def is_title(cell): return cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith("# ")
+
+
 def is_install(cell): return TAG in cell["metadata"].get("tags", [])
 
 
 def with_badge(nb, path):
-    "The notebook with both cells behind its title, in the place of older ones."
-    rest = [cell for cell in nb["cells"] if not is_badge(cell) and not is_install(cell)]
+    "The notebook with its title first and both cells behind it, in the place of older ones."
+    others = [cell for cell in nb["cells"] if not is_badge(cell) and not is_install(cell)]
+    title = next(cell for cell in others if is_title(cell))
+    rest = [cell for cell in others if cell is not title]
     shown = dict(cell_type="markdown", id="colab-badge", metadata={}, source=[badge(path)])
     code = dict(cell_type="code", id="colab-install", metadata={"tags": [TAG]}, execution_count=None, outputs=[], source=install())
-    return {**nb, "cells": [rest[0], shown, code, *rest[1:]]}
+    return {**nb, "cells": [title, shown, code, *rest]}
 
 
 def notebooks(): return sorted((ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))

@@ -47,7 +47,7 @@ def test_reproduce_says_file_by_file(zygote, reference, tmp_path):
     assert [line for line in before if line.startswith("environment")] and not [line for line in before if not line.startswith(("environment  the same", "environment  git.", "run "))], before
     verdicts = dict(reversed(line.split(None, 1)) for line in lines if line.startswith("identical"))
     assert {"predictions.csv", "metrics.json", "log_history.csv", "artifacts/dataset", "artifacts/adapter"} <= set(verdicts)
-    assert not [line for line in lines if line.split(" ")[0] in ("differs", "missing", "new", "edited", "code")]
+    assert not [line for line in lines if line.split(" ")[0] in ("differs", "missing", "new", "edited", "gone", "code")]
 
 
 def copy_of(report, root):

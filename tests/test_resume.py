@@ -158,7 +158,8 @@ def test_suspects_name_what_was_edited_or_deleted_since(played):
     append(run.report("predictions.csv"))
     run.report("catalog.csv").unlink()
     found = reproduce.suspects(run)
-    assert set(found["edited"]) == {"environment.json", "predictions.csv", "catalog.csv"} and found["code"] == [] and found["environment"] == []
+    assert set(found["edited"]) == {"environment.json", "predictions.csv"} and found["gone"] == ["catalog.csv"]
+    assert found["code"] == [] and found["environment"] == []
 
 
 def test_what_differs_between_two_environments():

@@ -149,7 +149,7 @@ def prepare(request):
         except Exception as e:
             raise runs.StageError(f"{type(e).__name__}: {e}", f"notebook {stage}.ipynb", "mend it") from e
         finally: run.still_there()
-        files.write_text(run.report(f"{stage}.ipynb"), "{}")
+        files.write_text(run.report(f"{stage}.ipynb"), '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
         trigger.end()
     runs.execute = execute
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Kind', 'Columns', 'Adapter', 'Aim', 'Prior',
-           'MaxLength', 'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce', 'index',
-           'sample', 'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
+           'Ray', 'MaxLength', 'run', 'resume', 'presets', 'doctor', 'compare', 'evaluate', 'verify', 'reproduce',
+           'index', 'sample', 'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
-import json, os, sys
+import json, os, sys, time
 from contextlib import suppress
 from typing import Annotated, Optional
 import typer
@@ -53,6 +53,7 @@ Columns = Annotated[Optional[list[str]], _option("-c", "--column", help="our nam
 Adapter = Annotated[str, _option("--adapter", help="'default' for the one in the box, an adapter's folder, or a run")]
 Aim = Annotated[Optional[str], _option("--aim", help="what the threshold serves: balanced, accuracy, few-false-alarms (95 % of the correct ones pass), recall (95 % of the flawed ones are found) or f1; default: as it was fitted")]
 Prior = Annotated[Optional[float], _option("--prior", help="the share of flawed solutions that you expect, such as 0.3: shifts the odds; default: as in the verifier's validation")]
+Ray = Annotated[Optional[str], _option("--ray", help="address of a Ray cluster, or auto: this machine's, or one for the time of the work")]
 MaxLength = Annotated[Optional[int], typer.Option(min=16, help="tokens that are read; default: as in the verifier's training")]
 
 # %% ../nbs/12_cli.ipynb #ca2c109b
@@ -236,32 +237,48 @@ def build(
     typer.echo(f"report: {short_path(folder)}")
 
 # %% ../nbs/12_cli.ipynb #2f214894
-def _sweep_table(rows)->str:
+def _measured(run)->dict:
+    "What a run has on test; NaN where it has nothing."
+    path = run.report("metrics.json") if run else None
+    found = files_.read_json(path) if path and path.exists() else {}
+    return {name: float("nan") if found.get(name) is None else found[name] for name in ("accuracy", "auroc", "ece")}
+
+def _sweep_table(rows)->str:  # of (settings, run, how it ended)
     "The runs of a sweep side by side: settings, what was measured, folder."
     import pandas as pd
     from verifier_nb.runs import short_path
-    def measured(run):
-        found = files_.read_json(run.report("metrics.json"))
-        return {name: float("nan") if found.get(name) is None else found[name] for name in ("accuracy", "auroc", "ece")}
-    table = [{**dict(s.split("=", 1) for s in settings), **measured(run),
-              "run": short_path(run.reports)} for settings, run in rows]
+    table = [{**dict(s.split("=", 1) for s in settings), **_measured(run), "ended": how,
+              "run": short_path(run.reports) if run else "–"} for settings, run, how in rows]
     return pd.DataFrame(table).to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="–")
+
+def _one_by_one(config, combinations, root, shared)->list:  # of (settings, run, done)
+    from verifier_nb.runs import start
+    rows = []
+    for n, settings in enumerate(combinations, 1):
+        typer.echo(f"run {n} of {len(combinations)}: {' '.join(settings)}")
+        rows.append((settings[shared:], start(config, settings, root, say=typer.echo), "done"))
+    return rows
 
 @app.command()
 def sweep(
     config:Preset, grids:Annotated[list[str], _option("-g", "--grid", help="key=value,value,…; may be repeated")],
-    override:Overrides=None, root:Root=".",
+    override:Overrides=None, root:Root=".", ray:Ray=None,
+    stop_early:Annotated[bool, _option("--stop-early", help="with --ray: end the trials whose AUROC on validation falls behind")]=False,
 ):
-    "One run for each combination of settings."
+    "One run for each combination of settings, one after the other or, with Ray, side by side."
     from verifier_nb.config import load_config
-    from verifier_nb.runs import grid, start
-    combinations = [[*(override or []), *combination] for combination in grid(grids)]
+    from verifier_nb.runs import grid
+    shared = override or []
+    combinations = [[*shared, *combination] for combination in grid(grids)]
     for settings in combinations: load_config(config, settings)  # refuse all before the first long run
-    rows = []
-    for n, settings in enumerate(combinations, 1):
-        typer.echo(f"run {n} of {len(combinations)}: {' '.join(settings)}")
-        rows.append((settings[len(override or []):], start(config, settings, root, say=typer.echo)))
+    if stop_early and not ray:
+        raise VerifierError("--stop-early compares trials that run together", "--stop-early", "add --ray auto")
+    if not ray: rows = _one_by_one(config, combinations, root, len(shared))
+    else:
+        from verifier_nb import cluster
+        rows = cluster.sweep(config, combinations, root, ray, stop_early, len(shared))
     typer.echo("\n" + _sweep_table(rows))
+    if any(how == "failed" for _, _, how in rows): raise typer.Exit(1)
 
 # %% ../nbs/12_cli.ipynb #d32609c8
 @app.command()
@@ -342,6 +359,33 @@ def _skipped_rows(rows:list)->str:
     some = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
     return f"{len(rows)} rows could not be scored, because a text is empty or too long: row {some}"
 
+# %% ../nbs/12_cli.ipynb #b105fc08
+def _job(adapter, root, file, out, **how):
+    "What is scored in blocks; a GPU takes larger pieces, unless others have begun with smaller ones."
+    from verifier_nb import blocks
+    from verifier_nb.score_file import rows_at_once
+    from verifier_nb.setup import pick_device
+    return blocks.plan(file, out, blocks.identity(adapter, root), rows_at_once(pick_device("auto")), **how)
+
+def _score_share(job, shard, adapter, root):
+    "Score a share of the blocks, and say what is left."
+    from verifier_nb import blocks
+    which, many = blocks.shard_of(shard)
+    verifier = blocks.open_judge(job, adapter, root, _say_aside)
+    rows, left = blocks.score_shard(verifier, job, which, many), len(job.missing())
+    typer.echo(f"{rows} rows scored; " + (f"{left} of {job.blocks} blocks have no part yet" if left else "all blocks are done: --merge"))
+
+def _from_parts(job, ray, workers, adapter, root, more)->dict:
+    "Score what has no part yet, where there is a cluster, and write the result."
+    from verifier_nb import blocks
+    start = time.time()
+    if ray:
+        from verifier_nb import cluster
+        cluster.score_blocks(job, adapter, root, ray, workers)
+    return {**blocks.merge(job, more), "seconds": time.time() - start}
+
+
+# %% ../nbs/12_cli.ipynb #168eca29
 @app.command()
 def score(
     file:Annotated[str, _argument("a .csv, .jsonl or .parquet file with question and solution")],
@@ -349,16 +393,24 @@ def score(
     adapter:Adapter="default", column:Columns=None, root:Root=".",
     alone:Annotated[bool, _option("--alone", help="without the hybrid's second pass, where the verifier has a hybrid")]=False,
     every:Annotated[bool, _option("--all", help="every probability, also the uncalibrated ones")]=False,
-    force:Annotated[bool, _option("--force", help="replace OUT")]=False,
+    force:Annotated[bool, _option("--force", help="replace OUT")]=False, ray:Ray=None,
+    shard:Annotated[Optional[str], _option("--shard", help="only this share of the blocks, such as 2/8; any number of machines may work on one OUT")]=None,
+    merge:Annotated[bool, _option("--merge", help="write OUT from the parts of all shards")]=False,
+    workers:Annotated[Optional[int], typer.Option(min=1, help="with --ray; default: one for each GPU, or for each core")]=None,
     aim:Aim=None, prior:Prior=None,
 ):
     "Ask the verifier about every row of a file."
     from verifier_nb.ask import open_verifier
     from verifier_nb.score_file import label_lines, score_file
-    columns, as_wished = _columns(column) or {}, _wished(aim, prior)
-    def opened(): return as_wished(open_verifier(adapter, root, _say_aside))
-    done = score_file(opened, file, out, columns, alone, force, more=every)
-    if alone and not done["has_hybrid"]: _say_aside("--alone changed nothing: this verifier has no hybrid")
+    ways = [name for name, given in (("--ray", ray), ("--shard", shard), ("--merge", merge)) if given]
+    if len(ways) > 1: raise VerifierError(f"{' and '.join(ways)} do not go together", "score", "give one of them")
+    as_wished = _wished(aim, prior)
+    how = {"columns": _columns(column) or {}, "alone": alone, "force": force}
+    job = _job(adapter, root, file, out, aim=aim, prior=prior, **how) if ways else None
+    if shard: return _score_share(job, shard, adapter, root)
+    if job: done = _from_parts(job, ray, workers, adapter, root, every)
+    else: done = score_file(lambda: as_wished(open_verifier(adapter, root, _say_aside)), file, out, more=every, **how)
+    if alone and not done.get("has_hybrid", True): _say_aside("--alone changed nothing: this verifier has no hybrid")
     if done["skipped"]: _say_aside(_skipped_rows(done["skipped"]))
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")

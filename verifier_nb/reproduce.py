@@ -39,14 +39,15 @@ def environment_differences(
 # %% ../nbs/10a_reproduce.ipynb #69d2580f
 def suspects(
     run:Run,
-)->dict:  # environment: [(what, then, now)], code: [stage], edited: [file]
+)->dict:  # environment: [(what, then, now)], code: [stage], edited: [file], gone: [file]
     "What could make a repetition differ, known before it starts."
     manifest, now = read_manifest(run), snapshot(run)
     written = {k: v for s in manifest["stages"].values() for k, v in s.get("outputs", {}).items()}
     then = files.read_json(run.report("environment.json"))
     return {"environment": environment_differences(then, setup.fingerprint()),
             "code": [s for s, entry in manifest["stages"].items() if entry["code"] != code_hash(s)],
-            "edited": [k for k, v in written.items() if now.get(k) != v]}
+            "edited": [k for k, v in written.items() if now.get(k, v) != v],
+            "gone": [k for k in written if k not in now]}
 
 # %% ../nbs/10a_reproduce.ipynb #6b853385
 def _verdict(name, one:dict, two:dict)->str:
@@ -56,6 +57,7 @@ def _verdict(name, one:dict, two:dict)->str:
     if name not in one: return "new"
     return "identical" if one[name] == two[name] else "differs"
 
+# %% ../nbs/10a_reproduce.ipynb #e2b77572
 def differences(
     run:Run,  # the original
     again:Run,  # the repetition
@@ -72,6 +74,7 @@ def reproduce_run(run:Run, root=".", say=print)->dict:  # suspects' keys, and fi
     if not found["environment"]: say("environment  the same")
     for stage in found["code"]: say(f"code         {stage} has changed since")
     for name in found["edited"]: say(f"edited       {name} is not what the run wrote")
+    for name in found["gone"]: say(f"gone         {name} is not here to compare with")
     again = finish(new_run(run.config, root), say=say)
     found["files"] = differences(run, again)
     for name, verdict in found["files"].items(): say(f"{verdict:12} {name}")
