@@ -102,6 +102,7 @@ def test_a_variant_differs_in_what_it_names(suite):
         base, _, name = variant.partition(": ")
         if name in ("solution in other words", "form", "equations turned round", "operands exchanged", "shorter way", "longer way", "other way", "false remark"):
             assert row.question == at.loc[(family, base)].question and row.solution != at.loc[(family, base)].solution
+        if name == "shorter way": assert len(check(row.solution)) <= 1 < int(row.capability.split()[0]), row.solution
         if name == "question in other words": assert row.question != at.loc[(family, base)].question and row.solution == at.loc[(family, base)].solution
         if name and name != "false remark": assert row.label == at.loc[(family, base)].label
 
