@@ -1,5 +1,5 @@
 "A table in blocks: shards, a merge, and Ray with two workers; the result is what one process alone writes."
-import os, signal, threading, time
+import os, threading, time
 from pathlib import Path
 
 import pandas as pd
@@ -115,13 +115,15 @@ def start_within_its_time(start, tries=3):
 
 
 def kill_a_worker(parts, killed):
-    "When the first part is there, kill one of Ray's workers."
-    until = time.time() + 120
-    while time.time() < until and not list(parts.glob("0*.jsonl")): time.sleep(0.05)
-    workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(p.info["cmdline"] or [])]
-    if workers:
-        os.kill(workers[0].pid, signal.SIGKILL)
-        killed.append(workers[0].pid)
+    "When Ray's workers have written a part, kill one of them."
+    until, workers, before = time.time() + 120, {}, len(list(parts.glob("0*.jsonl")))
+    while time.time() < until and len(list(parts.glob("0*.jsonl"))) == before:
+        named = [p for p in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(p.info["cmdline"] or [])]  # its title while it starts
+        workers |= {p.pid: p for p in named}
+        time.sleep(0.05)
+    for worker in [p for p in workers.values() if p.is_running()][:1]:
+        worker.kill()
+        killed.append(worker.pid)
 
 
 @pytest.mark.timeout(300)
