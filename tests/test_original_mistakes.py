@@ -62,11 +62,11 @@ def test_no_notebook_uses_a_name_before_it_is_made(path):
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
         local = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {a.arg for n in ast.walk(node) if isinstance(n, ast.arguments) for a in [*n.posonlyargs, *n.args, *n.kwonlyargs, n.vararg, n.kwarg] if a}
         local |= {(a.asname or a.name).split(".")[0] for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-        local |= {n.name for n in ast.walk(node) if isinstance(n, (ast.FunctionDef, ast.ClassDef))} | {n.name for n in ast.walk(node) if isinstance(n, ast.ExceptHandler) and n.name}
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):  # a function's body is looked at when it is called
+        local |= {n.name for n in ast.walk(node) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))} | {n.name for n in ast.walk(node) if isinstance(n, ast.ExceptHandler) and n.name}
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):  # a function's body is looked at when it is called
             used = {n.id for n in names if isinstance(n.ctx, ast.Load)}
             assert used <= known | local, f"line {node.lineno}: {sorted(used - known - local)}"
-        known |= local if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) else {node.name}
+        known |= local if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else {node.name}
 
 
 @pytest.mark.parametrize("path", NBS, ids=[p.stem for p in NBS])

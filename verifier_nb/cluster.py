@@ -169,6 +169,8 @@ def _trial(config:str, root:str):
         def step(self): return self.watched.step()
 
         def cleanup(self): self.watched.process.stop()
+        def save_checkpoint(self, folder): return {}  # the run keeps its own
+        def load_checkpoint(self, kept): pass
     return Trial
 
 # %% ../nbs/11e_cluster.ipynb #a944a141

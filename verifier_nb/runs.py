@@ -227,10 +227,15 @@ def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     from papermill.exceptions import PapermillExecutionError
     asked = out.with_name("in.ipynb")
     nbformat.write(without_lessons(nbformat.read(notebook(stage), as_version=4)), asked)
-    try:
+    def start(**kernels):
         pm.execute_notebook(str(asked), str(out), parameters=parameters, kernel_name="python3", language="python",
                             progress_bar=False, cwd=os.getcwd(), start_timeout=300,
                             extra_arguments=["--log-level=50"], **kernels)
+    try:
+        try: start(**kernels)
+        except RuntimeError as e:
+            if "before replying" not in str(e): raise
+            start()  # the kernel had done nothing yet: another one, cold
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394

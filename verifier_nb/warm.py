@@ -142,13 +142,13 @@ def follow(
     path,  # of the socket
     argv,  # what a kernel is given
 ):
-    "Ask for a kernel, pass signals on to it, and end as it ends."
-    one = _connect(path)
-    one.sendall(json.dumps({"argv": list(argv), "env": dict(os.environ), "cwd": os.getcwd()}).encode() + b"\n")
-    said = one.makefile("rb")
-    first = said.readline()
-    if not first: sys.exit(1)
-    pid = json.loads(first)["pid"]
+    "Ask for a kernel, pass signals on to it, and end as it ends; where nobody answers, become one, cold."
+    try:
+        one = _connect(path)
+        one.sendall(json.dumps({"argv": list(argv), "env": dict(os.environ), "cwd": os.getcwd()}).encode() + b"\n")
+        said = one.makefile("rb")
+        pid = json.loads(said.readline())["pid"]
+    except (OSError, ValueError): os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *argv])
     def pass_on(number, _):
         with suppress(ProcessLookupError): os.kill(pid, number)
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
