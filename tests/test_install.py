@@ -26,7 +26,7 @@ def wheel(root, tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     "A function that runs a command of the copy under a prefix, from a folder that has nothing to do with it."
     prefix, elsewhere = tmp_path_factory.mktemp("prefix"), tmp_path_factory.mktemp("elsewhere")
-    pip("install", wheel, "--prefix", prefix, "--no-index")
+    pip("install", wheel, "--prefix", prefix, "--no-index", "--ignore-installed")  # or pip removes the installation that runs these tests
     place = next(prefix.rglob("verifier_nb/__init__.py")).parent.parent
     assert not list(prefix.rglob("share/verifier_nb"))
 
