@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from . import ask
 from .files import VerifierError, clean_cell
 from .reward import chat_pairs
+from .score_file import why_unread
 
 # %% ../nbs/11c_serve.ipynb #981ac8ac
 def _told(row, solution)->dict:
@@ -30,11 +31,6 @@ def _told(row, solution)->dict:
     return {"p_flawed": float(row[p]), "verdict": row[verdict], "p_calibrated": float(row["p_calibrated"]),
             "p_uncalibrated": float(row["p_flawed"]), "step": int(row["step"]) or None, "reason": row["why"],
             "steps": ask.steps_of_row(row, solution), "error": None}
-
-def _unread(verifier, question, solution):
-    "Why a solution has no answer; None: it can be read."
-    if not question.strip() or not solution.strip(): return "a text is empty"
-    return None if verifier.fits(question, solution) else f"longer than {verifier.max_length} tokens"
 
 def judge_pairs(
     verifier,  # a Verifier
@@ -49,7 +45,7 @@ def judge_pairs(
         return [_told(row, solution) for row, (_, solution) in zip(rows, some)]
     if all(q.strip() and s.strip() for q, s in pairs):
         with suppress(VerifierError): return said(pairs)  # nearly always: nobody has to look at each one first
-    errors = [_unread(verifier, *pair) for pair in pairs]
+    errors = [why_unread(verifier, *pair) for pair in pairs]
     answers = iter(said([pair for pair, error in zip(pairs, errors) if not error]))
     return [_no_answer(error) if error else next(answers) for error in errors]
 
