@@ -3,6 +3,7 @@ import random, threading, time
 from fractions import Fraction
 import pytest
 from verifier_nb.answer import final_answer, same_answer, value_of
+from timing import seconds
 
 CASES = [  # solution, text, how, value
     ("It takes 3 days.\n#### 1,250", "1,250", "####", 1250),
@@ -64,7 +65,7 @@ def test_any_text_is_read():
 
 @pytest.mark.parametrize("part", [*PARTS, "answer: ", "** 5", "1/2 ", "1:"])
 def test_time_is_bounded(part):
-    start = time.process_time()
-    answer = final_answer("5" + part * (20_000 // len(part)))
-    answer and answer.value
-    assert time.process_time() - start < 1
+    def read():
+        answer = final_answer("5" + part * (20_000 // len(part)))
+        return answer and answer.value
+    assert seconds(read) < 1

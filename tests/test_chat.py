@@ -1,7 +1,7 @@
 """Solutions as chat models and people write them: what is read, what is called false, what is said to be unread.
 
 The cases in golden/chat_solutions.yaml were written before the reader that reads them."""
-import json, re, time
+import json, re
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import yaml
 from verifier_nb.canonical import canonical
 from verifier_nb.numbers import as_written
 from verifier_nb.solution import check, findings
+from timing import seconds
 
 GOLDEN = Path(__file__).parent/"golden"
 CASES = [case for name in ("chat_solutions", "chat_traps") for case in yaml.safe_load((GOLDEN/f"{name}.yaml").read_text(encoding="utf-8"))]
@@ -137,9 +138,4 @@ def test_processbench_is_read_and_its_clean_solutions_raise_few_alarms(shared):
 def test_a_long_answer_is_checked_at_once():
     problem = r"To find out how many boxes the club sold on Saturday morning, we first count those that were left over on Friday evening. So we have \(12 \times 4 = 48\), and \(\frac{48}{6} = 8\) **boxes** cost $8 \times \$3 = \$24$, which is half of the $48 in all. "
     text = (problem*(20_000//len(problem) + 1))[:20_000]
-    seconds = []
-    for _ in range(7):
-        begin = time.process_time()
-        check(text)
-        seconds.append(time.process_time() - begin)
-    assert min(seconds) < 0.05
+    assert seconds(lambda: check(text), times=7) < 0.05

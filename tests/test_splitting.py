@@ -1,9 +1,10 @@
 """Steps of a solution: cases of every style, and what must hold for any text."""
-import json, random, time
+import json, random
 from pathlib import Path
 import pytest
 from verifier_nb.splitting import steps
 from verifier_nb import solution
+from timing import seconds
 
 MEASURED = Path(__file__).parents[1].parent/"shared"/"data"/"steps"
 
@@ -54,14 +55,8 @@ def test_any_text_joins_again():
 
 @pytest.mark.parametrize("part", PARTS + ["x\n", "a. B ", "x" + " "*50, "x" + "\n"*50, "(", "_ ", "Step 1\n", "- x\n"])
 def test_time_is_linear(part):
-    def seconds(n):
-        text, best = "x" + part * (n // len(part)), 9
-        for _ in range(3):
-            start = time.process_time()
-            steps(text)
-            best = min(best, time.process_time() - start)
-        return best
-    assert seconds(20_000) < max(0.02, 20 * seconds(4_000))
+    taken = [seconds(lambda: steps("x" + part * (n // len(part)))) for n in (4_000, 20_000)]
+    assert taken[1] < max(0.02, 20 * taken[0])
 
 @pytest.mark.parametrize("name,wanted", [("processbench_math", 0.96), ("mr_gsm8k_flawed", 0.99)])
 def test_agrees_with_people(name, wanted):
