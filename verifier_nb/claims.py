@@ -34,7 +34,7 @@ class Draft:
     def __post_init__(self):
         self.values = [n.value for n in self.parsed.numbers]
         text = self.parsed.text
-        self.special = "^" in text or "√" in text or _MIXED.search(text) is not None
+        self.special = "^" in text or "√" in text or "/" in text and _MIXED.search(text) is not None
 
     def note_percents(self):
         "Take in the percent signs that have been found by now."
@@ -67,6 +67,7 @@ def _member(side, may_have_a_rest, about):
 # %% ../nbs/02_claims.ipynb #6de33865
 def _uneven(side):
     "Whether the slashes of `3/ 1/4` are spaced so that 3/(1/4) may be meant."
+    if sum(token.text == "/" for token in side) < 2: return False
     gaps, depth = set(), 0
     for before, token, after in zip(side, side[1:], side[2:]):
         depth += (before.kind is LEFT) - (before.kind is RIGHT)
@@ -284,7 +285,8 @@ def equation_of_tree(step, tree, result, draft):
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
         return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
-    if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
+    if how and how.exact and not draft.hundredths: value, expected = draft.values[result], stated
+    elif how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
     else:
         value, sign = _meant(tree, result, draft)
         expected = as_written(value) + sign

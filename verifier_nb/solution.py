@@ -26,7 +26,7 @@ from .tokens import CURRENCY, NUMBER, WORD, scan
 from .units import CURRENCIES, UNITS_OF_AMOUNTS, mixed_kinds, size_of, unit_of, value_in_unit
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
-_TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
+_TOO_MANY_DIGITS = re.compile(r"[0-9]{%d}" % (LIMITS["digits"]+1))
 
 def _has_other_digits(text): return any(c.isdigit() and c not in "0123456789²³" for c in set(text))
 
@@ -289,7 +289,7 @@ def _finish(draft):
     "Number the steps in reading order, judge their equations, and give each number its part."
     p = draft.parsed
     for i in draft.unread: p.numbers[i].role = Role.UNREAD
-    def result_end(step): return max(p.numbers[i].end for i in step.results)
+    def result_end(step): return max([p.numbers[i].end for i in step.results])
     for index, step in enumerate(sorted(draft.steps.values(), key=result_end)):
         step.index = index
         _finish_step(step, draft)
