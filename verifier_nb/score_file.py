@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'MORE_SCORES', 'read_pieces', 'Table', 'checked', 'why_unre
            'write_scored', 'columns_of', 'rows_at_once', 'has_hybrid', 'score_file', 'label_lines']
 
 # %% ../nbs/11a_score_file.ipynb #4032e3a8
-import itertools, json, re, sys, time
+import itertools, json, re, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -221,6 +221,52 @@ def score_pieces(verifier, pieces, table, hybrid, batch_tokens):
         found, missed = _scores(verifier, *(list(map(str, texts[name])) for name in texts), hybrid, batch_tokens)
         yield piece, found.set_axis(piece.index), missed
 
+# %% ../nbs/11a_score_file.ipynb #a541f51d
+_GROUP = 2**16  # rows of a Parquet file that are held in memory
+
+class _RowGroups:
+    "Groups of rows on the disk, and the types that hold all of them."
+    def __init__(self, folder): self.folder, self.files, self.waiting, self.rows, self.schema = Path(folder), [], [], 0, None
+
+    def add(self, piece):
+        self.waiting.append(piece)
+        self.rows += len(piece)
+        if self.rows >= _GROUP: self._put()
+
+    def _put(self):
+        "What waits goes to the disk."
+        import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+        whole = pd.concat(self.waiting).replace({"": None})
+        group = pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata()
+        known = [group.schema] if self.schema is None else [self.schema, group.schema]
+        self.schema = pa.unify_schemas(known, promote_options="permissive")
+        self.files.append(self.folder/f"{len(self.files)}.parquet")
+        pq.write_table(group, self.files[-1])
+        self.waiting, self.rows = [], 0
+
+    def write(self, f):
+        "The whole table, group by group."
+        import pyarrow.parquet as pq
+        if self.waiting: self._put()
+        with pq.ParquetWriter(f, self.schema) as out:
+            for path in self.files: out.write_table(pq.read_table(path).cast(self.schema))
+
+@contextmanager
+def _parquet(out):
+    "A function that takes pieces; the Parquet file appears when all of them are there. Raises `VerifierError`."
+    import pyarrow as pa
+    with files.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            groups = _RowGroups(folder)
+            try:
+                yield groups.add
+                with files.atomic(out, "wb") as f: groups.write(f)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+                what = f"a column holds values of several kinds: {str(e)[:200]}"
+                raise VerifierError(what, out, "write a .jsonl or .csv file") from None
+
+
 # %% ../nbs/11a_score_file.ipynb #7703f98f
 def bar(total:int, show:bool=True):
     "A bar that shows how far it is; in a log file a line every quarter of a minute."
@@ -231,15 +277,11 @@ def bar(total:int, show:bool=True):
 @contextmanager
 def _result(out):
     "A function that takes pieces; the file appears when all of them are there."
-    import pandas as pd
-    write, pieces = _WRITERS[out.suffix.lower()], []
+    write, first = _WRITERS[out.suffix.lower()], itertools.chain([True], itertools.repeat(False))
     if write is None:
-        yield pieces.append
-        whole = pd.concat(pieces).infer_objects().replace({"": None})
-        with files.atomic(out, "wb") as f: whole.to_parquet(f, index=False)
+        with _parquet(out) as take: yield take
         return
-    with files.atomic(out) as f:
-        yield lambda piece: (write(f, piece, first=not pieces), pieces.append(None))
+    with files.atomic(out) as f: yield lambda piece: write(f, piece, first=next(first))
 
 
 # %% ../nbs/11a_score_file.ipynb #43c67daf
