@@ -18,11 +18,9 @@ COMMAND = [sys.executable, "-W", "ignore", "-c", "from verifier_nb.cli import ma
 
 def row_of(i):
     "A short problem with its solution: right, wrong, or (one in a thousand) none."
-    bags, apples, eaten = i // 90 + 2, i % 90 + 3, i % 5 + 1
-    question = f"Ann has {bags} bags of {apples} apples and eats {eaten}. How many are left?"
-    left = bags*apples - eaten + (3 if i % 3 == 0 else 0)
-    solution = f"{bags} * {apples} = {bags*apples}\n{bags*apples} - {eaten} = {left}\n#### {left}"
-    return {"id": i, "question": question, "solution": "" if i % 1000 == 999 else solution}
+    more = i % 7 + 2
+    solution = f"{i} + {more} = {i + more + (i % 3 == 0)}"
+    return {"id": i, "question": f"{i} + {more}?", "solution": "" if i % 1000 == 999 else solution}
 
 
 def write_table(path, numbers):

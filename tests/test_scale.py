@@ -1,5 +1,5 @@
 "A table in blocks: shards, a merge, and Ray with two workers; the result is what one process alone writes."
-import os, threading, time
+import json, os, threading, time
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +8,7 @@ import pytest
 from asking import make_adapter
 from typer.testing import CliRunner
 
-from verifier_nb import blocks, cli, cluster
+from verifier_nb import blocks, cli, cluster, score_file
 from verifier_nb.files import VerifierError
 
 
@@ -70,6 +70,30 @@ def test_parts_of_something_else_are_refused(table, adapter):
     assert code != 0 and "rows, sha256" in said
     code, said = ask(*score, "--merge")
     assert code != 0 and "do not go together" in said
+
+
+def test_a_long_parquet_file_is_written_in_groups(tmp_path, monkeypatch):
+    "No more than one group is held in memory; a column whose type shows late has it in all groups; mixed kinds are said in a sentence."
+    import pyarrow.parquet as pq
+    monkeypatch.setattr(score_file, "_GROUP", 100)
+    table = pd.DataFrame({"question": [f"{i} + 1?" for i in range(330)], "solution": ["" if i < 120 else f"{i} + 1 = {i + 1}" for i in range(330)],
+                          "late": [None]*250 + [1.5]*80, "some": [[i]*(i % 3) for i in range(330)]})
+    table.to_parquet(tmp_path/"in.parquet")
+    guess, held = _verifier(make_adapter(tmp_path/"a")), []
+    add = score_file._RowGroups.add
+    def counted(groups, piece):
+        add(groups, piece)
+        held.append(sum(map(len, groups.waiting)))
+    monkeypatch.setattr(score_file._RowGroups, "add", counted)
+    score_file.score_file(guess, tmp_path/"in.parquet", tmp_path/"out.parquet", progress=False)
+    out = pq.ParquetFile(tmp_path/"out.parquet")
+    assert max(held) < 100 and out.num_row_groups == 3 and str(out.schema_arrow.field("late").type) == "double"
+    got = pd.read_parquet(tmp_path/"out.parquet")
+    assert got.question.tolist() == table.question.tolist() and got.some.map(len).tolist() == [i % 3 for i in range(330)]
+    assert got.p_flawed.isna().tolist() == [i < 120 for i in range(330)] and sorted(p.name for p in tmp_path.iterdir()) == ["a", "in.parquet", "out.parquet"]
+    (tmp_path/"mixed.jsonl").write_text("".join(json.dumps({"question": "1 + 1?", "solution": "2", "x": x}) + "\n" for x in ("a", 1)))
+    with pytest.raises(VerifierError, match="values of several kinds"): score_file.score_file(guess, tmp_path/"mixed.jsonl", tmp_path/"m.parquet", progress=False)
+    assert not (tmp_path/"m.parquet").exists()
 
 
 def test_a_damaged_part_is_not_taken(table, adapter):

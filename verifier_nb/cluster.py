@@ -41,6 +41,14 @@ def _knock(address:str, seconds:float=5.0):
         raise VerifierError(f"no Ray cluster answers at {address}: {e}", "--ray", fix) from None
 
 # %% ../nbs/11e_cluster.ipynb #afbb89aa
+def _start_here(ray, quiet):
+    "A cluster on this machine. Raises `VerifierError`: Ray gives its own processes half a minute."
+    try: ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as e:  # Ray raises just this class when it waited too long
+        ray.shutdown()
+        fix = "try again when the machine is less busy, or start one with `ray start --head` and give its address"
+        raise VerifierError(f"Ray did not start on this machine: {str(e)[:200]}", "--ray", fix) from None
+
 @contextmanager
 def joined(address:str="auto"):  # yields the module ray
     "Be part of a Ray cluster while the block runs. Raises `VerifierError`."
@@ -49,7 +57,7 @@ def joined(address:str="auto"):  # yields the module ray
     try: ray.init(address=address, **quiet)
     except ConnectionError as e:
         if address != "auto": raise VerifierError(f"Ray refused: {e}", address, "give another one, or auto") from None
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _start_here(ray, quiet)
     try: yield ray
     finally: ray.shutdown()
 
