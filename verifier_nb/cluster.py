@@ -54,8 +54,8 @@ def _start_here(ray, quiet):
 @contextmanager
 def joined(address:str="auto"):  # yields the module ray
     "Be part of a Ray cluster while the block runs. Raises `VerifierError`."
-    ray, quiet = _ray(), {"log_to_driver": False, "logging_level": "error"}
     if address != "auto": _knock(address)
+    ray, quiet = _ray(), {"log_to_driver": False, "logging_level": "error"}
     try: ray.init(address=address, **quiet)
     except ConnectionError as e:
         if address != "auto": raise VerifierError(f"Ray refused: {e}", address, "give another one, or auto") from None
