@@ -57,6 +57,18 @@ def test_an_adapter_that_cannot_be_folded_is_merged(tmp_path):
     wanted = load(folder).score(QUESTIONS, SOLUTIONS).p_flawed
     assert np.abs(p_of(made, "vllm", load(folder), list(zip(QUESTIONS, SOLUTIONS))) - wanted).max() < 1e-3
 
+def test_the_merged_model_may_use_its_cache(tmp_path):
+    "The verifier needs none; whoever generates with the merged model does, and the verifier stays as it is."
+    verifier = make(tmp_path/"adapter", "llama")
+    before = verifier.model.config.use_cache
+    folder = export.export_verifier(verifier, "hf", tmp_path/"out")
+    assert files.read_json(folder/"config.json")["use_cache"] is True and verifier.model.config.use_cache is before
+
+def test_a_head_with_a_bias_is_refused():
+    net = _Other("llama").model
+    net.lm_head = torch.nn.Linear(32, net.config.vocab_size, bias=True)
+    with pytest.raises(VerifierError, match="has a bias"): export.score_head(net, (3, 4))
+
 def test_a_batch_of_rows_filled_up_is_classified_like_single_rows(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     verifier = make(tmp_path/"adapter", "llama")
