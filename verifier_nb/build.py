@@ -91,13 +91,11 @@ class PairMaker:
         "The pair for one place of a problem, or None."
         key, fresh = f"{self.seed}/{problem.source}/{problem.number}", self.cfg.fresh_numbers
         for example in instances(problem, f"{key}/{place if fresh else 0}", fresh):
-            if not example:
-                flaws.counts["refused", "fresh numbers", example.reason] += 1
-                if place and not self.cfg.fresh_words: continue  # the original was used already
-                example = dict(question=problem.question, solution=problem.solution)
-                if place and self.reworded(problem, example, f"{key}/{place}") is example: continue
-            example = self.shortened(example, f"{key}/{place if fresh else 0}", flaws.counts)
-            example = self.reworded(problem, example, f"{key}/{place}")
+            if not example: flaws.counts["refused", "fresh numbers", example.reason] += 1
+            found = example or dict(question=problem.question, solution=problem.solution)
+            told = self.reworded(problem, found, f"{key}/{place}")
+            if place and not example and told is found: continue  # the original was used already
+            example = self.shortened(told, f"{key}/{place if fresh else 0}", flaws.counts)
             other = self.other_instance(problem, f"{key}/{place}", example)
             error = flaws.make(other, random.Random(f"row/{key}/{place}/{example['question']}"))
             if error: return Pair(example, other["question"], error)

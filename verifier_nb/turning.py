@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['turned', 'turn_alike']
 
-# %% ../nbs/02c_turning.ipynb #0c201919
+# %% ../nbs/02c_turning.ipynb #276117bf
 from dataclasses import replace
 from functools import lru_cache
 from .answer import final_answer
 from .solution import check
 from .splitting import steps
 
-# %% ../nbs/02c_turning.ipynb #67fcd1f7
+# %% ../nbs/02c_turning.ipynb #6e353e41
 _equations = lru_cache(8)(check)  # each text is looked at twice
 
 def _currency_before(text, start, end)->int:
@@ -37,11 +37,11 @@ def turned(
         text = f"{text[:start]}{right.strip()}{gap[0]}={gap[1]}{left.strip()}{text[end:]}"
     return text
 
-# %% ../nbs/02c_turning.ipynb #49501f75
+# %% ../nbs/02c_turning.ipynb #ff715b32
 def _says_the_same(before:str, after:str)->bool:
-    "Whether two texts have the same steps and the same answer, and no equation became false."
+    "Whether two texts have the same steps and the same answer, and no true equation became false."
     if [start for start, _ in steps(before)] != [start for start, _ in steps(after)]: return False
-    if any(not e.ok for e in _equations(after)) > any(not e.ok for e in _equations(before)): return False
+    if all(e.ok for e in _equations(before)) and not all(e.ok for e in check(after)): return False
     answers = [final_answer(text) for text in (before, after)]
     return None not in answers and answers[0].value == answers[1].value
 
