@@ -5,7 +5,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from verifier_nb import build, everyday, rewording, shorter, sources
+from verifier_nb import build, everyday, plans, rewording, shorter, sources
 from verifier_nb.config import DataSettings, load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.solution import check, sound
@@ -23,8 +23,8 @@ def test_the_answer_follows_from_the_numbers_in_the_question(made):
         template = everyday.everyday_templates()[topic]
         rng = random.Random(f"ways/{topic}")
         for _ in range(30):
-            values = everyday._numbers(template, rng)
-            answers = {everyday.Plan(values, tuple(everyday.Step(everyday.tree_of(how), said) for how, said in way)).answer for way in template.ways}
+            values = plans.numbers_of(template, rng)
+            answers = {plans.Plan(values, tuple(plans.Step(plans.tree_of(how), said) for how, said in way)).answer for way in template.ways}
             assert len(answers) == 1, (template.topic, values, answers)  # all ways lead to one answer
             assert answers.pop() > 0
 

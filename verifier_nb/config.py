@@ -92,7 +92,8 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _mix(self):
         if not sum(self.types.values()): raise ValueError("types: give at least one kind of error a weight above 0")
-        if self.fewer_steps + self.one_expression > 1: raise ValueError("fewer_steps and one_expression: together at most 1")
+        if self.fewer_steps + self.one_expression > 1:
+            raise ValueError("fewer_steps and one_expression: together at most 1")
         return self
 
 # %% ../nbs/01_config.ipynb #560112a2

@@ -60,11 +60,12 @@ def _with_expression(text, tree, p)->str:
     found = _EQUATION.fullmatch(text)
     if not found:
         plain = _PLAIN_EQUATION.fullmatch(text)
-        return plain and _written(tree, p, " " if " " in plain["shown"].strip() else "") + plain["rest"] or ""
-    equals, shown = found["equals"] or "", (found["shown"] or "").strip()
-    if "=" not in equals: return f"{found['shown'] or ''}<<{_written(tree, p)}={found['rest']}"
-    before = shown[:shown.rindex("=")].strip()
-    return f"{_written(tree, p, ' ' if ' ' in before else '')}{equals}<<{_written(tree, p)}={found['rest']}"
+        return plain and _spaced_like(plain["shown"], tree, p) + plain["rest"] or ""
+    equals, shown = found["equals"] or "", found["shown"] or ""
+    before = _spaced_like(shown.rpartition("=")[0], tree, p) + equals if "=" in equals else shown
+    return f"{before}<<{_written(tree, p)}={found['rest']}"
+
+def _spaced_like(text, tree, p)->str: return _written(tree, p, " " if " " in text.strip() else "")
 
 # %% ../nbs/02c_merging.ipynb #3000e7f7
 def _inlined(tree, p, wanted):
@@ -101,7 +102,8 @@ def _mergeable(p, lines)->list:
     "Pairs (step, its only user) that can become one."
     found = []
     for step in p.steps:
-        if len(step.users) != 1 or not _is_exact(step, p) or not _is_alone(step, p, lines) or _in_doubt(step, p): continue
+        is_sure = _is_exact(step, p) and _is_alone(step, p, lines) and not _in_doubt(step, p)
+        if len(step.users) != 1 or not is_sure: continue
         user = p.steps[step.users[0]]
         inside = [i for i in _repeats(step, p) if i in leaves_of(user.trees[-1])]
         elsewhere = [i for i in _repeats(step, p) if i not in user.operands]
@@ -126,8 +128,9 @@ IN_MIND = 12  # the largest result that is used without being written down
 
 def _droppable(p, lines)->list:
     "Steps of one sign and a small whole result that later steps use."
-    def is_small(step): return type(step.value) is int and step.value <= IN_MIND and len(operators_of(step.trees[-1])) == 1
-    return [step for step in p.steps if step.users and _is_exact(step, p) and is_small(step)
+    def is_small(step): return type(step.value) is int and step.value <= IN_MIND
+    return [step for step in p.steps if step.users and is_small(step) and _is_exact(step, p)
+            and len(operators_of(step.trees[-1])) == 1
             and _is_alone(step, p, lines) and not _in_doubt(step, p) and _repeats(step, p)]
 
 def _drop(p, lines, rng)->str:
@@ -188,10 +191,10 @@ class _Wanted:
     def wrong(self, text)->str:
         "What is wrong with it; empty where nothing is."
         again = read_cached(text)
-        if again.problem or not all(equation.ok for equation in again.equations): return "an equation would not be read as true"
+        if again.problem or not all(equation.ok for equation in again.equations): return "an equation would be false"
         if not 0 < len(again.equations) <= self.most: return "an equation would be read as two"
-        if again.answer is None or again.numbers[again.answer].value != self.answer: return "the answer would be another"
-        return ""
+        answer = None if again.answer is None else again.numbers[again.answer].value
+        return "" if answer == self.answer else "the answer would be another"
 
 def fewer_steps(
     example:dict,  # question, solution (sound)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['turned', 'turn_alike']
 
-# %% ../nbs/02c_turning.ipynb #276117bf
+# %% ../nbs/02c_turning.ipynb #a732b30a
 from dataclasses import replace
 from functools import lru_cache
 from .answer import final_answer
 from .solution import check
 from .splitting import steps
 
-# %% ../nbs/02c_turning.ipynb #6e353e41
+# %% ../nbs/02c_turning.ipynb #252b7fed
 _equations = lru_cache(8)(check)  # each text is looked at twice
 
 def _currency_before(text, start, end)->int:
@@ -23,9 +23,9 @@ def _currency_before(text, start, end)->int:
 def _spans(text)->list:
     "Where the equations stand that can be turned: (start, end)."
     found = [(_currency_before(text, e.start, e.end), e.end) for e in _equations(text)]
-    def is_alone(k): return all(found[j][1] <= found[k][0] or found[k][1] <= found[j][0] for j in range(len(found)) if j != k)
-    def is_plain(part): return part.count("=") == 1 and part.count("**") % 2 == 0 and not any(sign in part for sign in "<>≈\n`")
-    return [span for k, span in enumerate(found) if is_alone(k) and is_plain(text[slice(*span)])]
+    def is_alone(span): return sum(start < span[1] and span[0] < end for start, end in found) == 1
+    def is_plain(part): return part.count("=") == 1 and part.count("**") % 2 == 0 and not set(part) & set("<>≈\n`")
+    return [span for span in found if is_alone(span) and is_plain(text[slice(*span)])]
 
 def turned(
     text:str,  # a solution without annotations, in any form
@@ -37,7 +37,7 @@ def turned(
         text = f"{text[:start]}{right.strip()}{gap[0]}={gap[1]}{left.strip()}{text[end:]}"
     return text
 
-# %% ../nbs/02c_turning.ipynb #ff715b32
+# %% ../nbs/02c_turning.ipynb #511b07d9
 def _says_the_same(before:str, after:str)->bool:
     "Whether two texts have the same steps and the same answer, and no true equation became false."
     if [start for start, _ in steps(before)] != [start for start, _ in steps(after)]: return False
