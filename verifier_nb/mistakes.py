@@ -132,8 +132,8 @@ def _bad_copy(plan, rng):
 ARITHMETIC = (_false_result,) * 5 + (_bad_copy,)
 
 # %% ../nbs/02c_mistakes.ipynb #b9bbdf93
-# chance of an error that shows so: more steps, a fraction, more digits, a number said twice, another sum
-_SELDOM = {"longer": 0.2, "fraction": 0.06, "larger": 0.35, "repeated": 0.1, "sum": 0.6}
+# chance of an error that shows so: more or fewer steps, a fraction, more digits, a number said twice, another sum, no division
+_SELDOM = {"longer": 0.2, "shorter": 0.3, "fraction": 0.03, "larger": 0.12, "repeated": 0.1, "sum": 0.4, "undivided": 0.4}
 
 def _is_whole(plan)->bool: return all(value.denominator == 1 for value in (*plan.results(), plan.answer))
 
@@ -145,19 +145,24 @@ def _repeats(plan)->int:
     said = [plan.values.get(leaf, leaf) for leaf in leaves] + plan.results()
     return len(said) - len(set(said))
 
-def _sums(plan)->int:
-    def count(tree): return (tree.sign == "+") + count(tree.left) + count(tree.right) if isinstance(tree, Op) else 0
+def _count(plan, sign)->int:
+    "How often a plan has a sign."
+    def count(tree): return (tree.sign == sign) + count(tree.left) + count(tree.right) if isinstance(tree, Op) else 0
     return sum(count(step.tree) for step in plan.steps)
+
+def _digits(plan)->int:
+    "Digits of the answer and of the largest result."
+    return len(str(int(plan.answer))) + len(str(int(max(plan.results()))))
 
 def _chance(
     plan,  # the correct one
     wrong,  # its flawed twin
 )->float:
     "The chance that an error is taken: less than one where it shows on the surface."
-    digits = [len(str(int(max(one.results())))) for one in (plan, wrong)]
-    shows = {"longer": len(wrong.steps) > len(plan.steps), "fraction": _is_whole(plan) and not _is_whole(wrong),
-             "larger": digits[1] > digits[0], "repeated": _repeats(wrong) > _repeats(plan),
-             "sum": _sums(wrong) > _sums(plan)}
+    shows = {"longer": len(wrong.steps) > len(plan.steps), "shorter": len(wrong.steps) < len(plan.steps),
+             "undivided": _count(wrong, "/") < _count(plan, "/"), "fraction": _is_whole(plan) and not _is_whole(wrong),
+             "larger": _digits(wrong) > _digits(plan), "repeated": _repeats(wrong) > _repeats(plan),
+             "sum": _count(wrong, "+") > _count(plan, "+")}
     return min(_SELDOM[name] if is_so else 1.0 for name, is_so in shows.items())
 
 # %% ../nbs/02c_mistakes.ipynb #7ea6f983
