@@ -188,7 +188,7 @@ def test_sampled_pairs_share_their_form_and_know_no_step():
                  for place in range(8) for label in (0, 1))
     problem = sources.Problem(1, 2, "sampled", "3 * 4?", ready=rows, restyle=True)
     forms = ["original", "plain", "final_answer", "the_answer_is", "latex", "markdown", "numbered", "chat"]
-    made, _ = build.ready_rows(problem, 8, lambda place: (forms[place], random.Random(place)))
+    made, _ = build.ready_rows(problem, 8, lambda place: build.Form(forms[place], random.Random(place)))
     assert [row["first_error"] for row in made] == [-1, None] * 8
     for good, bad in zip(made[::2], made[1::2]): assert good["solution"] == bad["solution"].replace("13", "12")
 

@@ -107,7 +107,9 @@ def places(tree, wanted, path=())->list:
         for side in (1, 2): found += places(tree[side], wanted, (*path, side))
     return found
 
-def at(tree, path): return at(tree[path[0]], path[1:]) if path else tree
+def at(tree, path):
+    "The part of a tree at a path."
+    return at(tree[path[0]], path[1:]) if path else tree
 
 def put(tree, path, new):
     "A tree with another part at a path."

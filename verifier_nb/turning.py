@@ -23,7 +23,10 @@ def _currency_before(text, start, end)->int:
 def _spans(text)->list:
     "Where the equations stand that can be turned: (start, end)."
     found = [(_currency_before(text, e.start, e.end), e.end) for e in _equations(text)]
-    def is_alone(span): return sum(start < span[1] and span[0] < end for start, end in found) == 1
+    def is_alone(span):
+        "Whether an equation shares no part with another one, nor stands in a chain."
+        joined = text[:span[0]].rstrip()[-1:] == "=" or text[span[1]:].lstrip()[:1] == "="
+        return not joined and sum(start < span[1] and span[0] < end for start, end in found) == 1
     def is_plain(part): return part.count("=") == 1 and part.count("**") % 2 == 0 and not set(part) & set("<>≈\n`")
     return [span for span in found if is_alone(span) and is_plain(text[slice(*span)])]
 
