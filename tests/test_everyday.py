@@ -115,8 +115,14 @@ def test_short_problems_are_sound_and_ask_for_the_step():
 
 
 @pytest.mark.parametrize("said", ["It makes ⟨⟩ eggs", "They had ⟨⟩ eggs", "So she has ⟨⟩ eggs because of them", "Each box has ⟨⟩ eggs and a pen",
-                                  "She glorps ⟨⟩ eggs", "⟨⟩ eggs", "The sum is ⟨⟩", "She will be ⟨⟩ years old in May"])
+                                  "She glorps ⟨⟩ eggs", "⟨⟩ eggs", "The sum is ⟨⟩", "She will be ⟨⟩ years old in May",
+                                  "There remain ⟨⟩ pens", "This costs ⟨$⟩", "You have ⟨⟩ pens"])
 def test_a_statement_that_would_not_be_sound_is_left_alone(said): assert shorter.question_of(said) == ""
+
+
+def test_there_is_no_name():
+    assert shorter.question_of("There are ⟨⟩ students in the class.") == "How many students are there in the class?"
+    assert shorter.question_of("There were ⟨⟩ apples left.") == "How many apples were left?"
 
 
 def test_a_number_of_the_old_question_is_not_lost():

@@ -1,6 +1,7 @@
 "Solutions of fewer steps, in one expression, with their equations turned round: are they correct, and do they give nothing away?"
 import json, random, re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,13 @@ def test_a_plan_in_one_expression_goes_wrong_as_others_do():
     assert one.results() == [23] and plans.told(one.steps[0].tree, one.names) == "(4 + 5) * 3 - 4"
     wrong = [go_wrong(one, kind, random.Random(i)) for kind in ("conceptual", "computational") for i in range(30)]
     assert all(w and w.plan.answer != 23 for w in wrong) and len({w.subtype for w in wrong}) > 5
+
+
+# money
+
+def test_dollars_behind_an_annotation_count_in_cents():
+    question = "Ann has $80 and pays $12. How much has she left?"
+    made = [inject(dict(question=question, solution=f"She has 80-12={sign}<<80-12=68>>68 left.\n#### 68"), "computational", "unit slip in the result", random.Random(seed))
+            for sign in ("$", "") for seed in range(8)]
+    assert all(made[:8]) and {final_answer(one.solution).value for one in made[:8]} <= {6800, Fraction(17, 25)}
+    assert not any(made[8:])  # nobody knows what it counts
