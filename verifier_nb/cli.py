@@ -107,6 +107,15 @@ def presets():
         typer.echo(f"{name:18} {about}\n{'':18} {command}")
 
 # %% ../nbs/12_cli.ipynb #feb548e2
+def _checks(run)->list:  # of Check
+    "What can be seen at once; and, where nothing of that fails, what a model must be loaded for."
+    from verifier_nb import ahead
+    checks = ahead.look_ahead(run)
+    if any(c.status == "failure" for c in checks):
+        return [*checks, ahead.Check("model, training step", ahead.Status.SKIPPED, "looked at when the points above are mended")]
+    from verifier_nb import preflight
+    return preflight.preflight(run)
+
 @app.command()
 def doctor(config:Preset="smoke", override:Overrides=None):
     "Check machine, packages and a preset before any long work."
@@ -116,12 +125,12 @@ def doctor(config:Preset="smoke", override:Overrides=None):
     import warnings
     from verifier_nb.setup import stay_offline
     if stay_offline(): _say_aside("no network: the model hub is not asked, only what is on this disk is looked at")
-    from verifier_nb import preflight
+    from verifier_nb import ahead
     warnings.simplefilter("ignore", FutureWarning)  # what libraries will rename is nothing to check here
     cfg = load_config(config, override)
     cfg.data.problems = min(cfg.data.problems or 100, 100)  # a sample is enough to see that they can be read
-    typer.echo(f"{'':8} {'memory, beforehand':24} {preflight.beforehand(cfg)}")
-    with tempfile.TemporaryDirectory() as tmp: checks = preflight.preflight(new_run(cfg, tmp))
+    typer.echo(f"{'':8} {'memory, beforehand':24} {ahead.beforehand(cfg)}")
+    with tempfile.TemporaryDirectory() as tmp: checks = _checks(new_run(cfg, tmp))
     for c in checks:
         typer.echo(f"{c.status:8} {c.name:24} {c.detail}")
         if c.status != "ok" and c.fix: typer.echo(f"{'':33} what to do: {c.fix}")
@@ -466,14 +475,15 @@ def serve(
     rows:Annotated[int, typer.Option(min=1, help="solutions that a request may hold")]=256,
     waiting:Annotated[int, typer.Option(min=1, help="solutions that may wait; more are told to come again (429)")]=2048,
     batch:Annotated[int, typer.Option(min=1, help="solutions that are judged together")]=64,
-    root:Root=".", max_length:MaxLength=None,
+    root:Root=".", max_length:MaxLength=None, aim:Aim=None, prior:Prior=None,
 ):
     "Answer requests for scores, rankings, steps and rewards; SIGTERM or Ctrl-C ends it."
     from verifier_nb import serve as serve_
     from verifier_nb.ask import open_verifier
+    as_wished = _wished(aim, prior)
     serve_.check_door(host, token)
     listening = serve_.take_port(host, port)
-    verifier = open_verifier(name, root, _say_aside, max_length)
+    verifier = as_wished(open_verifier(name, root, _say_aside, max_length))
     typer.echo(f"http://{host}:{port} answers; /docs says what can be asked; Ctrl-C ends it")
     sys.stdout.flush()
     serve_.run_server(verifier, listening, token, serve_.Limits(rows=rows, waiting=waiting, batch=batch))
