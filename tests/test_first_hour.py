@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from typer.testing import CliRunner
 from asking import load, make_adapter
 
-from verifier_nb import cli, files, preflight, runs, setup, warm
+from verifier_nb import ahead, cli, files, preflight, runs, setup, warm
 from verifier_nb.config import load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.folders import new_run
@@ -57,15 +57,15 @@ def test_a_verifier_tells_itself_and_takes_two_plain_texts(tmp_path):
     ({"training.report_to": "trackio"}, "trackio is not installed")])
 def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    is_installed = runs._is_installed
-    monkeypatch.setattr(runs, "_is_installed", lambda name: name != "trackio" and is_installed(name))
+    is_installed = ahead._is_installed
+    monkeypatch.setattr(ahead, "_is_installed", lambda name: name != "trackio" and is_installed(name))
     with pytest.raises(VerifierError, match=said): runs.start("smoke", settings, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said_before_the_first_stage(tmp_path, monkeypatch):
     import shutil
-    monkeypatch.setattr(runs.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(ahead.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(VerifierError, match="MiB are free"): runs.look_before(load_config("smoke"), tmp_path)
 
 
@@ -141,9 +141,9 @@ def test_a_run_leaves_lessons_out_and_keeps_the_rest():
 # doctor
 
 def test_doctor_tells_a_gpus_memory_on_a_laptop():
-    told = preflight.beforehand(load_config("t4"))
+    told = ahead.beforehand(load_config("t4"))
     assert "enough: T4" in told and "weights" in told
-    big = preflight.beforehand(load_config("t4", {"model.quantization": "none", "model.gradient_checkpointing": False, "training.batch_size": 32}))
+    big = ahead.beforehand(load_config("t4", {"model.quantization": "none", "model.gradient_checkpointing": False, "training.batch_size": 32}))
     assert "enough: T4" not in big and "enough" in big
 
 
@@ -227,7 +227,7 @@ def test_an_executed_notebook_is_a_page_that_loads_nothing_and_folds_what_is_exp
                v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IProgress"}),
                v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}), v4.new_output("error", ename="E", evalue="no", traceback=["\x1b[31mE\x1b[0m: no"])]
     nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# Data\n\n*why*"), v4.new_code_cell("#| export\ndef folded(): pass"), v4.new_code_cell("shown()", outputs=outputs)]), run.report("03_data.ipynb"))
-    page = executed.write_pages(run)[0].read_text(encoding="utf-8")
+    page = executed.write_missing_pages(run)[0].read_text(encoding="utf-8")
     assert page.count("<details") == 1 and "<code>folded</code>" in page and "<em>why</em>" in page and "a &lt; b" in page and "E: no" in page and "base64,aGVsbG8=" in page
     assert "FutureWarning" not in page and "IProgress" not in page and "&lt;Figure&gt;" not in page and "src=\"http" not in page and "default-src 'none'" in page
     assert [(one.name, one.page) for one in analysis._notebooks(run)] == [("03_data", "03_data.html"), ("08_analysis", "")]

