@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from . import files, setup
 from .files import VerifierError
-from .memory import estimate_memory, known_config
 
 # %% ../nbs/04a_ahead.ipynb #ecdbf6fb
 class Status(str, Enum):
@@ -131,6 +130,7 @@ GPUS = {"T4": 15, "L4": 22, "A100": 40, "H100": 80}  # GiB that are there to use
 
 def beforehand(cfg)->str:
     "The memory of a training step on a GPU, in words, from the sizes of a known base; nothing is loaded."
+    from verifier_nb.memory import estimate_memory, known_config
     shape = known_config(cfg.model.base)
     if shape is None: return f"the sizes of {cfg.model.base} are not known here"
     t, m = cfg.training, cfg.model
