@@ -29,6 +29,15 @@ def test_final_answer(solution, text, how, value):
     found = final_answer(solution)
     assert (found.text, found.how, found.value) == (text, how, value) and solution[found.start:found.end] == text
 
+BOLD = {"In 4 minutes it is 60.": 60, "After 3 days, Tom has 45 marbles.": 45, "5 boxes cost $60.": 60, "24 apples in 4 bags": 24, "The 3 friends pay $12.50 each.": Fraction(25, 2), "3/4 of the cake is left": Fraction(3, 4),
+        "Each of the 6 kids gets 2 1/2 cookies.": Fraction(5, 2), "By 9:30 pm he has read 120 pages": 120, "Cost = $4 × 3 = $12": 12, "She drives 40% of 50 miles, so 20 miles.": 20, "Age in 5 years: 17": 17,
+        "Speed: 60 miles per hour for 2 hours": 60, "24 apples are left after 2 days": 24, "-5 degrees at 6 am": -5, "20% of the 50 students": Fraction(1, 5), "Week 2: 14 hours a week": 14}
+
+@pytest.mark.parametrize("line,value", BOLD.items())
+def test_a_bold_line_may_be_a_sentence(line, value):
+    found = final_answer(f"First, 3 + 4 = 7.\n**{line}**")
+    assert (found.how, found.value) == ("bold", value)
+
 SAME = [("$5", "5 dollars"), ("50%", "50"), ("50%", "1/2"), ("5.0", "5"), ("33 1/3 %", "1/3"), ("12%", "0.12"), ("12 percent", "12%"), ("9:05 am", "09:05"), ("10:4", "5 : 2"), ("1,000,000", "1000000"),
         ("\\frac{10}{4}", "2 1/2"), ("½", "0.5"), ("Tuesday", "tuesday"), ("−4", "-4"), ("€3,50", "€3,50"), ("3 a day", "3"), ("about 7 km", "7")]
 OTHER = [("$5", "6 dollars"), ("0.05", "5"), ("12%", "13"), ("9:05 am", "9:05 pm"), ("4:10", "5:2"), ("100", "1,000"), ("3 1/2", "31/2"), ("Monday", "tuesday"), ("4", "Tuesday"), ("x", "5")]
@@ -63,9 +72,9 @@ def test_any_text_is_read():
         found = final_answer(text)
         assert found is None or text[found.start:found.end] == found.text and value_of(found.text) == value_of(found.text)
 
-@pytest.mark.parametrize("part", [*PARTS, "answer: ", "** 5", "1/2 ", "1:"])
+@pytest.mark.parametrize("part", [*PARTS, "answer: ", "** 5", "1/2 ", "1:", "is 5 "])
 def test_time_is_bounded(part):
     def read():
-        answer = final_answer("5" + part * (20_000 // len(part)))
-        return answer and answer.value
+        many = part * (20_000 // len(part))
+        return [answer.value for answer in (final_answer("5" + many), final_answer(f"**{many}5**")) if answer]
     assert seconds(read) < 1

@@ -93,6 +93,21 @@ BEHIND = {"2e = 4.10 - 2.10 = 2.20": [False], "2x + 5 = 9 - 2 = 7": [True], "x =
 def test_numbers_behind_the_equals_sign_of_a_variable(text, ok): assert [e.ok for e in check(text)] == ok
 
 
+TURNED = ["107 = 15 × 7", "So 107 = 15 × 7.", "He pays $107 = 15 × $7.", "Then 107 = 15 * 7 apples are left.", "The total is 40 = 12 + 27.", r"We have \(107 = 15 \times 7\), so he has 107.", "**Step 2:** $40 = 12 + 27$.",
+          "Tom has 41 = 15 + 25 marbles and eats 3.", "1. 50 = 7 × 7\n2. 51 = 50 + 1", "(107 = 15 × 7)", "because 187 = 13 * 14 and 77 = 13 * 5 + 12, so", "Therefore, 12.5 = 100 / 9.", "So the rest is 30% = 100% - 60%."]
+
+
+@pytest.mark.parametrize("text", TURNED)
+def test_a_false_equation_with_its_result_in_front_is_judged(text):
+    false = [e for e in check(text) if not e.ok]
+    assert len(false) == 1 and not false[0].expression.startswith(false[0].stated), "the expression is the side that computes"
+
+
+@pytest.mark.parametrize("text", ["On day 2 = 3 + 4 pages are read.", "cos 60 = 1/2", "26 = 5 + 3x", "36 = 50 - 50 cos A", "Suppose 5 = 3 + 1. That is impossible.", "5 = 3 + 1 is false.", "6W / 6 = 30 / 6", "Is 10 = 3 + 4?", "Box 3 = 5 + 6 kg",
+                                  "10 = 1 + 2 + ...", "9 = (3/4)*number of novels", "Week 1 = 3 + 4, week 2 = 5 + 6", "so x = 3, 5 = x + 1", "7 = 20 mod 13", "so x^2 = 3 + 4", "Therefore - 3 Losses = -90 + 5", "the angle is 36 = 50 - 50 cos alpha."])
+def test_what_only_looks_like_one_is_not(text): assert all(e.ok for e in check(text))
+
+
 def test_correct_solutions_raise_no_alarm():
     read = [findings(case["text"]) for case in THIRD]
     assert [str(e) for found in read for e in found.equations if not e.ok] == []

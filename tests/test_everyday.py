@@ -5,7 +5,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from verifier_nb import build, everyday, rewording, shorter, sources
+from verifier_nb import build, everyday, plans, rewording, shorter, sources
 from verifier_nb.config import DataSettings, load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.solution import check, sound
@@ -23,8 +23,8 @@ def test_the_answer_follows_from_the_numbers_in_the_question(made):
         template = everyday.everyday_templates()[topic]
         rng = random.Random(f"ways/{topic}")
         for _ in range(30):
-            values = everyday._numbers(template, rng)
-            answers = {everyday.Plan(values, tuple(everyday.Step(everyday.tree_of(how), said) for how, said in way)).answer for way in template.ways}
+            values = plans.numbers_of(template, rng)
+            answers = {plans.Plan(values, tuple(plans.Step(plans.tree_of(how), said) for how, said in way)).answer for way in template.ways}
             assert len(answers) == 1, (template.topic, values, answers)  # all ways lead to one answer
             assert answers.pop() > 0
 
@@ -115,8 +115,14 @@ def test_short_problems_are_sound_and_ask_for_the_step():
 
 
 @pytest.mark.parametrize("said", ["It makes ⟨⟩ eggs", "They had ⟨⟩ eggs", "So she has ⟨⟩ eggs because of them", "Each box has ⟨⟩ eggs and a pen",
-                                  "She glorps ⟨⟩ eggs", "⟨⟩ eggs", "The sum is ⟨⟩", "She will be ⟨⟩ years old in May"])
+                                  "She glorps ⟨⟩ eggs", "⟨⟩ eggs", "The sum is ⟨⟩", "She will be ⟨⟩ years old in May",
+                                  "There remain ⟨⟩ pens", "This costs ⟨$⟩", "You have ⟨⟩ pens"])
 def test_a_statement_that_would_not_be_sound_is_left_alone(said): assert shorter.question_of(said) == ""
+
+
+def test_there_is_no_name():
+    assert shorter.question_of("There are ⟨⟩ students in the class.") == "How many students are there in the class?"
+    assert shorter.question_of("There were ⟨⟩ apples left.") == "How many apples were left?"
 
 
 def test_a_number_of_the_old_question_is_not_lost():
@@ -188,7 +194,7 @@ def test_sampled_pairs_share_their_form_and_know_no_step():
                  for place in range(8) for label in (0, 1))
     problem = sources.Problem(1, 2, "sampled", "3 * 4?", ready=rows, restyle=True)
     forms = ["original", "plain", "final_answer", "the_answer_is", "latex", "markdown", "numbered", "chat"]
-    made, _ = build.ready_rows(problem, 8, lambda place: (forms[place], random.Random(place)))
+    made, _ = build.ready_rows(problem, 8, lambda place: build.Form(forms[place], random.Random(place)))
     assert [row["first_error"] for row in made] == [-1, None] * 8
     for good, bad in zip(made[::2], made[1::2]): assert good["solution"] == bad["solution"].replace("13", "12")
 

@@ -37,12 +37,37 @@ def test_classifier_and_merged_model_say_what_the_verifier_says(family, tmp_path
         assert np.abs(p_of(folder, to, verifier, list(zip(QUESTIONS, SOLUTIONS))) - wanted).max() < 1e-3
         assert files.read_json(folder/"calibration.json")["temperature"] == 1.7
 
+def test_a_merged_folder_is_a_verifier_again(tmp_path):
+    "With the calibration, the threshold and the marks beside it; the calibration of a base is not that of an adapter upon it."
+    own = load(make_adapter(tmp_path/"adapter", calibration=MARKED))
+    folder = export.export_verifier(export.open_merged(str(tmp_path/"adapter")), "hf", tmp_path/"merged")
+    again = load(folder)
+    assert (again.threshold, again.max_length, again.marks) == (0.6, 700, True)
+    assert np.abs(again.score(QUESTIONS, SOLUTIONS).p_calibrated - own.score(QUESTIONS, SOLUTIONS).p_calibrated).max() < 1e-5
+    (tmp_path/"adapter"/"calibration.json").unlink()
+    said = files.read_json(tmp_path/"adapter"/"adapter_config.json")
+    files.write_json(tmp_path/"adapter"/"adapter_config.json", said | {"base_model_name_or_path": str(folder)})
+    other = scoring.Verifier.from_pretrained(str(folder), adapter=str(tmp_path/"adapter"), device="cpu")
+    assert other.temperature == 1.0 and not other.marks
+
 def test_an_adapter_that_cannot_be_folded_is_merged(tmp_path):
     folder = make_adapter(tmp_path/"adapter", use_dora=True) if "use_dora" in model.LoraSettings.model_fields else make_adapter(tmp_path/"adapter", bias="all")
     assert hasattr(load(folder).model, "merge_and_unload"), "this adapter is not folded, so that the test says something"
     made = export.export(str(folder), "vllm", tmp_path/"out")
     wanted = load(folder).score(QUESTIONS, SOLUTIONS).p_flawed
     assert np.abs(p_of(made, "vllm", load(folder), list(zip(QUESTIONS, SOLUTIONS))) - wanted).max() < 1e-3
+
+def test_the_merged_model_may_use_its_cache(tmp_path):
+    "The verifier needs none; whoever generates with the merged model does, and the verifier stays as it is."
+    verifier = make(tmp_path/"adapter", "llama")
+    before = verifier.model.config.use_cache
+    folder = export.export_verifier(verifier, "hf", tmp_path/"out")
+    assert files.read_json(folder/"config.json")["use_cache"] is True and verifier.model.config.use_cache is before
+
+def test_a_head_with_a_bias_is_refused():
+    net = _Other("llama").model
+    net.lm_head = torch.nn.Linear(32, net.config.vocab_size, bias=True)
+    with pytest.raises(VerifierError, match="has a bias"): export.score_head(net, (3, 4))
 
 def test_a_batch_of_rows_filled_up_is_classified_like_single_rows(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -74,7 +99,7 @@ def test_a_graph_says_what_the_verifier_says(tmp_path, monkeypatch, capsys):
     for name in ("model.onnx", "model-int8.onnx"):
         session = onnxruntime.InferenceSession(str(folder/name), providers=["CPUExecutionProvider"])
         found[name] = 1/(1 + np.exp(-export.run_graph(session, ids, verifier.tokenizer.pad_token_id)))
-    assert np.abs(found["model.onnx"] - wanted).max() < 1e-3 and 0 < np.abs(found["model-int8.onnx"] - wanted).max() < 0.05
+    assert np.abs(found["model.onnx"] - wanted).max() < 1e-3 and 0 < np.abs(found["model-int8.onnx"] - wanted).max() < 0.02
     assert (folder/"model-int8.onnx").stat().st_size < (folder/"model.onnx").stat().st_size
     said, got = printed(folder, monkeypatch, capsys)
     assert got == pytest.approx(said, abs=0.02)

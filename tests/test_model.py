@@ -1,5 +1,5 @@
 """Base models, adapters and the preflight: what is refused, what is kept, what is merged."""
-import importlib.util, json
+import importlib.util, json, re
 
 import numpy as np
 import pytest
@@ -123,6 +123,19 @@ def test_parameter_counts_of_the_shape_are_exact(folder):
     assert shape.layer_parameters + shape.embedding_parameters == matrices
     adapted = model.add_lora(net, LoraSettings(r=3))
     assert memory.lora_parameters(shape, 3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("family, sizes", [
+    ("gpt2", dict(n_embd=32, n_layer=2, n_head=4)), ("opt", dict(hidden_size=32, ffn_dim=96, word_embed_proj_dim=32, num_hidden_layers=2, num_attention_heads=4)),
+    ("gpt_neox", dict(hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True))])
+def test_families_that_name_their_sizes_otherwise_have_a_shape(family, sizes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+    cfg = AutoConfig.for_model(family, vocab_size=262, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
+    shape, net = memory.model_shape(cfg), AutoModelForCausalLM.from_config(cfg)
+    inside = [p for name, p in net.named_parameters() if p.ndim == 2 and re.search(r"\.(layers|h)\.\d", name)]
+    assert shape.intermediate in {n for p in inside for n in p.shape}  # a matrix has this width indeed
+    assert 1 <= shape.layer_parameters/sum(p.numel() for p in inside) <= 1.5  # never told too small; they have two matrices of the three
+    assert memory.estimate_memory(cfg, 100).GiB.iloc[-1] > 0
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pandas as pd, pytest
 from typer.testing import CliRunner
 
 from verifier_nb import answer, ask, behaviour, cases, cli, files, probe, setup, telling
-from verifier_nb.everyday import everyday, everyday_templates, tree_of, value_of
+from verifier_nb.everyday import everyday, everyday_templates
+from verifier_nb.plans import tree_of, value_of
 from verifier_nb.similarity import overlap
 from verifier_nb.solution import check
 from verifier_nb.splitting import steps

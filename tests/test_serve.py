@@ -1,5 +1,5 @@
 "The server: right answers for each client, plain refusals, a queue with an end, a token at the door, and an end that finishes what was accepted."
-import asyncio, json, os, re, signal, socket, subprocess, sys, threading, time, urllib.request
+import asyncio, html, json, os, re, shlex, signal, socket, subprocess, sys, threading, time, urllib.request
 import numpy as np, pytest
 from asking import HYBRID, PLAIN, load, make_adapter
 from verifier_nb import reward, serve
@@ -112,13 +112,62 @@ def test_what_a_message_says(client):
     odd = client.post("/score", content=b'{"question": "a\\ud800\\u0000?", "solution": "1 + 1 = 2 <|end|>"}')
     assert odd.status_code in (200, 422)
 
-def test_the_page_and_the_numbers(client):
-    paths = client.get("/openapi.json").json()["paths"]
-    assert {"/score", "/rank", "/steps", "/get_reward", "/health", "/metrics"} <= set(paths) and "swagger" in client.get("/docs").text
+def test_the_numbers(client):
     before, after = (client.post("/score", json={"rows": rows_of(5)}) and re.search(r"verifier_solutions_total (\d+)", client.get("/metrics").text)[1] for _ in range(2))
     assert int(after) - int(before) == 5 and client.get("/health").json()["status"] == "ok"
     client.get("/made-up-by-somebody")
     assert "made-up" not in client.get("/metrics").text
+
+def outside(page):
+    "Addresses that a page loads, wherever they stand."
+    return [address for address in re.findall(r"""(?:src|href|action)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import|fetch\(|import\(""", page) if not str(address[0]).startswith("#")]
+
+def test_the_page_needs_no_network(client):
+    "It loads nothing, shows every address and every field's meaning, and its policy lets nothing else run."
+    said, schema = client.get("/docs"), client.get("/openapi.json").json()
+    assert said.status_code == 200 and said.headers["content-type"].startswith("text/html")
+    assert outside(said.text) == [("openapi.json", "")] and "default-src 'none'" in said.text
+    assert {"/score", "/rank", "/steps", "/get_reward", "/health", "/metrics"} == set(schema["paths"])
+    for path in schema["paths"]: assert f"http://testserver{path}" in said.text
+    for shape in ("Verdict", "Ranking", "Steps", "Rewards", "Pair"):
+        assert f'id="{shape}"' in said.text
+        for field, told in schema["components"]["schemas"][shape]["properties"].items(): assert f"<td>{field}</td>" in said.text and told.get("description", "") in said.text
+    assert "HTTPValidationError" not in said.text and client.get("/redoc").status_code == 404
+
+def typed(page):
+    "The bodies of the lines to paste, by their path."
+    lines = [html.unescape(line) for line in re.findall(r"<code>(curl .*?)</code>", page)]
+    words = [shlex.split(line) for line in lines]
+    return {line[-1].removeprefix("http://testserver"): line[line.index("-d") + 1] for line in words if "-d" in line}
+
+def test_the_lines_of_the_page_are_answered(adapter):
+    with TestClient(serve.serve_app(load(adapter, steps={"temperature": 0.05}))) as c:
+        lines = typed(c.get("/docs").text)
+        answers = {path: c.post(path, content=body.encode()) for path, body in lines.items()}
+    assert set(lines) == {"/score", "/rank", "/steps", "/get_reward"} and {said.status_code for said in answers.values()} == {200}
+    assert answers["/rank"].json()["best"] in (0, 1) and answers["/steps"].json()["steps"]
+
+def test_the_page_names_the_token_and_does_not_tell_it(verifier):
+    with TestClient(serve.serve_app(verifier, token="a secret of ours")) as c: page = html.unescape(c.get("/docs").text)
+    assert page.count('-H "Authorization: Bearer $VERIFIER_TOKEN"') == 6 and "a secret" not in page
+
+def test_a_server_judges_as_the_person_wishes(tmp_path, monkeypatch):
+    "The same threshold and the same probabilities as the verifier that was asked to; a wish that is none is refused before the port is taken."
+    from typer.testing import CliRunner
+    from verifier_nb import cli
+    aims = PLAIN | {"bias": 0.3, "aim": "balanced", "base_rate": 0.5, "thresholds": {"balanced": 0.6, "accuracy": 0.5, "few-false-alarms": 0.8, "recall": 0.2, "f1": 0.4}}
+    folder, started = str(make_adapter(tmp_path/"a", calibration=aims)), []
+    monkeypatch.setattr(serve, "run_server", lambda verifier, listening, *rest: (listening.close(), started.append(verifier)))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    def ask(*more): return CliRunner().invoke(cli.app, ["serve", folder, "--port", port, *more])
+    assert ask("--aim", "recall", "--prior", "0.1").exit_code == 0 and ask().exit_code == 0
+    wanted = load(folder).aim_at("recall", 0.1)
+    got, plain = ([row["p_flawed"] for row in serve.judge_pairs(one, [(QUESTIONS[0], SOLUTIONS[0])])] for one in started)
+    assert got == pytest.approx(wanted.score(QUESTIONS[:1], SOLUTIONS[:1]).p_calibrated.tolist()) != plain and started[0].threshold == wanted.threshold != started[1].threshold
+    said = ask("--aim", "nonsense")
+    assert said.exit_code == 2 and "nonsense" in said.output and len(started) == 2
 
 def test_a_token_is_asked_for(verifier):
     with TestClient(serve.serve_app(verifier, token="a secret of ours")) as c:

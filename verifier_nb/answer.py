@@ -70,6 +70,19 @@ def value_of(
     try: return _exact(found)
     except ZeroDivisionError: return None
 
+# %% ../nbs/02_answer.ipynb #e06b34f4
+_BEGINS_WITH_A_VALUE = re.compile(r"[-−\s$€£(.]*[\d\\]")
+_VERB_OF_A_VALUE = re.compile(r"\b(?:is|are|was|were|has|have|had|costs?|makes?|gives?|leaves?|equals?)\s+(?:[a-z]+ly\s+|about\s+)?(?=[-−\s$€£(.]*[\d\\])",
+                              re.IGNORECASE)
+
+def _value_in_bold(text):
+    "The value of a bold line: behind its label; of a sentence the number behind its verb, or the last one."
+    label, colon, behind = text.rpartition(": ")
+    if colon and label[-1:].isalnum() and not label.isdigit(): text = behind
+    verbs = list(_VERB_OF_A_VALUE.finditer(text))
+    if verbs: return value_of(text[verbs[-1].end():])
+    return value_of(text, last=not _BEGINS_WITH_A_VALUE.match(text))
+
 # %% ../nbs/02_answer.ipynb #4b01c71d
 class How(str, Enum):
     "How an answer is stated."
@@ -91,6 +104,7 @@ class Answer:
     @cached_property
     def value(self):
         "Its exact value (see `value_of`), or None."
+        if self.how is How.BOLD: return _value_in_bold(self.text)
         return value_of(self.text, self.how is How.LAST)
 
     def __str__(self): return f"{self.text} ({self.how})"

@@ -70,10 +70,14 @@ def metric_table(
     return pd.DataFrame(rows, columns=["metric", "key", "value", "low", "high"])
 
 # %% ../nbs/09_card.ipynb #f84a04cc
-def _markdown_row(row):
-    "One line of the card's table: the number and, where it is known, its interval."
-    interval = "–" if pd.isna(row.low) or pd.isna(row.high) else f"{row.low:.3f} to {row.high:.3f}"
-    return f"| {row.metric} | {row.value:.3f} | {interval} |"
+def _range(row)->str:
+    "An interval as text; a dash where it is not known."
+    return "–" if pd.isna(row.low) or pd.isna(row.high) else f"{row.low:.3f} to {row.high:.3f}"
+
+def _markdown_table(heads, rows)->str:
+    "A table in Markdown from texts."
+    lines = [heads, ["---"]*len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../nbs/09_card.ipynb #e7819c5d
 class DataNote(NamedTuple):
@@ -183,9 +187,9 @@ def _results(run):
     if table.empty: return "This adapter has not been evaluated yet."
     counts = "n is not recorded"
     if found.get("n"): counts = f"n = {found['n']['rows']:,} rows of {found['n']['problems']:,} problems"
-    lines = ["| metric | value | 95 % interval |", "|---|---|---|", *map(_markdown_row, table.itertuples())]
+    rows = [[row.metric, f"{row.value:.3f}", _range(row)] for row in table.itertuples()]
     said = f"Measured on the test split, which took no part in training or in choosing anything ({counts})."
-    return "\n".join([said, "", *lines])
+    return f"{said}\n\n" + _markdown_table(["metric", "value", "95 % interval"], rows)
 
 # %% ../nbs/09_card.ipynb #d6842cd9
 def _behaviour(run)->str:
@@ -283,6 +287,12 @@ def _how_long(t)->str:
     if t.max_steps: return f"at most {t.max_steps} steps"
     return f"{t.epochs:g} epoch" + ("" if t.epochs == 1 else "s")
 
+def _what_the_loss_sees(t)->str:
+    "The label, and the steps where they were trained."
+    if t.steps == "off": return "The loss sees one token a sample: the label."
+    where = "at the last token of each step" if t.steps == "ends" else "at every token of a solution"
+    return f"The loss sees the label, and {where} whether an error has occurred so far (weight {t.step_weight:g})."
+
 def _recipe_lines(run):
     "How it was trained, in one paragraph of numbers."
     c, t = run.config, run.config.training
@@ -293,12 +303,6 @@ def _recipe_lines(run):
             f"{size} × {t.gradient_accumulation} a step, at most {c.data.max_length} tokens a sample. "
             f"{_what_the_loss_sees(t)}")
 
-def _what_the_loss_sees(t)->str:
-    "The label, and the steps where they were trained."
-    if t.steps == "off": return "The loss sees one token a sample: the label."
-    where = "at the last token of each step" if t.steps == "ends" else "at every token of a solution"
-    return f"The loss sees the label, and {where} whether an error has occurred so far (weight {t.step_weight:g})."
-
 # %% ../nbs/09_card.ipynb #c999f460
 def _what(run):
     "What is in the box, as the beginning of a sentence."
@@ -306,19 +310,21 @@ def _what(run):
     return f"A LoRA adapter that turns `{base}` into" if is_adapter(run) else f"`{base}`, all weights trained on, as"
 
 # %% ../nbs/09_card.ipynb #c159b54c
+def _base_notes(base, is_in_4_bits):
+    "What is to be said of a base, one sentence after the other."
+    if base in HUB_NAME:
+        yield (f"The base was `{base}`: `{public_base(base)}` as the package carries it, in rounded weights. "
+               "With the full weights from the Hub the probabilities differ a little.")
+    if is_in_4_bits:
+        yield ("The base was quantised to 4 bits (NF4) for training and for the numbers above. "
+               "With the 16-bit base the probabilities differ a little.")
+    if base.startswith("tiny:"):
+        yield "The base is a test model with random weights: this shows that the pipeline works, and nothing else."
+
 def _base_note(run):
     "A word on a base that is not exactly what its name on the Hub holds."
-    base, notes = run.config.model.base, []
-    if base in HUB_NAME:
-        notes.append(f"The base was `{base}`: `{public_base(base)}` as the package carries it, in rounded weights. "
-                     "With the full weights from the Hub the probabilities differ a little.")
-    if run.config.model.quantization == "nf4":
-        notes.append("The base was quantised to 4 bits (NF4) for training and for the numbers above. "
-                     "With the 16-bit base the probabilities differ a little.")
-    if base.startswith("tiny:"):
-        notes.append("The base is a test model with random weights: "
-                     "this shows that the pipeline works, and nothing else.")
-    return "".join(note + "\n\n" for note in notes)
+    settings = run.config.model
+    return "".join(note + "\n\n" for note in _base_notes(settings.base, settings.quantization == "nf4"))
 
 # %% ../nbs/09_card.ipynb #db4c4b1a
 def _operating(run)->str:
@@ -360,13 +366,6 @@ def weak_points(
     return table.sort_values("right", kind="stable").reset_index(drop=True)
 
 # %% ../nbs/09_card.ipynb #a5d054af
-def _markdown_table(heads, rows)->str:
-    "A table in Markdown from texts."
-    lines = [heads, ["---"]*len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-def _range(row)->str: return "–" if pd.isna(row.low) or pd.isna(row.high) else f"{row.low:.3f} to {row.high:.3f}"
-
 _OF = {"error_type": "kind", "subtype": "error", "source": "source"}
 
 def _weak_table(run)->str:

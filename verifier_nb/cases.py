@@ -7,12 +7,11 @@ __all__ = ['TRUE', 'FALSE', 'VARIANTS', 'FAMILIES', 'shorter', 'longer', 'false_
            'make', 'variant', 'family', 'cases']
 
 # %% ../nbs/07h_cases.ipynb #c7e2eda7
-import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import pandas as pd
-from .everyday import Op, Plan, value_of
 from .handwriting import FORMS, Style, draw_style, expression, write
+from .plans import Op, Plan, in_one, value_of
 from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
@@ -31,16 +30,10 @@ from verifier_nb.telling import (
 )
 
 # %% ../nbs/07h_cases.ipynb #a05eecc9
-def _inlined(tree, trees:list):
-    "A tree with the steps that it refers to put into it."
-    if isinstance(tree, Op): return Op(tree.sign, _inlined(tree.left, trees), _inlined(tree.right, trees))
-    is_result = isinstance(tree, str) and re.fullmatch(r"s\d+", tree)
-    return _inlined(trees[int(tree[1:]) - 1], trees) if is_result else tree
-
 def shorter(steps:tuple):  # -> tuple of Step, or None
     "All steps in one expression, where that stays readable."
     if not 2 <= len(steps) <= 4: return None
-    return (steps[-1]._replace(tree=_inlined(steps[-1].tree, [step.tree for step in steps])),)
+    return in_one(steps)
 
 _BACK = {"+": "-", "-": "+", "*": "/", "/": "*"}
 

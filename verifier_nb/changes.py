@@ -71,6 +71,7 @@ def write_like(n, new, p):
 
 # %% ../nbs/02a_changes.ipynb #80e9dca8
 CURRENCY = ("$", "€", "£")
+_PRICE = re.compile(r"[$€£](?:<<[^<>]*>>)?$")
 
 _COUNTS_NOTHING = re.compile(r"""
     \s* (?:
@@ -81,8 +82,9 @@ _COUNTS_NOTHING = re.compile(r"""
     )""", re.VERBOSE)
 
 def is_money(p, n):
-    "Whether a currency sign stands before a number."
-    return p.text[n.start-1:n.start] in CURRENCY
+    "Whether a currency sign stands before a number, or before the annotation in front of it: $<<80-12=68>>68."
+    before = p.text[n.start-1:n.start]
+    return before in CURRENCY or before == ">" and _PRICE.search(p.text, max(0, n.start-80), n.start) is not None
 
 # %% ../nbs/02a_changes.ipynb #8e349fc8
 def counts_noun(p, n):

@@ -9,9 +9,10 @@ __all__ = ['Draft', 'Member', 'members_of', 'Claim', 'claims_of', 'Percents', 'p
 # %% ../nbs/02_claims.ipynb #517c4106
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from fractions import Fraction
 from typing import NamedTuple
-from .numbers import Equation, Parsed, about, agrees, as_written, exact_quotient, without_annotations
+from .numbers import Equation, Parsed, about, agrees, as_written, exact_quotient, without_annotations, word_list
 from .reader import Inexact, climb, evaluate_tree, leaves_of, operators_of, value_or_none
 from .tokens import EQUALS, LEFT, RIGHT
 from .units import mixed_kinds
@@ -33,7 +34,7 @@ class Draft:
     def __post_init__(self):
         self.values = [n.value for n in self.parsed.numbers]
         text = self.parsed.text
-        self.special = "^" in text or "√" in text or _MIXED.search(text) is not None
+        self.special = "^" in text or "√" in text or "/" in text and _MIXED.search(text) is not None
 
     def note_percents(self):
         "Take in the percent signs that have been found by now."
@@ -66,6 +67,7 @@ def _member(side, may_have_a_rest, about):
 # %% ../nbs/02_claims.ipynb #6de33865
 def _uneven(side):
     "Whether the slashes of `3/ 1/4` are spaced so that 3/(1/4) may be meant."
+    if sum(token.text == "/" for token in side) < 2: return False
     gaps, depth = set(), 0
     for before, token, after in zip(side, side[1:], side[2:]):
         depth += (before.kind is LEFT) - (before.kind is RIGHT)
@@ -108,24 +110,7 @@ def _conversion(left, right, draft):
     if not mixed_kinds(left.tree, right.tree, p): return None
     return Claim(left.tree, right.tree, None, left.start, p.numbers[right.tree].end, right.about, converts=True)
 
-# %% ../nbs/02_claims.ipynb #2e7823de
-def _claim(left, right, alone, draft):
-    "What `left = right` claims, or None. `alone`: whether the chain has no other members."
-    numbers, values = draft.parsed.numbers, draft.values
-    if type(left.tree) is int:
-        computes = alone and type(right.tree) is not int
-        turned = computes and (_holds(left, right, values) or _fills_a_line(left, right, draft))
-        return Claim(right.tree, left.tree, None, left.start, right.end) if turned else None  # 12 = 3 x 4
-    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
-    if type(right.tree) is int:
-        inexact = draft.special and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
-        return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
-    return _claim_of_two_sides(left, right, draft)
-
-def _holds(left, right, values):
-    "Whether two members are worth the same."
-    return value_or_none(left.tree, values) == value_or_none(right.tree, values)
-
+# %% ../nbs/02_claims.ipynb #74c7d4b0
 _LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
 _REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
 
@@ -135,6 +120,53 @@ def _fills_a_line(left, right, draft):
     line = text.rfind("\n", 0, left.start) + 1
     alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)
     return bool(alone) and not draft.parsed.algebra
+
+# %% ../nbs/02_claims.ipynb #8080ddf5
+@cache
+def _surroundings():
+    "Patterns: what leads in to a statement, what ends it, and what says that it is not meant to hold."
+    leads = "|".join(word_list("lead in to an equation"))
+    doubts = "|".join([*word_list("say that an equation need not hold"), *word_list("functions")])
+    ends = "|".join(word_list("begin another clause"))
+    return (re.compile(rf"(?:(?:^|\n|[.:;!?]\s|(?<!\d),\s|\(|\b(?:{leads})\s)[ \t]*(?:[-*][ \t]+)?[$€£]?|[\w.,:;]\s[$€£])\Z", re.IGNORECASE),
+            re.compile(rf"[%°¢]?(?: [a-z]+){{0,3}}?[ \t]*(?:[.,;:!)](?!\S)|\)[.,;:!]|\n|\Z|(?: |, )(?:{ends})\b)"),
+            re.compile(rf"\b(?:{doubts})\b|n['’]t\b|[≠?✗❌]", re.IGNORECASE))
+
+_NEAR = 60  # characters
+
+def _is_stated(left, right, draft):
+    "Whether two members are a statement of their own in a sentence that means it."
+    text = draft.parsed.text
+    leads, ends, doubts = _surroundings()
+    if not leads.search(text[max(left.start-_NEAR, 0):left.start]) or not ends.match(text, right.end): return False
+    return not doubts.search(text, max(left.start-_NEAR, 0), right.end+_NEAR)
+
+def _stands_alone(left, right, draft):
+    "Whether `left = right`, which is false, means what it says."
+    return _fills_a_line(left, right, draft) or not _states_only(right.tree, draft.parsed.numbers) and _is_stated(left, right, draft)
+
+# %% ../nbs/02_claims.ipynb #2e7823de
+def _claim(left, right, alone, draft):
+    "What `left = right` claims, or None. `alone`: whether the chain has no other members."
+    numbers, values = draft.parsed.numbers, draft.values
+    if type(left.tree) is int:
+        computes = alone and type(right.tree) is not int
+        turned = computes and (_holds(left, right, values) or _stands_alone(left, right, draft))
+        return Claim(right.tree, left.tree, None, left.start, _end_with_percent(right, numbers)) if turned else None  # 12 = 3 x 4
+    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
+    if type(right.tree) is int:
+        inexact = draft.special and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
+        return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
+    return _claim_of_two_sides(left, right, draft)
+
+def _end_with_percent(member, numbers):
+    "Where a member ends, the percent sign of its last number included."
+    last = numbers[leaves_of(member.tree)[-1]]
+    return last.tail if last.percent and last.end == member.end else member.end
+
+def _holds(left, right, values):
+    "Whether two members are worth the same."
+    return value_or_none(left.tree, values) == value_or_none(right.tree, values)
 
 def _claim_of_two_sides(left, right, draft):
     "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
@@ -253,7 +285,8 @@ def equation_of_tree(step, tree, result, draft):
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
     except ZeroDivisionError:
         return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
-    if how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
+    if how and how.exact and not draft.hundredths: value, expected = draft.values[result], stated
+    elif how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
     else:
         value, sign = _meant(tree, result, draft)
         expected = as_written(value) + sign

@@ -475,14 +475,15 @@ def serve(
     rows:Annotated[int, typer.Option(min=1, help="solutions that a request may hold")]=256,
     waiting:Annotated[int, typer.Option(min=1, help="solutions that may wait; more are told to come again (429)")]=2048,
     batch:Annotated[int, typer.Option(min=1, help="solutions that are judged together")]=64,
-    root:Root=".", max_length:MaxLength=None,
+    root:Root=".", max_length:MaxLength=None, aim:Aim=None, prior:Prior=None,
 ):
     "Answer requests for scores, rankings, steps and rewards; SIGTERM or Ctrl-C ends it."
     from verifier_nb import serve as serve_
     from verifier_nb.ask import open_verifier
+    as_wished = _wished(aim, prior)
     serve_.check_door(host, token)
     listening = serve_.take_port(host, port)
-    verifier = open_verifier(name, root, _say_aside, max_length)
+    verifier = as_wished(open_verifier(name, root, _say_aside, max_length))
     typer.echo(f"http://{host}:{port} answers; /docs says what can be asked; Ctrl-C ends it")
     sys.stdout.flush()
     serve_.run_server(verifier, listening, token, serve_.Limits(rows=rows, waiting=waiting, batch=batch))

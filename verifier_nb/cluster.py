@@ -7,6 +7,7 @@ __all__ = ['joined', 'seats', 'Scorer', 'score_blocks', 'validations', 'Process'
 
 # %% ../nbs/11e_cluster.ipynb #5b865928
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from . import blocks, files, folders, score_file
 from .files import VerifierError
@@ -41,15 +43,25 @@ def _knock(address:str, seconds:float=5.0):
         raise VerifierError(f"no Ray cluster answers at {address}: {e}", "--ray", fix) from None
 
 # %% ../nbs/11e_cluster.ipynb #afbb89aa
+def _start_here(ray, quiet):
+    "A cluster on this machine. Raises `VerifierError`: Ray gives its own processes half a minute."
+    try: ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as e:  # Ray raises just this class when it waited too long
+        ray.shutdown()
+        fix = "try again when the machine is less busy, or start one with `ray start --head` and give its address"
+        raise VerifierError(f"Ray did not start on this machine: {str(e)[:200]}", "--ray", fix) from None
+
 @contextmanager
 def joined(address:str="auto"):  # yields the module ray
     "Be part of a Ray cluster while the block runs. Raises `VerifierError`."
-    ray, quiet = _ray(), {"log_to_driver": False, "logging_level": "error"}
     if address != "auto": _knock(address)
+    ray, quiet = _ray(), {"log_to_driver": False, "logging_level": "error"}
     try: ray.init(address=address, **quiet)
     except ConnectionError as e:
         if address != "auto": raise VerifierError(f"Ray refused: {e}", address, "give another one, or auto") from None
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _start_here(ray, quiet)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells plans, and where an error passed
     try: yield ray
     finally: ray.shutdown()
 
@@ -73,6 +85,23 @@ class Scorer:
         rows = blocks.score_block(self.verifier, self.job, self.reader, row["block"])
         return {"block": row["block"], "rows": rows}
 
+def _from_anywhere(job, adapter, root)->tuple:
+    "The same with whole paths: a worker's folder is that of the cluster, not of whoever asks."
+    path, out, folder = (Path(name).expanduser() for name in (job.path, job.out, adapter))
+    if folder.is_dir(): adapter = str(folder.resolve())
+    return replace(job, path=str(path.resolve()), out=str(out.resolve())), adapter, str(Path(root).resolve())
+
+@contextmanager
+def _in_a_sentence(ray, job):
+    "What stopped the workers, as a `VerifierError` without the places in Ray where it passed."
+    try: yield
+    except ray.exceptions.RayError as e:
+        whole, _, mine = str(e).rpartition("VerifierError: ")
+        said = (mine or whole).strip().splitlines()
+        words = (said[:1] if mine else said[-1:]) or [type(e).__name__]
+        fix = "mend that, then give the same command again: finished blocks are kept"
+        raise VerifierError(f"the workers could not go on: {words[0]}", job.parts, fix) from None
+
 def score_blocks(
     job:blocks.Job,
     adapter:str,  # "default", an adapter's folder, or a run
@@ -86,13 +115,13 @@ def score_blocks(
     if not missing: return 0
     with joined(address) as ray, score_file.bar(sum(map(job.rows_of, missing)), progress) as shown:
         many, needs = seats(ray.cluster_resources(), workers)
-        ray.data.DataContext.get_current().enable_progress_bars = False
         pool = ray.data.ActorPoolStrategy(size=min(many, len(missing)))
         todo = ray.data.from_items([{"block": n} for n in missing], override_num_blocks=len(missing))
-        who = job, adapter, str(Path(root).resolve())
-        for row in todo.map(Scorer, fn_constructor_args=who, compute=pool, **needs).iter_rows():
-            done += row["rows"]
-            shown.update(row["rows"])
+        who = {"fn_constructor_args": _from_anywhere(job, adapter, root), "compute": pool, **needs}
+        with _in_a_sentence(ray, job):
+            for row in todo.map(Scorer, **who).iter_rows():
+                done += row["rows"]
+                shown.update(row["rows"])
     return done
 
 # %% ../nbs/11e_cluster.ipynb #2f7ecfdc

@@ -39,16 +39,18 @@ def _load(
 # %% ../nbs/07a_compare.ipynb #5768983f
 def _columns_of(frame)->str: return f"its columns are: {', '.join(map(str, frame.columns))}"
 
+def _guessed(frame, wanted:dict)->dict:  # our name -> the file's name
+    "Names under which we know columns that nobody has mapped."
+    missing = {ours: names for ours, names in KNOWN_AS.items() if ours not in frame and ours not in wanted}
+    there = {ours: [name for name in names if name in frame] for ours, names in missing.items()}
+    return {ours: names[0] for ours, names in there.items() if names}
+
 def _renamed(
     frame:pd.DataFrame, place,
     columns:dict,  # {"our name": "the file's name"}
 )->pd.DataFrame:
     "With our names for its columns. Raises `VerifierError` for a name that the file does not have."
-    wanted = dict(columns)
-    for ours, others in KNOWN_AS.items():
-        if ours in frame or ours in wanted: continue
-        there = [other for other in others if other in frame]
-        if there: wanted[ours] = there[0]
+    wanted = columns | _guessed(frame, columns)
     unknown = [name for name in wanted.values() if name not in frame]
     if unknown: raise VerifierError(f"there is no column {', '.join(unknown)}", place, _columns_of(frame))
     replaced = [ours for ours, theirs in wanted.items() if ours in frame and ours != theirs]
@@ -156,16 +158,19 @@ def _judge(frame:pd.DataFrame, resamples, seed)->Judged:
     return Judged(right, metrics(rows, resamples, seed, parts, draws), draws)
 
 # %% ../nbs/07a_compare.ipynb #866b1a7d
+def _gain(name:str, one:Judged, other:Judged)->dict:
+    "The difference in one metric with its interval; nothing where one of the two has no such metric."
+    if one.metrics.get(name) is None or other.metrics.get(name) is None: return {}
+    gain = difference(one.metrics[name], other.metrics[name], one.draws[name] - other.draws[name])
+    low, high = gain["interval"] or (None, None)
+    return {f"{name}_difference": gain["value"], f"{name}_low": low, f"{name}_high": high}
+
 def _pair(a:str, b:str, judged:dict)->dict:
     "One line of `Comparison.pairs`."
     one, other = judged[a], judged[b]
-    out = {"a": a, "b": b, "n": len(one.right)} | agreement(one.right, other.right)._asdict()
-    for name in ("accuracy", "auroc"):
-        if one.metrics.get(name) is None or other.metrics.get(name) is None: continue
-        gain = difference(one.metrics[name], other.metrics[name], one.draws[name] - other.draws[name])
-        low, high = gain["interval"] or (None, None)
-        out |= {f"{name}_difference": gain["value"], f"{name}_low": low, f"{name}_high": high}
-    return out | {"p_mcnemar": mcnemar(one.right, other.right)}
+    counts = agreement(one.right, other.right)._asdict()
+    gains = _gain("accuracy", one, other) | _gain("auroc", one, other)
+    return {"a": a, "b": b, "n": len(one.right), **counts, **gains, "p_mcnemar": mcnemar(one.right, other.right)}
 
 # %% ../nbs/07a_compare.ipynb #b6a62e3d
 def _verdict(pair:dict)->str:
@@ -234,6 +239,12 @@ def _short_names(sources)->list:
     out = [whole if short.count(first) > 1 else first for whole, first in zip(long, short)]
     return [name if out.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(out)]
 
+# %% ../nbs/07a_compare.ipynb #3c25dae7
+def _left_out(frames:dict, common)->list:
+    "A note for each verifier of which not all rows could be compared."
+    more = {name: len(frame) - len(common) for name, frame in frames.items()}
+    return [f"{name} has {n:,} rows that the others lack; they are left out" for name, n in more.items() if n]
+
 # %% ../nbs/07a_compare.ipynb #a3d62226
 def compare(
     sources,  # name -> Run, folder, CSV or data frame; or a list of them
@@ -247,10 +258,7 @@ def compare(
         raise VerifierError("a comparison needs at least two runs", "compare", "give two runs or CSV files")
     frames = {name: read_results(source, columns) for name, source in named.items()}
     common = _common_rows(frames)
-    notes = []
-    for name, frame in frames.items():
-        more = len(frame) - len(common)
-        if more: notes.append(f"{name} has {more:,} rows that the others lack; they are left out")
     joined = _on_common_rows(frames, common)
     judged = {name: _judge(frame, resamples, seed) for name, frame in joined.items()}
-    return Comparison(_table(judged, common), _pairs(judged), _disagreements(joined, common), notes)
+    return Comparison(_table(judged, common), _pairs(judged), _disagreements(joined, common),
+                      _left_out(frames, common))

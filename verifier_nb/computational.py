@@ -9,7 +9,7 @@ __all__ = ['LOOKALIKE_DIGITS', 'shuffled', 'off_by_n', 'digit_transposition', 'd
 # %% ../nbs/02a_computational.ipynb #1c5a7b8f
 from fractions import Fraction
 from typing import NamedTuple
-from .changes import computational, decimals_of, int_if_whole
+from .changes import computational, decimals_of, int_if_whole, is_money
 from .numbers import exact_quotient, singular, unit_behind
 from .reader import leaves_of, operators_of
 
@@ -176,7 +176,7 @@ _NEXT_UNITS = {  # a unit -> how many of it make the next one, or the next one d
 def _unit_factors(n, p):
     "Factors by which a number may be off when its unit is mistaken, each once."
     factors = list(_NEXT_UNITS.get(singular(unit_behind(n, p)), ()))
-    if p.text[n.start-1:n.start] == "$": factors.append(100)
+    if is_money(p, n): factors.append(100)
     return dict.fromkeys(factors)
 
 # %% ../nbs/02a_computational.ipynb #56021141

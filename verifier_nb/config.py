@@ -68,6 +68,10 @@ class DataSettings(Settings):
     fresh_words: bool = False  # other people, things and places in every row of a text: as new as other numbers
     # ask for an earlier step's result too, where that can be worded: short problems with short solutions
     short_problems: bool = False
+    # shares of pairs whose solutions take fewer steps than their source: one step less, or a single expression
+    fewer_steps: Fraction01 = 0.0
+    one_expression: Fraction01 = 0.0
+    turned: Fraction01 = 0.0  # share of pairs whose equations are written the other way round: 15 = 3 * 5
     share_instance: bool = True  # a correct and a flawed row of a problem share their numbers (with fresh_numbers)
     repeats: Count = 1  # pairs made of each problem (with fresh_numbers each has its own numbers)
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
@@ -88,6 +92,8 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _mix(self):
         if not sum(self.types.values()): raise ValueError("types: give at least one kind of error a weight above 0")
+        if self.fewer_steps + self.one_expression > 1:
+            raise ValueError("fewer_steps and one_expression: together at most 1")
         return self
 
 # %% ../nbs/01_config.ipynb #560112a2

@@ -165,7 +165,7 @@ def _need_onnx():
 @contextmanager
 def _quietly():
     "What the exporter says of its own parts is of no use here."
-    named = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    named = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime", "root")]
     before = [logger.level for logger in named]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -189,16 +189,26 @@ def _graph(verifier):
     except Exception as e:  # whatever the tracer cannot do, it says in its own classes
         raise _refusal(net, "onnx", f"PyTorch cannot trace it ({type(e).__name__})") from e
 
+_BLOCK = 64  # numbers that share a scale
+_IN_INTEGERS = 4  # ONNX Runtime's name for products of 8-bit blocks
+
+def _quantise(graph, out):
+    "The same graph with matrices in 8 bits."
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    how = {"bits": 8, "block_size": _BLOCK, "is_symmetric": True, "accuracy_level": _IN_INTEGERS}
+    made = MatMulNBitsQuantizer(onnx.load(graph), **how)
+    made.process()
+    made.model.save_model_to_file(str(out), False)
+
 def _write_onnx(verifier, folder, dtype):
     "The graph in float32 and in int8. Raises `VerifierError`."
-    from onnxruntime.quantization import QuantType, quantize_dynamic
     if dtype != "float32":
         raise VerifierError(f"onnx is written in float32 and int8, not in {dtype}", "--dtype", "leave --dtype out")
     program = _graph(verifier)
     with _quietly():
         program.save(str(folder/"model.onnx"))
-        quantize_dynamic(folder/"model.onnx", folder/"model-int8.onnx", per_channel=True, reduce_range=True,
-                         weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+        _quantise(folder/"model.onnx", folder/"model-int8.onnx")
     tokenizer = copy.deepcopy(verifier.tokenizer)
     tokenizer.chat_template = classifier_template(tokenizer)
     tokenizer.save_pretrained(folder)

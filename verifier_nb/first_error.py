@@ -32,6 +32,11 @@ def step_table(
     return pd.DataFrame(lines, columns=STEP_COLUMNS)
 
 # %% ../nbs/06e_first_error.ipynb #20f2f274
+def _known_first(frame)->np.ndarray:  # [n] booleans
+    "Which rows know their first wrong step."
+    if "first_error" not in frame: return np.zeros(len(frame), bool)
+    return frame["first_error"].notna().to_numpy()
+
 @dataclass(frozen=True)
 class Judged:
     "Solutions whose first wrong step is known, and what was read at their steps."
@@ -52,15 +57,20 @@ class Judged:
         steps:pd.DataFrame,  # their `step_table`
     ):
         "The rows that know their first wrong step."
-        known = frame["first_error"].notna().to_numpy() if "first_error" in frame else np.zeros(len(frame), bool)
+        known = _known_first(frame)
         by_row = {row: part for row, part in steps.groupby("row")}
         none = steps.head(0)
         parts = [by_row.get(row, none) for row in np.flatnonzero(known)]
-        return cls(frame["index"].to_numpy()[known],
-                   frame["first_error"].to_numpy()[known].astype(int) if known.any() else np.array([], int),
-                   [part["log_odds"].to_numpy() for part in parts], [part["false_equation"].to_numpy(bool) for part in parts])
+        first = frame["first_error"].to_numpy()[known].astype(int) if known.any() else np.array([], int)
+        return cls(frame["index"].to_numpy()[known], first,
+                   [part["log_odds"].to_numpy() for part in parts],
+                   [part["false_equation"].to_numpy(bool) for part in parts])
 
 # %% ../nbs/06e_first_error.ipynb #43a442d1
+def _numbers(index)->np.ndarray:  # [n]
+    "Problems as numbers from 0."
+    return np.unique(index, return_inverse=True)[1]
+
 @dataclass(frozen=True)
 class _Steps:
     "All steps of all solutions, end to end."
@@ -72,12 +82,13 @@ class _Steps:
 
     @classmethod
     def of(cls, judged:Judged):
-        number = np.unique(judged.index, return_inverse=True)[1]
         counts = [len(odds) for odds in judged.odds]
         told = [(np.arange(n) >= first) & (first >= 0) for n, first in zip(counts, judged.first)]
         so_far = [np.maximum.accumulate(false) for false in judged.false if len(false)]
-        return cls(np.concatenate(judged.odds), np.concatenate(so_far).astype(float), np.concatenate(told).astype(float),
-                   np.repeat(1/np.maximum(counts, 1), counts), np.repeat(number, counts))
+        return cls(z=np.concatenate(judged.odds), false=np.concatenate(so_far).astype(float),
+                   y=np.concatenate(told).astype(float),
+                   weight=np.repeat(1/np.maximum(counts, 1), counts),
+                   problem=np.repeat(_numbers(judged.index), counts))
 
     def part(self, chosen): return _Steps(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
@@ -166,7 +177,7 @@ def fit_steps(
     aim:str="f1",  # what the threshold is chosen for: f1 | clean
     clean_at_least:float=0.9,  # with the aim clean
 )->StepRule:
-    "Calibration, the equation checker's weight where it helps, and a threshold for each aim, from these solutions alone."
+    "Calibration, the equation checker's weight where it helps, a threshold for each aim: from these solutions alone."
     about = dict(aim=aim, clean_at_least=clean_at_least, n=len(judged))
     readable = [len(odds) > 0 for odds in judged.odds]
     if not any(readable) or len(np.unique(judged.first >= 0)) < 2:
@@ -178,6 +189,8 @@ def fit_steps(
     return replace(rule, threshold=thresholds[aim], thresholds=thresholds)
 
 # %% ../nbs/06e_first_error.ipynb #41e0a008
+NAMES = ("exact", "clean", "f1")
+
 def _sums(hit, chosen, problem, problems):
     "Hits and solutions of each problem, among the chosen solutions."
     return (np.bincount(problem[chosen], hit[chosen], problems), np.bincount(problem[chosen], minlength=problems))
@@ -190,28 +203,46 @@ def _shares(hit, flawed, problem, problems, weights):  # weights [problems, draw
         with np.errstate(invalid="ignore", divide="ignore"): shares.append((hits @ weights)/(n @ weights))
     return np.array([*shares, harmonic(*shares)])
 
-NAMES = ("exact", "clean", "f1")
+# %% ../nbs/06e_first_error.ipynb #625363d4
+def _interval(draws, problems:int):  # -> [low, high] or None
+    "95 % of the draws; none for a single problem, or where too many draws have no solutions of a kind."
+    good = draws[np.isfinite(draws)]
+    enough = problems > 1 and len(good) > 0.9*len(draws)
+    return [float(x) for x in np.quantile(good, [0.025, 0.975])] if enough else None
 
 def _with_intervals(named, first, problem, resamples, seed)->dict:
     "The three numbers with their 95 % intervals; null where there are no solutions of a kind."
     problems, hit, flawed = problem.max() + 1, (named == first).astype(float), first >= 0
-    value = _shares(hit, flawed, problem, problems, np.ones((problems, 1)))[:, 0]
-    chunks = [_shares(hit, flawed, problem, problems, w.astype(float)) for w in resample(problems, resamples, seed, len(first))]
-    draws, out, intervals = np.concatenate(chunks, 1), {}, {}
-    for name, number, some in zip(NAMES, value, draws):
-        out[name] = float(number) if np.isfinite(number) else None
-        good = some[np.isfinite(some)]
-        enough = out[name] is not None and problems > 1 and len(good) > 0.9*len(some)
-        intervals[name] = [float(x) for x in np.quantile(good, [0.025, 0.975])] if enough else None
+    def shares(weights): return _shares(hit, flawed, problem, problems, weights.astype(float))
+    value = shares(np.ones((problems, 1)))[:, 0]
+    draws = np.concatenate([shares(weights) for weights in resample(problems, resamples, seed, len(first))], 1)
+    out = {name: float(number) if np.isfinite(number) else None for name, number in zip(NAMES, value)}
+    intervals = {name: None if out[name] is None else _interval(some, problems) for name, some in zip(NAMES, draws)}
     return out | {"intervals": intervals}
 
+# %% ../nbs/06e_first_error.ipynb #49d26eef
 def _distances(named, first)->dict:
-    "How far from the first wrong step the named one is, in flawed solutions: {steps: solutions}, and those where none is."
+    "How far from the first wrong step the named one is, in flawed solutions: {steps: solutions}; and where none is."
     flawed = first >= 0
     apart = (named - first)[flawed & (named >= 0)]
     values, counts = np.unique(apart, return_counts=True)
     by_distance = {str(value): int(count) for value, count in zip(values, counts)}
     return by_distance | {"none": int((flawed & (named < 0)).sum())}
+
+# %% ../nbs/06e_first_error.ipynb #86102a1f
+def _counts(judged:Judged)->dict:
+    "How many solutions there are, of which kind, of how many problems."
+    flawed = int((judged.first >= 0).sum())
+    problems = len(np.unique(judged.index))
+    return {"rows": len(judged), "flawed": flawed, "clean": len(judged) - flawed, "problems": problems}
+
+def _thresholds(judged:Judged, rule:StepRule, p)->dict:  # name -> (threshold, what it was chosen on)
+    "The thresholds fixed on validation, and the best one here where there are solutions of both kinds."
+    fixed = rule.thresholds or {rule.aim: rule.threshold}
+    chosen = {name: (value, "validation") for name, value in fixed.items()}
+    n = _counts(judged)
+    if not n["flawed"] or not n["clean"]: return chosen
+    return chosen | {"best_here": (choose_step_threshold(p, judged.first), "this set itself")}
 
 def first_error_metrics(
     judged:Judged,
@@ -220,16 +251,16 @@ def first_error_metrics(
     seed:int=0,
 )->dict:  # of metrics.json, under "steps"
     "How well the first wrong step is named, with the thresholds fixed on validation and with the best on this set."
-    flawed = int((judged.first >= 0).sum())
-    out = {"n": {"rows": len(judged), "flawed": flawed, "clean": len(judged) - flawed, "problems": len(np.unique(judged.index))}}
+    out = {"n": _counts(judged)}
     if not len(judged): return out
-    p, problem = judged.p(rule), np.unique(judged.index, return_inverse=True)[1]
+    p, problem = judged.p(rule), _numbers(judged.index)
     def named(threshold): return np.array([first_at_least(some, threshold) for some in p])
-    chosen = {name: (value, "validation") for name, value in (rule.thresholds or {rule.aim: rule.threshold}).items()}
-    if 0 < flawed < len(judged): chosen["best_here"] = (choose_step_threshold(p, judged.first), "this set itself")
-    results = {name: {"threshold": value, "chosen_on": where, **_with_intervals(named(value), judged.first, problem, resamples, seed)}
-               for name, (value, where) in chosen.items()}
-    return out | {"aim": rule.aim, "thresholds": results, "named_minus_true": _distances(named(rule.threshold), judged.first)}
+    results = {}
+    for name, (value, where) in _thresholds(judged, rule, p).items():
+        found = _with_intervals(named(value), judged.first, problem, resamples, seed)
+        results[name] = {"threshold": value, "chosen_on": where, **found}
+    distances = _distances(named(rule.threshold), judged.first)
+    return out | {"aim": rule.aim, "thresholds": results, "named_minus_true": distances}
 
 # %% ../nbs/06e_first_error.ipynb #0744785b
 def add_named(

@@ -9,8 +9,8 @@ __all__ = ['FORMS', 'SIGNS', 'Style', 'draw_style', 'expression', 'Said', 'Writt
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
-from .everyday import Op, Plan
 from .numbers import as_written
+from .plans import Op, Plan
 from .telling import Step, Telling, drawn, suite_words
 
 # %% ../nbs/07g_handwriting.ipynb #34b86dd4

@@ -78,17 +78,25 @@ def _array(raw, said)->np.ndarray:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(said["shape"])
     return raw.view(_FORMATS[said["dtype"]]).reshape(said["shape"])
 
+def _header(raw)->tuple:  # {name: what is said of it}, and where the numbers begin
+    "The JSON in front of a safetensors file's numbers."
+    start = 8 + int(raw[:8].view("<u8")[0])
+    header = json.loads(raw[8:start].tobytes())
+    header.pop("__metadata__", None)
+    return header, start
+
+def _tensor(raw, start, said)->np.ndarray:
+    first, last = said["data_offsets"]
+    return _array(raw[start + first:start + last], said)
+
 def map_tensors(
     path,  # a .safetensors file
 )->dict:  # {name: array}, on the disk until it is used
     "The tensors of a file. Raises `VerifierError` when it is damaged or has a format that is not known here."
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
-        start = 8 + int(raw[:8].view("<u8")[0])
-        header = json.loads(raw[8:start].tobytes())
-        header.pop("__metadata__", None)
-        places = {name: (start + said["data_offsets"][0], start + said["data_offsets"][1]) for name, said in header.items()}
-        return {name: _array(raw[slice(*places[name])], said) for name, said in header.items()}
+        header, start = _header(raw)
+        return {name: _tensor(raw, start, said) for name, said in header.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
         what = f"the weights cannot be read: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
         raise VerifierError(what, path, "get the file again") from None
@@ -197,6 +205,8 @@ def _softmax(x):
     return x
 
 # %% ../nbs/05a_lean.ipynb #fda7423f
+def _in_float32(tensor): return tensor.astype(np.float32, copy=False)
+
 class LeanModel:
     "A Llama, with or without a LoRA adapter beside its matrices."
     def __init__(self,
@@ -210,10 +220,10 @@ class LeanModel:
 
     def _times(self, name, x):
         "A matrix times columns, with the adapter's part added."
-        out = self.tensors[f"{name}.weight"].astype(np.float32, copy=False) @ x
+        out = _in_float32(self.tensors[f"{name}.weight"]) @ x
         a, b = (self.adapter.get(f"base_model.model.{name}.lora_{part}.weight") for part in "AB")
         if a is None: return out
-        return out + self.scale*(b.astype(np.float32, copy=False) @ (a.astype(np.float32, copy=False) @ x))
+        return out + self.scale*(_in_float32(b) @ (_in_float32(a) @ x))
 
     def _attention(self, layer, x, turn, hidden):
         "What tokens read from those before them."
@@ -248,7 +258,7 @@ class LeanModel:
         positions,  # where logits are wanted
     )->np.ndarray:  # [positions, vocabulary]
         "Logits at some positions of a prompt."
-        return (self.head.astype(np.float32, copy=False) @ self.states(ids)[:, list(positions)]).T
+        return (_in_float32(self.head) @ self.states(ids)[:, list(positions)]).T
 
 # %% ../nbs/05a_lean.ipynb #a0eedb4a
 class LeanVerifier:
@@ -266,7 +276,7 @@ class LeanVerifier:
     def __repr__(self): return f"LeanVerifier({self.model.shape.layers} layers, max_length={self.max_length})"
 
     def aim_at(self, aim:str=None, prior:float=None):
-        "Judge from now on as the person wants it, see `probability.aimed`; returns the verifier. Raises `VerifierError`."
+        "Judge as the person wants it, see `probability.aimed`; returns the verifier. Raises `VerifierError`."
         from verifier_nb.probability import aimed
         self.calibration = aimed(self.calibration, aim, prior)
         return self
@@ -279,7 +289,8 @@ class LeanVerifier:
     def _encoded(self, question, solution, steps=False)->dict:
         "What `prompt.encode` makes. Raises `VerifierError` when the solution alone is too long."
         from verifier_nb import prompt
-        made = prompt.encode(self.tokenizer, question, solution, max_length=self.max_length, marks=self.marks, steps=steps)
+        made = prompt.encode(self.tokenizer, question, solution, max_length=self.max_length, marks=self.marks,
+                             steps=steps)
         if made: return made
         what = f"this solution does not fit into {self.max_length} tokens"
         raise VerifierError(what, "the solution", "give a larger max_length (check --max-length)")
@@ -297,21 +308,25 @@ class LeanVerifier:
         p = rule.apply(logits[:, one] - logits[:, zero], false_in_steps(solution, spans) if rule.equation else None)
         return {"first_error": rule.first(p), "p_steps": p}
 
-    def judge(self, question:str, solution:str)->dict:  # p_flawed, p_calibrated, verdict (0 or 1), label_mass
-        "The label's probabilities for one solution, and its steps' where they were trained. Raises `VerifierError`."
+    def _label(self, logits)->dict:  # p_flawed, p_calibrated, verdict (0 or 1), label_mass
+        "What the logits [vocabulary] behind the prompt say."
         from verifier_nb.probability import Calibration
-        from verifier_nb.splitting import steps as steps_of
-        spans = steps_of(solution) if "steps" in self.calibration else None
-        made = self._encoded(question, solution, False if spans is None else spans)
-        ids, (zero, one) = made["input_ids"], self.label_tokens
-        every = self.model.logits_at(ids, [*made.get("step_positions", []), len(ids) - 1]).astype(float)
-        logits = every[-1]
+        zero, one = self.label_tokens
         odds, total = logits[one] - logits[zero], np.logaddexp.reduce(logits)
         fitted = Calibration.from_json(self.calibration)
         calibrated = float(fitted.apply(odds))
         mass = np.exp(logits[zero] - total) + np.exp(logits[one] - total)
-        return {"p_flawed": float(np.exp(-np.logaddexp(0, -odds))), "p_calibrated": calibrated, "label_mass": float(mass),
-                "verdict": int(fitted.is_flawed(calibrated)), **self._steps(solution, spans, every[:-1])}
+        return {"p_flawed": float(np.exp(-np.logaddexp(0, -odds))), "p_calibrated": calibrated,
+                "label_mass": float(mass), "verdict": int(fitted.is_flawed(calibrated))}
+
+    def judge(self, question:str, solution:str)->dict:  # see `_label` and `_steps`
+        "The label's probabilities for one solution, and its steps' where they were trained. Raises `VerifierError`."
+        from verifier_nb.splitting import steps as steps_of
+        spans = steps_of(solution) if "steps" in self.calibration else None
+        made = self._encoded(question, solution, False if spans is None else spans)
+        ids = made["input_ids"]
+        every = self.model.logits_at(ids, [*made.get("step_positions", []), len(ids) - 1]).astype(float)
+        return self._label(every[-1]) | self._steps(solution, spans, every[:-1])
 
 # %% ../nbs/05a_lean.ipynb #f759e1ad
 def open_lean(

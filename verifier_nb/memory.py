@@ -26,20 +26,27 @@ def _true_numbers(p)->int:
     return math.prod(p.shape if packed is None else packed.shape)
 
 # %% ../nbs/04_memory.ipynb #12e7f6fe
+def _empty_row(kind, p)->dict:
+    "A kind of matrix before its tensors are counted; `p` is one of them."
+    written = str(p.dtype).removeprefix("torch.")
+    return {"parameter": kind, "tensors": 0, "numbers": 0, "trainable": 0, "format": written, "MiB": 0.0}
+
+def _count(row, p):
+    "Add one tensor to its row."
+    numbers = _true_numbers(p)
+    row["tensors"] += 1
+    row["numbers"] += numbers
+    row["trainable"] += numbers if p.requires_grad else 0
+    row["MiB"] += p.numel()*p.element_size()/2**20
+
 def parameter_table(
     model,  # with or without an adapter
 )->pd.DataFrame:  # one row per kind of matrix
     "How many numbers each kind of parameter has, and how many of them learn."
     rows = {}
     for name, p in model.named_parameters():
-        kind, numbers = _kind_of(name), _true_numbers(p)
-        empty = {"parameter": kind, "tensors": 0, "numbers": 0, "trainable": 0,
-                 "format": str(p.dtype).removeprefix("torch."), "MiB": 0.0}
-        row = rows.setdefault((kind, p.requires_grad), empty)
-        row["tensors"] += 1
-        row["numbers"] += numbers
-        row["trainable"] += numbers if p.requires_grad else 0
-        row["MiB"] += p.numel()*p.element_size()/2**20
+        kind = _kind_of(name)
+        _count(rows.setdefault((kind, p.requires_grad), _empty_row(kind, p)), p)
     table = pd.DataFrame(rows.values())
     sums = table[["tensors", "numbers", "trainable", "MiB"]].sum().to_dict()
     total = pd.DataFrame([{"parameter": "all", "format": "", **sums}])
@@ -63,21 +70,29 @@ class ModelShape(NamedTuple):
     @property
     def keys(self)->int: return self.kv_heads*self.head_dim
 
+# %% ../nbs/04_memory.ipynb #85cde8f5
+_INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # Llama and most, OPT, Falcon, GPT-2
+
+def _inner_width(c)->int:
+    "Width of the feed-forward; where the config says none, four times the model's, as in GPT-2."
+    said = [getattr(c, name, None) for name in _INNER]
+    return next((width for width in said if width), 4*c.hidden_size)
+
 # %% ../nbs/04_memory.ipynb #de15789d
 def model_shape(
     model_config,  # a transformers config
 )->ModelShape:
     "The shape of a model, from its config; no weights are needed."
     c = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    heads = c.num_attention_heads
+    heads, inner = c.num_attention_heads, _inner_width(c)
     head_dim = getattr(c, "head_dim", None) or c.hidden_size//heads
     kv_heads = getattr(c, "num_key_value_heads", None) or heads
     attention = c.hidden_size*(heads + 2*kv_heads)*head_dim + heads*head_dim*c.hidden_size
-    feed_forward = 3*c.hidden_size*c.intermediate_size
+    feed_forward = 3*c.hidden_size*inner  # gate, up and down; older families have two of them
     tied = getattr(c, "tie_word_embeddings", True)
     return ModelShape(
         hidden=c.hidden_size, layers=c.num_hidden_layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        intermediate=c.intermediate_size, vocab=c.vocab_size,
+        intermediate=inner, vocab=c.vocab_size,
         layer_parameters=(attention + feed_forward)*c.num_hidden_layers,
         embedding_parameters=c.vocab_size*c.hidden_size*(1 if tied else 2))
 
@@ -139,6 +154,20 @@ def _weights(shape:ModelShape, bytes_each:int, quantization:str, everything_lear
     return layers + bytes_each*shape.embedding_parameters + masters
 
 # %% ../nbs/04_memory.ipynb #76eb176a
+def _what_learns(shape:ModelShape, r:int)->int:
+    "Trainable numbers: those of the adapter, or all with rank 0."
+    return lora_parameters(shape, r) if r else shape.layer_parameters + shape.embedding_parameters
+
+def _unpacked(shape:ModelShape, bytes_each:int, quantization:str)->int:
+    "Bytes of the largest 4-bit matrix while it is used."
+    return 2*bytes_each*shape.hidden*shape.intermediate if quantization == "nf4" else 0
+
+def _with_sum(parts:dict)->pd.DataFrame:  # part -> bytes
+    table = pd.DataFrame({"part": list(parts), "GiB": [size/_GIB for size in parts.values()]})
+    total = pd.DataFrame([{"part": "sum", "GiB": table.GiB.sum()}])
+    return pd.concat([table, total], ignore_index=True).round({"GiB": 3})
+
+# %% ../nbs/04_memory.ipynb #bfd55ea5
 def estimate_memory(
     model_config,  # a transformers config
     tokens:int,  # tokens in one forward pass
@@ -152,20 +181,15 @@ def estimate_memory(
 )->pd.DataFrame:  # columns part, GiB; the last row is the sum
     "Memory that a step needs, by part."
     shape, bytes_each = model_shape(model_config), 4 if dtype == "float32" else 2
-    everything = shape.layer_parameters + shape.embedding_parameters
-    learn = lora_parameters(shape, r) if r else everything
-    unpacked = 2*bytes_each*shape.hidden*shape.intermediate if quantization == "nf4" else 0
-    parts = {
+    learn = _what_learns(shape, r)
+    return _with_sum({
         "weights": _weights(shape, bytes_each, quantization, everything_learns=r == 0),
         "adapter": 4*learn if r else 0,
         "gradients": 4*learn if training else 0,
         "optimizer": optimizer_bytes*learn if training else 0,
         "activations": tokens*_activations(shape, bytes_each, checkpointing, training),
         "logits at labels": labels*shape.vocab*(4*3 if training else 4),
-        "working space": 256*2**20 + unpacked}
-    table = pd.DataFrame({"part": list(parts), "GiB": [size/_GIB for size in parts.values()]})
-    total = pd.DataFrame([{"part": "sum", "GiB": table.GiB.sum()}])
-    return pd.concat([table, total], ignore_index=True).round({"GiB": 3})
+        "working space": 256*2**20 + _unpacked(shape, bytes_each, quantization)})
 
 # %% ../nbs/04_memory.ipynb #7db81ce2
 class MemoryMode(NamedTuple):

@@ -9,17 +9,19 @@ __all__ = ['SHARES', 'SCORES', 'CARDS', 'HASHED', 'PACKAGES', 'render', 'render_
            'read_if_there', 'stages_of', 'outputs_of', 'provenance_lines', 'notes_of']
 
 # %% ../nbs/07d_page.ipynb #5a943ee5
-import base64, hashlib, math
+import base64
+import hashlib
+import math
 from dataclasses import dataclass, field
 from functools import cache
 import pandas as pd
 from . import baselines
-from .files import clean_cell, read_json
-from .templating import html_templates, template_text
 from .distrust import distrust
+from .figures import error_matrix, none_for_nan
+from .files import clean_cell, read_json
 from .metrics import read_metrics, read_predictions
 from .selection import STEP_JUDGES
-from .figures import error_matrix, none_for_nan
+from .templating import html_templates, template_text
 from .wording import Part, StepLine, blame_words, headline, mark_equations, percent, step_rows, step_words
 
 # %% ../nbs/07d_page.ipynb #ad4a12af

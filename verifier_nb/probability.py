@@ -49,6 +49,15 @@ class Curve(NamedTuple):
 
     def at(self, p): return np.interp(p, self.x, self.y)
 
+# %% ../nbs/05a_probability.ipynb #51971375
+def _own_fields(cls, written:dict)->dict:
+    "What a dataclass takes of a JSON object; what belongs to others there is left out."
+    known = {field.name for field in fields(cls)}
+    values = {name: value for name, value in written.items() if name in known}
+    return values | {"notes": tuple(values.get("notes", ()))}
+
+_ONLY_WHERE_FITTED = ("bias", "base_rate", "thresholds", "isotonic")
+
 # %% ../nbs/05a_probability.ipynb #311db7db
 @dataclass(frozen=True)
 class Calibration:
@@ -73,9 +82,7 @@ class Calibration:
         "Whether calibrated probabilities are the model's own."
         return self.isotonic is None and self.temperature == 1 and not self.bias
 
-    def apply(self,
-        log_odds,  # [n] log p(1) − log p(0)
-    )->np.ndarray:  # [n] calibrated P(flawed)
+    def apply(self, log_odds)->np.ndarray:  # [n] log p(1) − log p(0) -> [n] calibrated P(flawed)
         "Calibrate log odds."
         log_odds = np.asarray(log_odds, float)
         if self.isotonic is not None: return self._along_the_curve(expit(log_odds))
@@ -96,30 +103,23 @@ class Calibration:
         if self.isotonic is not None: return self._along_the_curve(p)
         return self.apply(log_odds_of(p, prob_0, prob_1))
 
-    def is_flawed(self,
-        calibrated,  # [n] calibrated P(flawed)
-    )->np.ndarray:  # [n] booleans
+    def is_flawed(self, calibrated)->np.ndarray:  # [n] calibrated P(flawed) -> [n] booleans
         "The verdicts: a row at exactly the threshold is called flawed."
         return np.asarray(calibrated) >= self.threshold
 
     @classmethod
     def from_json(cls, written:dict):
         "From the content of calibration.json; what belongs to others there (prompt, baselines) is left out."
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in written.items() if name in known}
-        if values.get("isotonic"): values["isotonic"] = Curve(values["isotonic"]["x"], values["isotonic"]["y"])
-        else: values["isotonic"] = None
-        return cls(**values | {"notes": tuple(values.get("notes", ()))})
+        values = _own_fields(cls, written)
+        curve = values.get("isotonic")
+        return cls(**values | {"isotonic": Curve(curve["x"], curve["y"]) if curve else None})
 
     def to_json(self)->dict:
         "As calibration.json has it; bias, curve and what belongs to aims only where they were fitted."
         written = asdict(self) | {"notes": list(self.notes)}
-        for name in ("bias", "base_rate"):
-            if written[name] is None: del written[name]
-        if not self.thresholds: del written["thresholds"]
-        if self.isotonic is None: del written["isotonic"]
-        else: written["isotonic"] = self.isotonic._asdict()
-        return written
+        if self.isotonic is not None: written["isotonic"] = self.isotonic._asdict()
+        empty = [name for name in _ONLY_WHERE_FITTED if written[name] in (None, {})]
+        return {name: value for name, value in written.items() if name not in empty}
 
 # %% ../nbs/05a_probability.ipynb #945e4402
 AIMS = {
@@ -154,13 +154,15 @@ def check_wish(aim:str=None, prior:float=None):
     if aim is not None and aim not in AIMS:
         raise VerifierError(f"there is no aim {aim!r}", "--aim", f"choose one of: {', '.join(AIMS)}")
     if prior is not None and not 0 < prior < 1:
-        raise VerifierError(f"{prior} is no share of solutions", "--prior", "give a number between 0 and 1, such as 0.3")
+        raise VerifierError(f"{prior} is no share of solutions", "--prior",
+                            "give a number between 0 and 1, such as 0.3")
 
 def _shift_for(prior, calibration)->float:
     "The shift to a share of flawed solutions. Raises `VerifierError`."
     base_rate = calibration.get("base_rate")
     if base_rate: return shift_of(prior, base_rate)
-    raise VerifierError("the share of flawed solutions that this verifier was calibrated on is not known", "calibration.json",
+    raise VerifierError("the share of flawed solutions that this verifier was calibrated on is not known",
+                        "calibration.json",
                         "leave --prior out, or evaluate its run again with this version: verifier-nb run …")
 
 # %% ../nbs/05a_probability.ipynb #f4cf2ead
@@ -199,7 +201,7 @@ def aimed(
 # %% ../nbs/05a_probability.ipynb #3fda02d5
 @dataclass(frozen=True)
 class StepRule:
-    "Turns log odds at the ends of steps into calibrated P(an error has occurred so far), and names the first wrong step."
+    "Turns log odds at steps' ends into calibrated P(an error has occurred so far), and names the first wrong step."
     temperature: float = 1.0  # divides the log odds
     bias: float = 0.0  # is added to the divided log odds
     equation: float = 0.0  # is added from the first step with a false equation on; 0: the checker is not asked
@@ -226,8 +228,7 @@ class StepRule:
     @classmethod
     def from_json(cls, written:dict):
         "From `steps` in calibration.json."
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in written.items() if name in known} | {"notes": tuple(written.get("notes", ()))})
+        return cls(**_own_fields(cls, written))
 
     def to_json(self)->dict: return asdict(self) | {"notes": list(self.notes)}
 

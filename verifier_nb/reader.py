@@ -103,7 +103,10 @@ class Reader:
         self.divided = ""  # its last / or ÷; the last operator of any kind once it has written ÷
         self.doubt = doubt
 
-    def has_equals(self): return any(token.kind is EQUALS for token in self.run)
+    def has_equals(self):
+        for token in self.run:  # asked so often that any() would be felt
+            if token.kind is EQUALS: return True
+        return False
 
     def add(self, token):
         "Put a token behind the run."
@@ -144,14 +147,16 @@ def read_chains(
 ):  # list of Chain, whether the text computes with variables
     "The chains of a token list."
     reader = Reader(numbers, tokens)
-    befores, afters = [NOTHING, *tokens], [*tokens[1:], NOTHING]
-    for i, (before, token, after) in enumerate(zip(befores, tokens, afters)):
+    before = NOTHING
+    for i, token in enumerate(tokens):
         reader.at = i
-        _READ[token.kind](reader, before, token, after)
+        _READ[token.kind](reader, before, token, reader.tokens[i+1])
+        before = token
     reader.close()
+    if not reader.algebra: return [chain for chain, _, _ in reader.found], False
     # a variable makes its clause doubtful, what stands before it too, but for what follows an equals sign behind it: 2x = 9 - 3 = 6
     chains = [c._replace(doubtful=c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
-    return chains, bool(reader.algebra)
+    return chains, True
 
 # %% ../nbs/02_reader.ipynb #4adab3dd
 def _is_ordinal(before, token, after):
@@ -422,8 +427,9 @@ def _factor_in_brackets(reader, token):
 @_reads(Kind.STOP)
 def _stop(reader, before, token, after):
     abbreviation = token.text == "." and reader.words and after.kind in (OPERATOR, EQUALS)
-    begins_a_sentence = _is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end  # 8 degrees. -8 + 10 = 2
-    if abbreviation and not begins_a_sentence: return
+    if abbreviation:
+        begins_a_sentence = _is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end  # 8 degrees. -8 + 10 = 2
+        if not begins_a_sentence: return
     if token.text == "!" and reader.last in OPERAND_ENDS and after.kind in (OPERATOR, EQUALS): return _unread_rest(reader)  # 6! = 720
     clock = _is_clock(reader, token, after)
     if clock:
@@ -547,10 +553,10 @@ def evaluate_tree(tree, values):
     "Exact value of a tree, with `values[i]` for number i. Raises ZeroDivisionError, and Inexact for √2 or 9^999."
     if type(tree) is int: return values[tree]
     sign, left, right, _, _ = tree
-    left = evaluate_tree(left, values)
+    left = values[left] if type(left) is int else evaluate_tree(left, values)  # most are leaves
     if sign == "u": return -left
     if sign == "√": return _exact_root(left)
-    right = evaluate_tree(right, values)
+    right = values[right] if type(right) is int else evaluate_tree(right, values)
     if sign in "+&": return left + right
     if sign == "-": return left - right
     if sign == "*": return left*right
@@ -565,8 +571,10 @@ def value_or_none(tree, values):
 def leaves_of(tree):
     "Indices of a tree's numbers, in reading order."
     if type(tree) is int: return [tree]
-    right = leaves_of(tree.right) if tree.right is not None else []
-    return leaves_of(tree.left) + right
+    _, left, right, _, _ = tree
+    leaves = [left] if type(left) is int else leaves_of(left)
+    if right is None: return leaves
+    return [*leaves, right] if type(right) is int else leaves + leaves_of(right)
 
 def operators_of(tree):
     "A tree's operators, in reading order."

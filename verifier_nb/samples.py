@@ -52,7 +52,8 @@ def step_targets(
     if first is None: return [int(label)]*steps if outcome == "all" else None
     if first >= steps:
         what = f"first_error says that step {first} is wrong (counted from 0), and the solution has {steps} steps"
-        raise VerifierError(what, "first_error", "give the number of a step as `verifier_nb.splitting.steps` counts them")
+        raise VerifierError(what, "first_error",
+                            "give the number of a step as `verifier_nb.splitting.steps` counts them")
     return [int(0 <= first <= step) for step in range(steps)]
 
 # %% ../nbs/06_samples.ipynb #9a58ef0d
@@ -63,7 +64,8 @@ def _told(
 )->dict:
     "A sample's `step_positions` and `step_targets`."
     known = [(end, target) for end, target in zip(made["step_positions"], targets) if target is not None]
-    if kind == "ends": return dict(step_positions=[end for end, _ in known], step_targets=[target for _, target in known])
+    ends, targets = [end for end, _ in known], [target for _, target in known]
+    if kind == "ends": return dict(step_positions=ends, step_targets=targets)
     positions, told, begin, before = [], [], made["solution_position"], 0
     for end, target in known:
         first = end if target > before else begin  # the step in which the answer turns

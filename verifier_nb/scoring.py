@@ -476,8 +476,8 @@ class Verifier(_Scorer):
 
     @classmethod
     def from_pretrained(cls,
-        base:str="default",  # a base model, or an adapter's folder, or "default" for the one in the box
-        adapter=None,  # the adapter's folder; none: the base alone, untrained for this task
+        base:str="default",  # a base model, an adapter's folder, a merged model's, or "default": the one in the box
+        adapter=None,  # the adapter's folder; none: the base alone
         revision:str=None,
         device:str="auto",
         quantization:str="none",
@@ -487,7 +487,7 @@ class Verifier(_Scorer):
         base, adapter = loading.base_and_adapter(base, adapter)
         model = ModelSettings(base=str(base), revision=revision, device=device, quantization=quantization)
         net = loading.load_folded(model, adapter)
-        known = read_calibration(adapter)
+        known = read_calibration(adapter or base)
         settings = {**loading.fitted(known, "marks", "max_length"), **kwargs}
         return cls(net, prompt.load_tokenizer(model.base, revision), **settings)._with(known)
 

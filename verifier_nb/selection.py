@@ -78,8 +78,9 @@ def with_steps(
     rule:StepRule,
 )->pd.DataFrame:
     "Predictions with P(flawed) by their steps, in the columns of `STEP_JUDGES`."
-    by_row = {row: rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool)) for row,
-              part in steps.groupby("row")}
+    by_row = {}
+    for row, part in steps.groupby("row"):
+        by_row[row] = rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool))
     p = [by_row.get(row, np.array([])) for row in range(len(frame))]
     return frame.assign(**{f"p_{by}": [flawed_by_steps(some, by) for some in p] for by in BY_STEPS})
 
@@ -109,9 +110,25 @@ def _check_candidates(candidates:pd.DataFrame):
     if not len(candidates):
         raise VerifierError("there are no candidates", "candidates", "give at least one problem with candidates")
 
+# %% ../nbs/06d_selection.ipynb #2294d64b
+def _orders(candidates:pd.DataFrame)->tuple:  # (problems in the verifier's order, {judge: problems in its order})
+    "The candidates of each problem, once in the order of every judge."
+    by_problem = [rows for _, rows in candidates.groupby("index", sort=False)]
+    def ordered(by): return [Candidates.of(rows, by) for rows in by_problem]
+    there = {judge: column for column, judge in STEP_JUDGES.items() if column in candidates}
+    return ordered("p_flawed"), {judge: ordered(column) for judge, column in there.items()}
+
+def _summary(
+    values,  # [problems]
+    weights,  # [problems, resamples] that sum to one in each resample
+)->dict:
+    "Mean and 95 % interval; there is no interval for a single problem."
+    low, high = np.quantile(np.array(values) @ weights, [0.025, 0.975]) if len(values) > 1 else (None, None)
+    return {"accuracy": float(np.mean(values)), "low": low, "high": high, "problems": len(values)}
+
 # %% ../nbs/06d_selection.ipynb #8a2ae61b
 def best_of_n(
-    candidates:pd.DataFrame,  # index (problem), p_flawed, true_label (0: right), answer for the vote, STEP_JUDGES' columns
+    candidates:pd.DataFrame,  # index (problem), p_flawed, true_label (0: right); answer, STEP_JUDGES' columns
     ns=(1, 2, 4, 8, 16, 32, 64),  # sizes; those above the smallest number of candidates are left out
     resamples:int=10_000,
     seed:int=0,
@@ -119,20 +136,15 @@ def best_of_n(
 )->pd.DataFrame:  # n, judge, accuracy, low, high, problems
     "Accuracy of the verifier's choice among n beside random, majority vote and oracle. Raises `VerifierError`."
     _check_candidates(candidates)
-    by_problem = [rows for _, rows in candidates.groupby("index", sort=False)]
-    problems = [Candidates.of(rows) for rows in by_problem]
-    by_steps = {judge: [Candidates.of(rows, column) for rows in by_problem]
-                for column, judge in STEP_JUDGES.items() if column in candidates}
+    problems, by_steps = _orders(candidates)
     count, fewest = len(problems), min(map(len, problems))
     rng = np.random.default_rng(seed)
     weights = np.concatenate(list(resample(count, resamples, seed, count)), 1)/count
     out = []
     for n in ns:
         if n > fewest: continue
-        for judge, values in _judge_all(problems, n, rng, draws, by_steps).items():
-            low, high = np.quantile(np.array(values) @ weights, [0.025, 0.975]) if count > 1 else (None, None)
-            accuracy = float(np.mean(values))
-            out.append({"n": n, "judge": judge, "accuracy": accuracy, "low": low, "high": high, "problems": count})
+        judged = _judge_all(problems, n, rng, draws, by_steps)
+        out += [{"n": n, "judge": judge, **_summary(values, weights)} for judge, values in judged.items()]
     return pd.DataFrame(out)
 
 # %% ../nbs/06d_selection.ipynb #2ccd3700

@@ -32,7 +32,8 @@ def _verbs()->dict:
     return found
 
 # %% ../nbs/02c_shorter.ipynb #a70622b1
-_WHO = r"""(?P<who>(?!It\b|They\b)(?:[A-Z][a-z]+(?:'s\ [a-z]+)?|[Hh]e|[Ss]he
+_NO_NAME = "It|They|There|This|That|These|Those|Each|Both|All|Here|We|You|Half|Every|Another"
+_WHO = rf"""(?P<who>(?!(?:{_NO_NAME})\b)(?:[A-Z][a-z]+(?:'s\ [a-z]+)?|[Hh]e|[Ss]he
            |[Tt]he\ (?!\w*(?:will|can|should)\b)[a-z]+(?:\ (?!will|can|should)[a-z]+)?
            |[A-Z][a-z]+\ and\ [A-Z][a-z]+))"""
 _NOUN = r"(?P<noun>(?:(?:[a-z-]+\ ){0,2}[a-z]+s|people|children)(?:\ of\ [a-z]+(?:\ [a-z]+(?=$))?)?)"

@@ -26,7 +26,7 @@ from .tokens import CURRENCY, NUMBER, WORD, scan
 from .units import CURRENCIES, UNITS_OF_AMOUNTS, mixed_kinds, size_of, unit_of, value_in_unit
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
-_TOO_MANY_DIGITS = re.compile(r"\d{%d}" % (LIMITS["digits"]+1))
+_TOO_MANY_DIGITS = re.compile(r"[0-9]{%d}" % (LIMITS["digits"]+1))
 
 def _has_other_digits(text): return any(c.isdigit() and c not in "0123456789²³" for c in set(text))
 
@@ -63,7 +63,7 @@ def is_special(tree):
 def _add_special(claim, draft):
     "An equation that is checked and is no step."
     step, p = _shown_step(claim, draft), draft.parsed
-    step.expression = _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    step.expression = _expression(step, p)
     p.equations.append(equation_of_tree(step, claim.tree, claim.result, draft)[0])
     draft.unread.update([*step.operands, claim.result])
 
@@ -289,7 +289,7 @@ def _finish(draft):
     "Number the steps in reading order, judge their equations, and give each number its part."
     p = draft.parsed
     for i in draft.unread: p.numbers[i].role = Role.UNREAD
-    def result_end(step): return max(p.numbers[i].end for i in step.results)
+    def result_end(step): return max([p.numbers[i].end for i in step.results])
     for index, step in enumerate(sorted(draft.steps.values(), key=result_end)):
         step.index = index
         _finish_step(step, draft)
@@ -299,11 +299,21 @@ def _finish_step(step, draft):
     p = draft.parsed
     step.text = p.text[step.start:step.end]
     step.percent = p.percents and _may_be_percentage(step, p)
-    if not step.noted: step.expression = _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    if not step.noted: step.expression = _expression(step, p)
     equation = _equation_of_step(step, draft)
     if step.noted or type(step.trees[-1]) is not int: p.equations.append(equation)
     for i in step.operands: p.numbers[i].role, p.numbers[i].step = OPERAND, step.index
     for i in step.results: p.numbers[i].role, p.numbers[i].step = RESULT, step.index
+
+# %% ../nbs/02_solution.ipynb #7699d239
+_EQUALS = re.compile(r"[=≈]+\s*|\bequals?\s+(?:to\s+)?")
+
+def _expression(step, p):
+    "The expression of a step as it stands in the prose, on either side of its equals sign."
+    result, first = p.numbers[step.results[0]], p.numbers[step.operands[0]]
+    if first.start < result.start: return _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    sign = _EQUALS.search(p.text, result.end, first.start)
+    return p.text[sign.end():step.end] if sign else step.text  # 12 = 3 x 4
 
 # %% ../nbs/02_solution.ipynb #5a39a7e7
 def _may_be_percentage(step, p):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from .config import DataSettings
 from .errors import in_plain_style
-from .everyday import everyday, everyday_templates
+from .everyday import Shares, everyday, everyday_templates
 from .files import VerifierError
 from verifier_nb.rows import (
     COLUMNS,
@@ -67,10 +67,10 @@ def everyday_problems(
     "Short everyday problems, split by template; each template is drawn equally often."
     topics = [*range(len(everyday_templates()))]
     drawn = templates_by_split(topics, cfg.limit("everyday"), cfg, seed)
-    number = itertools.count()
+    number, shares = itertools.count(), Shares(cfg.turned, cfg.one_expression)
     def one(topic):
         n = next(number)
-        return _ready_pair(n, topic, everyday(f"{seed}/{cfg.draw}/{n}", topic, cfg.types))
+        return _ready_pair(n, topic, everyday(f"{seed}/{cfg.draw}/{n}", topic, cfg.types, shares))
     return {split: [one(topic) for topic in topics] for split, topics in drawn.items()}
 
 # %% ../nbs/02d_sources.ipynb #0fcaca67

@@ -16,20 +16,22 @@ from .wording import ShadedStep, blame_words, mark_equations, percent, shade_ste
 # %% ../nbs/07e_step_report.ipynb #8e967b57
 FAR = 3  # distances beyond this are put together
 
+def _signed(away:int)->str:
+    "A distance as a person writes it: −2, 0, +1; the last ones stand for all beyond them."
+    text = f"{away:+d}".replace("-", "−") if away else "0"
+    return {-FAR: f"≤ {text}", FAR: f"≥ {text}"}.get(away, text)
+
 def distance_table(
     distances:dict,  # named_minus_true of metrics.json
 )->pd.DataFrame:  # distance, solutions
     "Solutions by distance, from early to late, then those where no step was blamed."
-    counts = {}
+    counts = dict.fromkeys(range(-FAR, FAR + 1), 0)
     for name, n in distances.items():
-        if name == "none": continue
-        away = max(-FAR, min(FAR, int(name)))
-        counts[away] = counts.get(away, 0) + n
-    names = {away: f"{away:+d}".replace("-", "−") if away else "0" for away in range(-FAR, FAR + 1)}
-    names[-FAR], names[FAR] = f"≤ {names[-FAR]}", f"≥ {names[FAR]}"
-    rows = [(names[away], counts.get(away, 0)) for away in names]
+        if name != "none": counts[max(-FAR, min(FAR, int(name)))] += n
+    rows = [(_signed(away), n) for away, n in counts.items()]
     return pd.DataFrame([*rows, ("none", distances.get("none", 0))], columns=["distance", "solutions"])
 
+# %% ../nbs/07e_step_report.ipynb #b4d26a45
 def distance_finding(table:pd.DataFrame)->str:
     "What the table says, in one line."
     by = table.set_index("distance")["solutions"]
@@ -78,6 +80,7 @@ def _kind_of(named:int, first:int)->str:
     if named == first: return _KINDS[0]
     return _KINDS[1] if named >= 0 else _KINDS[2]
 
+# %% ../nbs/07e_step_report.ipynb #2ce175ea
 def _example(kind, row, part, rule, question, solution)->StepExample:
     "A row with its texts and its steps."
     p = rule.apply(part["log_odds"].to_numpy(), part["false_equation"].to_numpy(bool))
@@ -86,6 +89,15 @@ def _example(kind, row, part, rule, question, solution)->StepExample:
     shaded = shade_steps(mark_equations(clean_cell(solution)), steps)
     return StepExample(kind, row["index"], blame_words(row), clean_cell(question), shaded)
 
+# %% ../nbs/07e_step_report.ipynb #efd239bf
+def _first_of_each_kind(frame:pd.DataFrame)->dict:  # kind -> number of the row
+    "The first row of each kind, in the order of the kinds; rows that do not know their first wrong step are none."
+    found = {}
+    for row, (named, first) in enumerate(zip(frame["named_step"], frame["first_error"])):
+        if not pd.isna(first): found.setdefault(_kind_of(int(named), int(first)), row)
+    return {kind: found[kind] for kind in _KINDS if kind in found}
+
+# %% ../nbs/07e_step_report.ipynb #5b8080dc
 def step_examples(
     frame:pd.DataFrame,  # predictions with named_step and first_error
     steps:pd.DataFrame,  # what was read at their steps
@@ -94,14 +106,7 @@ def step_examples(
 )->list[StepExample]:
     "The first solution of each kind."
     if texts is None or "named_step" not in frame: return []
-    found = {}
-    for row, (named, first) in enumerate(zip(frame["named_step"], frame["first_error"])):
-        kind = None if pd.isna(first) else _kind_of(int(named), int(first))
-        if kind and kind not in found: found[kind] = row
     questions, solutions, by_row = list(texts["question"]), list(texts["solution"]), dict(list(steps.groupby("row")))
-    rows = {kind: found[kind] for kind in _KINDS if kind in found and found[kind] in by_row}
-    out = []
-    for kind, row in rows.items():
-        said = frame.iloc[row].to_dict()
-        out.append(_example(kind, said, by_row[row], rule, questions[row], solutions[row]))
-    return out
+    chosen = {kind: row for kind, row in _first_of_each_kind(frame).items() if row in by_row}
+    return [_example(kind, frame.iloc[row].to_dict(), by_row[row], rule, questions[row], solutions[row])
+            for kind, row in chosen.items()]

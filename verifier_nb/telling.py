@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STATED', 'Step', 'Problem', 'suite_words', 'problems', 'drawn', 'Seeds', 'Telling', 'is_sensible', 'tell',
-           'Flaw', 'renamed', 'near_miss', 'go_wrong']
+           'Flaw', 'near_miss', 'go_wrong']
 
 # %% ../nbs/07f_telling.ipynb #3c6a0770
 import functools
@@ -14,22 +14,12 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import NamedTuple
 import yaml
-from verifier_nb.everyday import (
-    Op,
-    Plan,
-    _asked as asked,
-    _at as at,
-    _numbers as numbers_of,
-    _places as places,
-    _put as put,
-    tree_of,
-    value_of,
-)
+from .plans import Op, Plan, asked, at, numbers_of, places, put, renamed, tree_of, value_of, with_tree
 
 # %% ../nbs/07f_telling.ipynb #1d8dba4b
 class Step(NamedTuple):
     "One step of a solution: what is computed, and what is said about it."
-    tree: object  # see `everyday.tree_of`
+    tree: object  # see `plans.tree_of`
     find: str  # what is looked for
     line: str  # a sentence with the equation, {e}
     prose: str  # a sentence with the result only, {r}
@@ -153,22 +143,19 @@ class Flaw(NamedTuple):
 
 _OTHER = {"+": "-*", "-": "+", "*": "+-/", "/": "*-"}  # what is taken for an operation by mistake
 
-def _with_tree(plan, k, tree)->Plan:
-    return replace(plan, steps=(*plan.steps[:k], plan.steps[k]._replace(tree=tree), *plan.steps[k+1:]))
-
 def _wrong_operation(plan, telling, rng):
     k = rng.randrange(len(plan.steps))
     tree = plan.steps[k].tree
     path = rng.choice(places(tree, lambda part: isinstance(part, Op)))
     part = at(tree, path)
-    return Flaw(_with_tree(plan, k, put(tree, path, part._replace(sign=rng.choice(_OTHER[part.sign])))), k)
+    return Flaw(with_tree(plan, k, put(tree, path, part._replace(sign=rng.choice(_OTHER[part.sign])))), k)
 
 def _wrong_operand(plan, telling, rng):
     k = rng.randrange(len(plan.steps))
     tree = plan.steps[k].tree
     path = rng.choice(places(tree, lambda part: isinstance(part, str)))
     known = [*telling.known, *(f"s{j+1}" for j in range(k))]
-    return Flaw(_with_tree(plan, k, put(tree, path, rng.choice(known))), k)
+    return Flaw(with_tree(plan, k, put(tree, path, rng.choice(known))), k)
 
 # %% ../nbs/07f_telling.ipynb #621e98bc
 def _misread(value:int, rng)->int:
@@ -188,11 +175,6 @@ def _misread_number(plan, telling, rng):
     return Flaw(replace(plan, values={**plan.values, name: _misread(plan.values[name], rng)}), users[0])
 
 # %% ../nbs/07f_telling.ipynb #60a8775c
-def renamed(tree, names:dict):
-    "A tree with other names."
-    if isinstance(tree, Op): return Op(tree.sign, renamed(tree.left, names), renamed(tree.right, names))
-    return names.get(tree, tree)
-
 def _missing_step(plan, telling, rng):
     "A step is left out, and one of its numbers is taken for its result."
     k = rng.randrange(max(1, len(plan.steps) - 1))

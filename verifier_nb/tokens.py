@@ -57,6 +57,7 @@ _TOKEN = re.compile(r"""(?=[^ ])(?:
   | (?P<quote>    ["'’”“~] )
   | (?P<other>    [^\s\w] | _ )
 )""", re.VERBOSE)  # to tell a blank first saves a quarter of the time
+_TOKEN_IN_ASCII = re.compile(_TOKEN.pattern.replace(r"[^\W\d_]", "[A-Za-z]").replace(r"\d", "[0-9]"), re.VERBOSE | re.ASCII)  # the same, a fifth faster
 
 _KINDS = [None, *map(Kind, _TOKEN.groupindex)]  # by the group's number
 
@@ -90,7 +91,8 @@ def scan(text)->Scan:
     "Cut a text into tokens, those of the prose and those of each annotation."
     numbers, prose, notes = [], [], []
     here = prose  # the list that tokens go to
-    for m in _TOKEN.finditer(text):
+    pattern = _TOKEN_IN_ASCII if text.isascii() else _TOKEN
+    for m in pattern.finditer(text):
         kind, piece, (start, end) = _KINDS[m.lastindex], m.group(), m.span()
         if kind is NUMBER:
             here.append(_new(Token, (NUMBER, start, end, piece, len(numbers))))

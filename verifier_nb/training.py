@@ -168,18 +168,23 @@ class LabelTrainer(_InHalves):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Score the validation rows: two numbers a row and one a step, nothing of the vocabulary is kept."
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        was_training = self.model.training
-        self.model.eval()
-        with self.compute_loss_context_manager():
-            scores = scoring.score_samples(self.model, rows, self.label_tokens, batch_tokens=self.eval_tokens,
-                                           layout=self.layout)
+        scores = self._scores(rows)
         labels = np.array([self.label_tokens.index(token) for token in rows["label_id"]])
         found = validation_metrics(scores.logs, labels) | step_metrics(scores.steps, _targets(rows))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
-        self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _scores(self, rows):
+        "The engine's scores, without dropout; the model trains on afterwards if it did before."
+        was_training = self.model.training
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            found = scoring.score_samples(self.model, rows, self.label_tokens, batch_tokens=self.eval_tokens,
+                                          layout=self.layout)
+        self.model.train(was_training)
+        return found
 
     def _save_checkpoint(self, model, trial):
         "Write a checkpoint, seal it, only then delete older ones. Raises `VerifierError` when the disk refuses."
