@@ -63,6 +63,21 @@ def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("preset", ["smoke", "default-verifier", "h100", "quickstart"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_who_follows_the_advice_about_processes_trains_the_same_step(preset, processes, monkeypatch):
+    from verifier_nb import parallel
+    monkeypatch.setenv(parallel.PROCESSES, str(processes))
+    cfg = load_config(preset, ["model.device=cpu"])
+    try: parallel.wanted(cfg)
+    except VerifierError as refused:
+        advised = load_config(preset, ["model.device=cpu", *refused.fix.split(": ", 1)[1].removeprefix("-o ").split(" -o ")])
+        assert parallel.wanted(advised) == processes
+        rows = lambda t: (t.batch_tokens or t.batch_size)*t.gradient_accumulation
+        assert abs(rows(cfg.training) - rows(advised.training)) <= advised.training.gradient_accumulation/2  # of half a row a pass at most
+    else: assert cfg.training.gradient_accumulation % processes == 0
+
+
 def test_a_full_disk_is_said_before_the_first_stage(tmp_path, monkeypatch):
     import shutil
     monkeypatch.setattr(ahead.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))

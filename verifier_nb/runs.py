@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from . import files as files_, parallel, setup
 from .ahead import look_before
-from .config import config_hash, load_config
+from .config import config_hash, load_config, written_hash
 from .files import VerifierError
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
@@ -111,6 +111,11 @@ def _changed_files(entry:dict, now:dict)->list:
     known = {**entry["inputs"], **entry["outputs"]}
     return sorted(name for name, digest in known.items() if now.get(name) != digest)
 
+# %% ../nbs/10_runs.ipynb #20de1c93
+def _hashes(run:Run)->tuple:
+    "The hashes that a run's settings may have in its manifest: today's, and that of a version with fewer fields."
+    return config_hash(run.config), written_hash(run.report("config.yaml"))
+
 # %% ../nbs/10_runs.ipynb #c8946444
 def why_again(
     run:Run,
@@ -122,7 +127,7 @@ def why_again(
     entry = manifest["stages"].get(stage)
     if not entry or entry["status"] != "done": return "it was not done"
     if entry["code"] != code_hash(stage): return "its code has changed since"
-    if manifest.get("config") != config_hash(run.config): return "the config has changed since"
+    if manifest.get("config") not in _hashes(run): return "the config has changed since"
     changed = _changed_files(entry, now)
     if not changed: return ""
     gone = [name for name in changed if name not in now]
