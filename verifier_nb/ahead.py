@@ -35,9 +35,17 @@ class Check:
     detail: str  # what was found
     fix: str = ""  # what to do
 
-def ok(name, detail)->Check: return Check(name, Status.OK, detail)
-def warning(name, detail, fix)->Check: return Check(name, Status.WARNING, detail, fix)
-def failure(name, detail, fix)->Check: return Check(name, Status.FAILURE, detail, fix)
+def ok(name:str, detail:str)->Check:
+    "A check that found what it wanted."
+    return Check(name, Status.OK, detail)
+
+def warning(name:str, detail:str, fix:str)->Check:
+    "A check that found what stops nothing."
+    return Check(name, Status.WARNING, detail, fix)
+
+def failure(name:str, detail:str, fix:str)->Check:
+    "A check that found what would stop a run."
+    return Check(name, Status.FAILURE, detail, fix)
 
 # %% ../nbs/04a_ahead.ipynb #e3c9a109
 def attempt(
@@ -57,7 +65,8 @@ def _too_old(have:str, least:str)->bool:
     return not have or Version(have).release < Version(least).release
 
 # %% ../nbs/04a_ahead.ipynb #b9cb50cc
-def check_packages(run):
+def check_packages(run)->Check:
+    "Whether the packages that a run needs are there, and new enough."
     have = setup.package_versions()
     bad = [f"{name} {have[name] or 'missing'} (needs {least})"
            for name, least in _MINIMUM.items() if _too_old(have[name], least)]
@@ -67,7 +76,8 @@ def check_packages(run):
     return ok("packages", ", ".join(f"{name} {version}" for name, version in have.items() if version))
 
 # %% ../nbs/04a_ahead.ipynb #f8ce08ad
-def check_write(run):
+def check_write(run)->Check:
+    "Whether the run's folders can be written to."
     for folder in (run.reports, run.artifacts):
         with files.atomic(folder/".preflight") as f: f.write("ok")
         (folder/".preflight").unlink()
@@ -155,11 +165,14 @@ def _look_for_device(run)->Check:
     return ok("device", f"CPU{why}")
 
 # %% ../nbs/04a_ahead.ipynb #02ea08f3
-def look_for_room(root="."):
-    "Raises `VerifierError` when next to nothing is free where runs are written."
+def look_for_room(
+    root=".",  # where runs are written
+    least:int=_LEAST,  # bytes
+):
+    "Raises `VerifierError` when next to nothing is free."
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
     disk = shutil.disk_usage(there)
-    if disk.total and disk.free < _LEAST:  # what has no size, such as /proc, refuses the folder itself
+    if disk.total and disk.free < least:  # what has no size, such as /proc, refuses the folder itself
         what = f"only {disk.free >> 20} MiB are free on the disk"
         raise VerifierError(what, there, "free some space, or give another --root")
 
