@@ -74,6 +74,30 @@ def test_a_check_gives_a_verdict_and_marks_the_equations(browser):
     assert [e.text for e in answer.find_elements(By.CSS_SELECTOR, ".eq.ok")] == ["3 * 4 = 12"] and [e.text for e in answer.find_elements(By.CSS_SELECTOR, ".eq.bad")] == ["12 - 2 = 11"]
     assert "Line 2: 12 - 2 = 11 is false; it is 10" in answer.text
 
+LATEX = r"""A third of 18 is \(\frac{1}{3} \times 18 = 6\), and \$5 a bag costs $\frac{\$45}{9} = \$5$.
+\begin{align*}
+\frac{36}{3} \\
+&= 12 \\
+\frac{12}{4} \times \frac{3}{2} &= 5 \\
+18 - 6 &= 12
+\end{align*}"""
+BOXES = "return [...arguments[0].querySelectorAll(arguments[1])].map(e => { const b = e.getBoundingClientRect(); return [b.top, b.bottom, b.left] })"
+
+def test_latex_is_shown_as_mathematics(browser):
+    "Every row of a display on a line of its own, below the one before it, and every formula inside the mark around it."
+    write(browser, "solution", LATEX)
+    answer = press(browser, "check", "answer")[0]
+    assert "frac" not in answer.text and "align" not in answer.text and "false: it is 4.5" in answer.text
+    maths = browser.execute_script(BOXES, answer, ".text math")
+    rows = maths[2:]
+    assert len(maths) == 6 and len({round(left) for _, _, left in rows}) == 1
+    assert all(above[1] <= below[0] + 1 for above, below in zip(rows, rows[1:])), "no row overlaps the next"
+    marks = answer.find_elements(By.CSS_SELECTOR, ".text .eq")
+    assert [mark.get_attribute("class") for mark in marks] == ["eq ok", "eq ok", "eq ok", "eq bad", "eq ok"]
+    for mark in marks:
+        box, line = mark.rect, float(mark.value_of_css_property("border-bottom-width").removesuffix("px"))
+        for _, bottom, _ in browser.execute_script(BOXES, mark, "math"): assert bottom < box["y"] + box["height"] - line, "the line of the mark runs below"
+
 def test_scripts_in_a_solution_are_shown_not_run(browser):
     write(browser, "solution", PLANTED + "1 + 1 = 2")
     answer = press(browser, "check", "answer")[0]
