@@ -327,7 +327,7 @@ def test_what_a_person_wishes_reaches_the_blocks(tmp_path):
     "--alone takes the verifier's own probability; an aim alone, without a prior, moves the threshold."
     from asking import HYBRID, PLAIN
     aims = {"bias": 0.3, "aim": "balanced", "base_rate": 0.5, "thresholds": {"balanced": 0.6, "accuracy": 0.5, "few-false-alarms": 0.8, "recall": 0.2, "f1": 0.4}}
-    folder, table = make_adapter(tmp_path/"a", calibration=PLAIN | aims | {"baselines": {"hybrid": HYBRID}}), write_table(tmp_path)
+    folder, table = make_adapter(tmp_path/"a", calibration=PLAIN | aims | {"baselines": {"hybrid": HYBRID | {"thresholds": aims["thresholds"]}}}), write_table(tmp_path)
     found = {}
     for alone in (False, True):
         job = blocks.plan(table, tmp_path/f"{alone}.csv", "v", 64, alone=alone, aim="recall")

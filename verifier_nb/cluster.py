@@ -96,9 +96,9 @@ def _in_a_sentence(ray, job):
     "What stopped the workers, as a `VerifierError` without the places in Ray where it passed."
     try: yield
     except ray.exceptions.RayError as e:
-        whole, _, mine = str(e).rpartition("VerifierError: ")
-        said = (mine or whole).strip().splitlines()
-        words = (said[:1] if mine else said[-1:]) or [type(e).__name__]
+        _, is_ours, text = str(e).rpartition("VerifierError: ")
+        said = text.strip().splitlines()
+        words = (said[:1] if is_ours else said[-1:]) or [type(e).__name__]
         fix = "mend that, then give the same command again: finished blocks are kept"
         raise VerifierError(f"the workers could not go on: {words[0]}", job.parts, fix) from None
 
