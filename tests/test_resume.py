@@ -1,13 +1,13 @@
 """What a resumed run does again and what it skips, what differs between two runs, and how a run is found."""
-import json, time
+import json, re, shutil, time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from verifier_nb import setup, files, runs, reproduce, cli as cli_
+from verifier_nb import setup, files, runs, reproduce, cli as cli_, config as config_
 from verifier_nb.config import dump_config, load_config
-from verifier_nb.folders import new_run
+from verifier_nb.folders import new_run, open_run
 from verifier_nb.files import VerifierError
 
 cli = CliRunner()
@@ -215,3 +215,24 @@ def test_the_time_that_is_left_is_guessed_from_what_is_done(tmp_path):
     assert watch.line() == "[1/7] stage  steps 25/100  1:00 so far, about 3:00 left"
     (tmp_path/"progress.json").write_text(json.dumps({"done": 25, "total": 100, "unit": "steps", "at": watch.start - 1}))
     assert watch.line() == "[1/7] stage  1:00", "what the stage before left there is not shown"
+
+
+# a version with more settings
+
+COMMITTED = [folder.parent for folder in Path(__file__).parents[1].glob("reports/*/2*/manifest.json")]
+
+
+def test_a_setting_that_came_since_does_not_make_an_old_run_run_again(tmp_path):
+    known = [folder for folder in COMMITTED if files.read_json(folder/"manifest.json")["config"] == config_.written_hash(folder/"config.yaml")]
+    assert len(known) >= 3  # the settings of the others were edited after their run
+    for folder in known:
+        run, manifest = open_run(folder), files.read_json(folder/"manifest.json")
+        manifest["stages"]["03_data"]["code"] = runs.code_hash("03_data")
+        snapshot = manifest["stages"]["03_data"]["inputs"] | manifest["stages"]["03_data"]["outputs"]
+        assert config_.config_hash(run.config) != manifest["config"], "this run knows all settings of today, so it shows nothing"
+        assert runs.why_again(run, "03_data", manifest, snapshot) == ""
+        edited = tmp_path/folder.name
+        shutil.copytree(folder, edited)
+        text = (edited/"config.yaml").read_text(encoding="utf-8")
+        files.write_text(edited/"config.yaml", re.sub(r"(?m)^seed: \d+", "seed: 43", text))
+        assert runs.why_again(open_run(edited), "03_data", manifest, snapshot) == "the config has changed since"

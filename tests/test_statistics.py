@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from verifier_nb.distrust import distrust
-from verifier_nb import files, metrics as metrics_, probability, calibration as calibration_, baselines, selection, evaluation, compare, external, verify
+from verifier_nb import files, metrics as metrics_, probability, calibration as calibration_, baselines, selection, evaluation, compare, external, predictions, verify
 
 from fake_run import make_run
 from timing import seconds
@@ -403,7 +403,7 @@ def test_rows_and_scores_side_by_side():
     dataset = table((7, 1, "computational"), (3, 0, "computational"), (5, 1, None), columns="index label error_type")
     scores = table((0.1, 0.3), (0.2, 0.2), (0.0, 0.0), columns="prob_0 prob_1")
     found = evaluation.as_predictions(dataset, scores, "test")
-    assert list(found) == metrics_.COLUMNS + evaluation.LATER
+    assert list(found) == metrics_.COLUMNS + predictions.LATER
     assert found["index"].tolist() == [7, 3, 5] and found.true_label.tolist() == [1, 0, 1]
     assert found.p_flawed.tolist() == pytest.approx([0.75, 0.5, 0.5])
     assert found.label_mass.tolist() == pytest.approx([0.4, 0.4, 0])

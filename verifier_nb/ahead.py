@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from . import files, setup
 from .files import VerifierError
-from .memory import estimate_memory, known_config
 
 # %% ../nbs/04a_ahead.ipynb #ecdbf6fb
 class Status(str, Enum):
@@ -36,9 +35,17 @@ class Check:
     detail: str  # what was found
     fix: str = ""  # what to do
 
-def ok(name, detail)->Check: return Check(name, Status.OK, detail)
-def warning(name, detail, fix)->Check: return Check(name, Status.WARNING, detail, fix)
-def failure(name, detail, fix)->Check: return Check(name, Status.FAILURE, detail, fix)
+def ok(name:str, detail:str)->Check:
+    "A check that found what it wanted."
+    return Check(name, Status.OK, detail)
+
+def warning(name:str, detail:str, fix:str)->Check:
+    "A check that found what stops nothing."
+    return Check(name, Status.WARNING, detail, fix)
+
+def failure(name:str, detail:str, fix:str)->Check:
+    "A check that found what would stop a run."
+    return Check(name, Status.FAILURE, detail, fix)
 
 # %% ../nbs/04a_ahead.ipynb #e3c9a109
 def attempt(
@@ -58,7 +65,8 @@ def _too_old(have:str, least:str)->bool:
     return not have or Version(have).release < Version(least).release
 
 # %% ../nbs/04a_ahead.ipynb #b9cb50cc
-def check_packages(run):
+def check_packages(run)->Check:
+    "Whether the packages that a run needs are there, and new enough."
     have = setup.package_versions()
     bad = [f"{name} {have[name] or 'missing'} (needs {least})"
            for name, least in _MINIMUM.items() if _too_old(have[name], least)]
@@ -68,7 +76,8 @@ def check_packages(run):
     return ok("packages", ", ".join(f"{name} {version}" for name, version in have.items() if version))
 
 # %% ../nbs/04a_ahead.ipynb #f8ce08ad
-def check_write(run):
+def check_write(run)->Check:
+    "Whether the run's folders can be written to."
     for folder in (run.reports, run.artifacts):
         with files.atomic(folder/".preflight") as f: f.write("ok")
         (folder/".preflight").unlink()
@@ -131,6 +140,7 @@ GPUS = {"T4": 15, "L4": 22, "A100": 40, "H100": 80}  # GiB that are there to use
 
 def beforehand(cfg)->str:
     "The memory of a training step on a GPU, in words, from the sizes of a known base; nothing is loaded."
+    from verifier_nb.memory import estimate_memory, known_config
     shape = known_config(cfg.model.base)
     if shape is None: return f"the sizes of {cfg.model.base} are not known here"
     t, m = cfg.training, cfg.model
@@ -155,11 +165,14 @@ def _look_for_device(run)->Check:
     return ok("device", f"CPU{why}")
 
 # %% ../nbs/04a_ahead.ipynb #02ea08f3
-def look_for_room(root="."):
-    "Raises `VerifierError` when next to nothing is free where runs are written."
+def look_for_room(
+    root=".",  # where runs are written
+    least:int=_LEAST,  # bytes
+):
+    "Raises `VerifierError` when next to nothing is free."
     there = next(p for p in [Path(root).resolve(), *Path(root).resolve().parents] if p.exists())
     disk = shutil.disk_usage(there)
-    if disk.total and disk.free < _LEAST:  # what has no size, such as /proc, refuses the folder itself
+    if disk.total and disk.free < least:  # what has no size, such as /proc, refuses the folder itself
         what = f"only {disk.free >> 20} MiB are free on the disk"
         raise VerifierError(what, there, "free some space, or give another --root")
 

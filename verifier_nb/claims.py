@@ -9,10 +9,19 @@ __all__ = ['Draft', 'Member', 'members_of', 'Claim', 'claims_of', 'Percents', 'p
 # %% ../nbs/02_claims.ipynb #517c4106
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
-from .numbers import Equation, Parsed, about, agrees, as_written, exact_quotient, without_annotations, word_list
+from verifier_nb.numbers import (
+    Equation,
+    Parsed,
+    about,
+    agrees,
+    as_written,
+    exact_quotient,
+    without_annotations,
+    word_list,
+)
 from .reader import Inexact, climb, evaluate_tree, leaves_of, operators_of, value_or_none
 from .tokens import EQUALS, LEFT, RIGHT
 from .units import mixed_kinds

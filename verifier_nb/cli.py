@@ -434,16 +434,17 @@ def probe(
     out:Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table; its rows go beside it")]=None,
     write:Annotated[Optional[str], _option("--write", help="write the suite's rows with their labels into this CSV file, and ask nobody")]=None,
     answers:Annotated[Optional[str], _option("--answers", help="count this CSV file's p_flawed and verdict, which another verifier added to --write's rows")]=None,
-    root:Root=".",
+    root:Root=".", aim:Aim=None,
 ):
     "Ask a verifier about the behavioural suite: what it can do, and what changes its verdict."
     from rich.console import Console
     from verifier_nb import behaviour, probe as probe_
     if write: return typer.echo(f"{probe_.write_suite(write, rows)} rows: {write}")
+    as_wished = _wished(aim, None)
     if answers: found = probe_.answered(answers)
     else:
         from verifier_nb.ask import open_verifier
-        found = probe_.probe(open_verifier(adapter, root, _say_aside), rows)
+        found = probe_.probe(as_wished(open_verifier(adapter, root, _say_aside)), rows)
     table = behaviour.behaviour_table(found)
     Console(width=None if sys.stdout.isatty() else 100).print(*probe_.screen_tables(table))
     for text in behaviour.behaviour_words(table): typer.echo(text)

@@ -6,7 +6,7 @@
 __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'StepsKind', 'Settings', 'DataSettings', 'ModelSettings',
            'LoraSettings', 'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'SolverSettings',
            'SamplingSettings', 'RunConfig', 'read_yaml', 'merge', 'parse_overrides', 'check_config', 'presets',
-           'load_config', 'dump_config', 'config_hash']
+           'load_config', 'dump_config', 'config_hash', 'written_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
 import difflib
@@ -411,6 +411,16 @@ def dump_config(cfg:RunConfig)->str:
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 # %% ../nbs/01_config.ipynb #5af956b3
+def _hash(settings:dict)->str: return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:7]
+
 def config_hash(cfg:RunConfig)->str:  # 7 hexadecimal digits
     "Short hash of the resolved settings."
-    return hashlib.sha256(json.dumps(cfg.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:7]
+    return _hash(cfg.model_dump(mode="json"))
+
+def written_hash(
+    path,  # a run's config.yaml
+)->str:
+    """Short hash of the settings as they stand in a file.
+
+    A run of an earlier version has no word of the fields that came since, and so still has the hash that it was given."""
+    return _hash(read_yaml(Path(path).read_text(encoding="utf-8"), str(path)))

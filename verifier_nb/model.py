@@ -221,18 +221,19 @@ class KernelChoice(NamedTuple):
     why: str
 
 # %% ../nbs/04_model.ipynb #dca0fa36
+def _asked_for(kernel:str, why_not)->KernelChoice:
+    "The kernel of the config. Raises `VerifierError` when it cannot run here."
+    if not why_not: return KernelChoice(kernel, "asked for in the config")
+    what = f"attention: {kernel} cannot be used: {why_not}"
+    raise VerifierError(what, "model.attention", "set model.attention: auto")
+
 def choose_attention(
     settings:ModelSettings,
     device:str,  # "cpu" or "cuda"
 )->KernelChoice:
     "The attention kernel for this machine. Raises `VerifierError` when the one asked for cannot run."
     kernels = attention_kernels(device, setup.pick_dtype(device, settings.dtype))
-    wanted = settings.attention
-    if wanted != "auto":
-        if kernels[wanted]:
-            raise VerifierError(f"attention: {wanted} cannot be used: {kernels[wanted]}", "model.attention",
-                                "set model.attention: auto")
-        return KernelChoice(wanted, "asked for in the config")
+    if settings.attention != "auto": return _asked_for(settings.attention, kernels[settings.attention])
     name = next(kernel for kernel, why_not in kernels.items() if not why_not)
     skipped = [f"{kernel}: {why_not}" for kernel, why_not in kernels.items() if why_not]
     reasons = f" ({'; '.join(skipped)})" if skipped else ""
@@ -330,21 +331,26 @@ def _in_one_file(folder):
         yield Path(place)
 
 # %% ../nbs/04_model.ipynb #0e67623d
+def _put_on(model, folder, trainable)->tuple:  # (PeftModel, names of the matrices that were saved)
+    "A saved adapter on its base, as peft does it. Raises `VerifierError` when the two do not go together."
+    from peft import PeftModel
+    try:
+        with _in_one_file(folder) as place:
+            with safe_open(place/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
+            return PeftModel.from_pretrained(model, str(place), is_trainable=trainable), saved
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
+        raise _no_fit(model.config.name_or_path, folder, str(e).splitlines()[0][:300]) from e
+
 def load_adapter(
     model:PreTrainedModel,  # the base it was made for
     folder,  # the adapter's folder, or "default" for the one in the box
     trainable:bool=False,  # to go on training it
 ):  # -> PeftModel
     "Put a saved adapter on a base model. Raises `VerifierError`."
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     base = model.config.name_or_path
     folder = check_adapter(folder, base)
-    try:
-        with _in_one_file(folder) as place:
-            with safe_open(place/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
-            adapted = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
-        raise _no_fit(base, folder, str(e).splitlines()[0][:300]) from e
+    adapted, saved = _put_on(model, folder, trainable)
     apart = saved ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if apart:
         why = f"{len(apart)} matrices are only in one of them, such as {sorted(apart)[0]}"

@@ -9,6 +9,7 @@ __all__ = ['PROCESSES', 'KIND', 'KINDS', 'World', 'world', 'is_first', 'wait_for
 # %% ../nbs/01b_parallel.ipynb #9b17a386
 import builtins
 import importlib
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from . import files
 from .files import VerifierError
 from .folders import open_run
-from .setup import find_shared
+from .setup import find_shared, may_have_gpu
 
 # %% ../nbs/01b_parallel.ipynb #add67e15
 class World(NamedTuple):
@@ -63,6 +64,7 @@ PROCESSES, KIND = "VERIFIER_NB_PROCESSES", "VERIFIER_NB_PARALLEL"
 KINDS = ("ddp", "fsdp2")  # a whole model in each process, or one in parts over all of them
 
 def _gpus()->int:
+    if not may_have_gpu(): return 0
     import torch
     return torch.cuda.device_count()
 
@@ -75,6 +77,17 @@ def ask_for(processes, kind="ddp"):
     if kind not in KINDS: raise VerifierError(f"there is no {kind!r}", "--parallel",
                                               f"choose one of {', '.join(KINDS)}")
     os.environ[PROCESSES], os.environ[KIND] = said, kind
+
+# %% ../nbs/01b_parallel.ipynb #144f7091
+def _divided(
+    t,  # TrainingSettings
+    n:int,  # processes
+)->str:  # options
+    "The settings with which processes share the passes of a step, and a step learns from about as many rows as before."
+    passes = math.ceil(t.gradient_accumulation/n)*n
+    size = "batch_tokens" if t.batch_tokens else "batch_size"
+    smaller = max(1, round(getattr(t, size)*t.gradient_accumulation/passes))
+    return f"-o training.gradient_accumulation={passes} -o training.{size}={smaller}"
 
 # %% ../nbs/01b_parallel.ipynb #d3992578
 def wanted(
@@ -91,8 +104,7 @@ def wanted(
                             "use ddp, or set model.quantization to none")
     passes = cfg.training.gradient_accumulation
     if passes % n:
-        fix = (f"set training.gradient_accumulation to a multiple of {n} "
-               "(and batch_size or batch_tokens to as much less)")
+        fix = f"make the same step of more and smaller passes: {_divided(cfg.training, n)}"
         raise VerifierError(f"{n} processes cannot share the {passes} passes of a step evenly", "--processes", fix)
     return n
 

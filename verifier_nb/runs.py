@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PUBLISH', 'PARAMETERS', 'notebook', 'check_notebook', 'code_hash', 'snapshot', 'read_manifest', 'why_again',
-           'Watch', 'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored',
-           'start', 'change', 'finish', 'grid']
+           'StageError', 'short_path', 'without_lessons', 'execute', 'run_stages', 'find_run', 'mirrored', 'start',
+           'change', 'finish', 'grid']
 
 # %% ../nbs/10_runs.ipynb #debb3510
 import functools
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -24,11 +22,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from . import files as files_, parallel, setup
 from .ahead import look_before
-from .config import config_hash, load_config
+from .config import config_hash, load_config, written_hash
 from .files import VerifierError
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
 from .warm import warm_kernels, warm_or_cold
+from .watch import Watch, clock
 
 # %% ../nbs/10_runs.ipynb #cbcfdb04
 STAGES = ("00_setup", "01_config", "03_data", "04_model", "06_training", "07_evaluation", "08_analysis")
@@ -112,6 +111,11 @@ def _changed_files(entry:dict, now:dict)->list:
     known = {**entry["inputs"], **entry["outputs"]}
     return sorted(name for name, digest in known.items() if now.get(name) != digest)
 
+# %% ../nbs/10_runs.ipynb #20de1c93
+def _hashes(run:Run)->tuple:
+    "The hashes that a run's settings may have in its manifest: today's, and that of a version with fewer fields."
+    return config_hash(run.config), written_hash(run.report("config.yaml"))
+
 # %% ../nbs/10_runs.ipynb #c8946444
 def why_again(
     run:Run,
@@ -123,47 +127,11 @@ def why_again(
     entry = manifest["stages"].get(stage)
     if not entry or entry["status"] != "done": return "it was not done"
     if entry["code"] != code_hash(stage): return "its code has changed since"
-    if manifest.get("config") != config_hash(run.config): return "the config has changed since"
+    if manifest.get("config") not in _hashes(run): return "the config has changed since"
     changed = _changed_files(entry, now)
     if not changed: return ""
     gone = [name for name in changed if name not in now]
     return f"{gone[0]} is gone" if gone else f"{changed[0]} has changed since"
-
-# %% ../nbs/10_runs.ipynb #93cda508
-def _clock(seconds:float)->str:
-    "Minutes and seconds, such as 2:05."
-    return f"{int(seconds)//60}:{int(seconds)%60:02d}"
-
-# %% ../nbs/10_runs.ipynb #e5f37ccd
-class Watch:
-    "Show a stage's progress while it runs."
-    def __init__(self, label:str, path:Path, every:float=None):
-        self.label, self.path, self.live = label, path, sys.stdout.isatty()
-        self.every, self.stop, self.start = every or (1 if self.live else 15), threading.Event(), time.time()
-
-    def line(self)->str:
-        "What is shown: stage, count, time so far and time left."
-        now = time.time() - self.start
-        try: p = json.loads(self.path.read_text())
-        except (OSError, ValueError): return f"{self.label}  {_clock(now)}"
-        if p.get("at", 0) < self.start or not p["done"]: return f"{self.label}  {_clock(now)}"
-        left = now * (p["total"] - p["done"]) / p["done"]
-        return f"{self.label}  {p['unit']} {p['done']}/{p['total']}  {_clock(now)} so far, about {_clock(left)} left"
-
-    def _loop(self):
-        before, after = ("\r\033[K", "") if self.live else ("", "\n")
-        while not self.stop.wait(self.every): print(before + self.line(), end=after, flush=True)
-
-    def __enter__(self):
-        print(self.label, end="" if self.live else "\n", flush=True)
-        self.thread = threading.Thread(target=self._loop, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        if self.live: print("\r\033[K", end="")
 
 # %% ../nbs/10_runs.ipynb #f3a1fc9f
 class StageError(VerifierError):
@@ -348,7 +316,7 @@ def run_stages(
             manifest.update(name=run.config.name, run=run.reports.name, config=config_hash(run.config),
                             wanted=list(stages))
             seconds = _run_stage(run, stage, label, manifest, before, kernels)
-            say(f"{label}  done in {_clock(seconds)}")
+            say(f"{label}  done in {clock(seconds)}")
             if stage == "03_data": _say_holes(run, say)
             mirror(run)
         return manifest

@@ -7,23 +7,21 @@ __all__ = ['OPERAND', 'RESULT', 'read_cached', 'is_special', 'Noted', 'read_unli
            'check', 'sound']
 
 # %% ../nbs/02_solution.ipynb #a03fbebc
-import itertools
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 from .answer import stated_answer, value_found
 from .canonical import canonical, whole
 from .claims import Draft, Member, claims_of, equation_of_sides, equation_of_tree, members_of, percents_read
-from .numbers import (Equation, LIMITS, Parsed, Refusal, Role, Step, UNIT_PATTERN, about, agrees, as_written, singular, unit_behind,
-                                 values_said, without_annotations, word_list)
+from .meanings import add_converted, is_false, says_something_else, with_brackets
+from .numbers import Equation, LIMITS, Parsed, Refusal, Role, Step, about, agrees, as_written, values_said, without_annotations
 from .prose import said
 from .reader import leaves_of, operators_of, read_chains, value_or_none
 from .references import link
 from .tokens import CURRENCY, NUMBER, WORD, scan
-from .units import CURRENCIES, UNITS_OF_AMOUNTS, mixed_kinds, size_of, unit_of, value_in_unit
+from .units import unit_of
 
 # %% ../nbs/02_solution.ipynb #7c7d5cba
 _TOO_MANY_DIGITS = re.compile(r"[0-9]{%d}" % (LIMITS["digits"]+1))
@@ -51,7 +49,7 @@ def _add_claim(claim, doubtful, draft):
     elif claim.result is None:
         equation = equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif _fails(claim, draft) and (_add_converted(claim, draft) or claim.converts or _says_something_else(claim, draft)): return
+    elif is_false(claim, draft) and (add_converted(claim, draft) or claim.converts or says_something_else(claim, draft)): return
     elif claim.again: _add_again(claim, draft)
     elif draft.special and is_special(claim.tree): _add_special(claim, draft)
     else: draft.steps[claim.result] = _shown_step(claim, draft)
@@ -90,122 +88,6 @@ def _shown_step(claim, draft):
         index=0, start=claim.start, end=claim.end, text=text[claim.start:claim.end], expression="",
         result=draft.parsed.numbers[result].text, value=draft.values[result],
         trees=[tree], results=[result], operands=leaves_of(tree), shown=True, about=claim.about)
-
-# %% ../nbs/02_solution.ipynb #e353deba
-_UNIT_OF_BRACKET = re.compile(r"\s*\)\s*([A-Za-z]+)")
-
-_SINGULAR_UNITS = frozenset(map(singular, UNITS_OF_AMOUNTS))
-
-def _is_measure(word): return singular(word.lower()) in _SINGULAR_UNITS
-
-def _says_something_else(claim, draft):
-    "Whether a claim that would be false changes the unit, names the whole part of a quotient, or adds a share of a number."
-    p, tree = draft.parsed, claim.tree
-    number, value = p.numbers[claim.result], value_or_none(tree, draft.values)
-    if _holds_in_thirds(tree, number, draft): return True
-    return _changes_unit(tree, number, value, p) or _is_whole_quotient(tree, number, value, p) or _adds_a_share(tree, number, p)
-
-def _changes_unit(tree, number, value, p):
-    "$1 / 2 = 50 cents, 4 pounds - 6 ounces = 58 ounces, $2 + 50 cents = $2.50."
-    if unit_behind(number, p) in ("cents", "cent", "¢") and value*100 == number.value: return True
-    scale = _UNIT_OF_BRACKET.match(p.text, p.numbers[leaves_of(tree)[-1]].end)  # (1/2) inch = 20 miles
-    if scale and _is_measure(scale[1]) and unit_behind(number, p) not in ("", scale[1].lower()): return True
-    units = {unit_of(p.numbers[i], p) for i in leaves_of(tree)}
-    return len(units & UNITS_OF_AMOUNTS | units & CURRENCIES) > 1 and tree.sign in "+-"
-
-# %% ../nbs/02_solution.ipynb #cd8c6f89
-def _fails(claim, draft):
-    "Whether a claim is false as it stands, units left out."
-    value = value_or_none(claim.tree, draft.values)
-    if value is None or value == draft.values[claim.result]: return False
-    if draft.hundredths and percents_read(claim.tree, claim.result, draft): return False
-    return type(claim.tree) is not int or claim.converts
-
-# %% ../nbs/02_solution.ipynb #4a8d8dbe
-def _add_converted(claim, draft):
-    "Judge a claim whose sides have units of one kind; says whether there is nothing more to say about it."
-    p, number = draft.parsed, draft.parsed.numbers[claim.result]
-    kinds = mixed_kinds(claim.tree, claim.result, p)
-    value = value_in_unit(claim.tree, claim.result, p, kinds) if kinds else None
-    if value is None: return False
-    ok = (about if claim.about else agrees)(value, number.value, number.text)
-    if not ok and _converts_by_hand(claim, p): return False
-    if ok or claim.converts and _states_a_conversion(claim, p): p.equations.append(_converted(claim, value, ok, p))
-    draft.unread.update([*leaves_of(claim.tree), claim.result])
-    return True
-
-def _converts_by_hand(claim, p):
-    "Whether a bare number of a tree is the factor between two units: the 60 of 90 minutes / 60 = 1.6 hours."
-    numbers, size = [p.numbers[i] for i in leaves_of(claim.tree)], size_of(unit_of(p.numbers[claim.result], p))
-    if not size: return False
-    others = [other.units for other in (size_of(unit_of(number, p)) for number in numbers) if other and other.kind == size.kind]
-    factors = {max(size.units, other)/min(size.units, other) for other in others}
-    return any(number.value in factors and not size_of(unit_of(number, p)) for number in numbers)
-
-# %% ../nbs/02_solution.ipynb #3cc372f7
-def _whole(text, start, end):
-    "An expression with the brackets that close behind its last number."
-    missing = text.count("(", start, end) - text.count(")", start, end)
-    if missing <= 0: return text[start:end]
-    for m in itertools.islice(re.finditer(r"\s*\)", text[end:end+20]), missing): end += len(m[0])
-    return text[start:end]
-
-def _converted(claim, value, ok, p):
-    "The equation of a claim between two units, the unit on its right side included."
-    number = p.numbers[claim.result]
-    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
-    end = unit.end() if unit and size_of(unit[1].lower()) else claim.end
-    expression = _whole(p.text, claim.start, max(p.numbers[i].tail for i in leaves_of(claim.tree)))
-    text = without_annotations(p.text[claim.start:end])
-    return Equation(text, claim.start, end, expression, number.text, value, ok, number.text if ok else as_written(value))
-
-_SMALLER_PART = re.compile(r"[\s,]*(?:and\s+)?[$]?\d")  # 1 hour and 15 minutes
-_OPERATES_BEFORE = re.compile(r"(?:[-+*/×÷(&]|\bby|\d\s+[a-z]+(?:\s+and)?)\s*\Z")
-
-def _states_a_conversion(claim, p):
-    "Whether a false claim says no more than that an amount is another: 90 minutes = 1.2 hours; not 1 inch = 5 feet, a scale."
-    number = p.numbers[claim.result]
-    unit = UNIT_PATTERN.match(p.text, number.end, number.end+24)
-    goes_on = unit and _SMALLER_PART.match(p.text, unit.end())
-    operates = _OPERATES_BEFORE.search(p.text[max(claim.start-20, 0):claim.start])
-    size = size_of(unit_of(number, p))
-    scale = not size or "length" in size.kind
-    return not goes_on and not operates and not scale and p.numbers[claim.tree].value != 1
-
-# %% ../nbs/02_solution.ipynb #b0f7ae70
-_THIRDS = re.compile(r"0?\.(?:33+|66+7?|67)")
-
-def _holds_in_thirds(tree, number, draft):
-    "Whether an equation is right once .33 and .67 are thirds: 0.67 * 30 = 20."
-    p, values = draft.parsed, {}
-    for i in leaves_of(tree):
-        third = _THIRDS.fullmatch(p.numbers[i].text)
-        values[i] = round(draft.values[i]*3)*Fraction(1, 3) if third else draft.values[i]
-    return values != {i: draft.values[i] for i in values} and value_or_none(tree, values) == number.value
-
-# %% ../nbs/02_solution.ipynb #1277bd89
-_TELLS_A_QUOTIENT = re.compile(rf"(?<![\w'])(?:{'|'.join(word_list('tell of a whole quotient'))})(?!\w)", re.IGNORECASE)
-
-def _is_whole_quotient(tree, number, value, p):
-    "Whether a division states its whole part: 17 / 5 = 3 with 2 left over, 23 / 4 = 5 (rounded down)."
-    if tree.sign != "/" or number.value.denominator != 1 or not 0 < abs(value - number.value) < 1: return False
-    return _TELLS_A_QUOTIENT.search(_sentence(p.text, number.end)) is not None
-
-def _sentence(text, at):
-    "The sentence in which an offset lies."
-    start = max(text.rfind(stop, 0, at) for stop in ("\n", ". "))
-    ends = [end for stop in ("\n", ". ") if (end := text.find(stop, at)) >= 0]
-    return text[start+1:min(ends, default=len(text))]
-
-# %% ../nbs/02_solution.ipynb #011465e2
-def _adds_a_share(tree, number, p):
-    "Whether a percentage is added to a number that has no percent sign, as in 50 - 10% = 45: it may be meant of that."
-    if number.percent: return False
-    percents = [p.numbers[i].percent for i in leaves_of(tree)]
-    sums = [node for node in operators_of(tree) if node.sign in "+-"]
-    return any(percents) and not all(percents) and any(_is_percent(node.left, p) or _is_percent(node.right, p) for node in sums)
-
-def _is_percent(tree, p): return type(tree) is int and p.numbers[tree].percent
 
 # %% ../nbs/02_solution.ipynb #3e386cea
 class Noted(NamedTuple):
@@ -311,7 +193,7 @@ _EQUALS = re.compile(r"[=≈]+\s*|\bequals?\s+(?:to\s+)?")
 def _expression(step, p):
     "The expression of a step as it stands in the prose, on either side of its equals sign."
     result, first = p.numbers[step.results[0]], p.numbers[step.operands[0]]
-    if first.start < result.start: return _whole(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    if first.start < result.start: return with_brackets(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
     sign = _EQUALS.search(p.text, result.end, first.start)
     return p.text[sign.end():step.end] if sign else step.text  # 12 = 3 x 4
 

@@ -57,7 +57,8 @@ _TOKEN = re.compile(r"""(?=[^ ])(?:
   | (?P<quote>    ["'’”“~] )
   | (?P<other>    [^\s\w] | _ )
 )""", re.VERBOSE)  # to tell a blank first saves a quarter of the time
-_TOKEN_IN_ASCII = re.compile(_TOKEN.pattern.replace(r"[^\W\d_]", "[A-Za-z]").replace(r"\d", "[0-9]"), re.VERBOSE | re.ASCII)  # the same, a fifth faster
+_ASCII_ONLY = _TOKEN.pattern.replace(r"[^\W\d_]", "[A-Za-z]").replace(r"\d", "[0-9]")
+_TOKEN_IN_ASCII = re.compile(_ASCII_ONLY, re.VERBOSE | re.ASCII)  # the same, a fifth faster
 
 _KINDS = [None, *map(Kind, _TOKEN.groupindex)]  # by the group's number
 
