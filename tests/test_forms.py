@@ -10,6 +10,7 @@ from verifier_nb import data, errors, forms
 from verifier_nb.answer import final_answer
 from verifier_nb.audit import audit
 from verifier_nb.build import PairMaker
+from verifier_nb.canonical import canonical
 from verifier_nb.config import DataSettings
 from verifier_nb.solution import check, sound
 from verifier_nb.sources import Problem
@@ -86,6 +87,27 @@ def test_twins_share_their_style():
             tried[form] += 1
             other[form] += shape(twins[0].text) != shape(twins[1].text)
     for form in forms.WRITTEN: assert other[form] <= 0.001 * tried[form], (other, tried)
+
+
+def test_canonical_twins_differ_where_the_twins_did():
+    "The canonical form leaves the first difference of two twins where it was, and marks and words of one twin are those of the other."
+    shape = lambda text: re.sub(r"\d[\d,.]*", "#", text)
+    tried = Counter()
+    for number, (example, made) in enumerate(list(pairs())[:40]):
+        for form in ALL:
+            twins = [twin.text for twin in forms.reform_alike([example["solution"], made.solution], form, random.Random(f"{form}/{number}"))]
+            one, other = map(canonical, twins)
+            differs = len(os.path.commonprefix(twins))
+            in_plain = len(os.path.commonprefix([one.text, other.text]))
+            assert one.text != other.text, (form, twins)
+            for plain in (one, other):
+                start, end = plain.to_original(in_plain, in_plain + 1) if in_plain < len(plain.text) else (differs, differs)
+                between = re.sub(r"\\[A-Za-z]+", " ", plain.original[end:differs] + plain.original[differs:start])
+                assert not re.search("[A-Za-z]", between) and len(re.findall(r"[\d.,]*\d", between)) < 2, (form, twins, "marks alone, or the first number of a fraction")
+            if shape(twins[0]) == shape(twins[1]):
+                tried[form] += 1
+                assert shape(one.text) == shape(other.text), (form, twins)
+    assert all(tried[form] > 10 for form in ALL), tried
 
 
 def test_a_place_in_an_annotation_is_where_it_stood():

@@ -64,7 +64,9 @@ def _shown(text, at, found):
         if f.end <= at or f.start >= end: continue
         first, last = max(f.inner_start, at), min(f.inner_end, end)
         out.append(_prose(text[place-at:max(f.start, at)-at]))
-        if first < last: out.append(_trimmed(mathml(text[first-at:last-at]), first == f.inner_start, last == f.inner_end))
+        if first < last:
+            rows = mathml(text[first-at:last-at])
+            out.append(_trimmed(rows, first == f.inner_start, last == f.inner_end))
         place = min(f.end, end)
     out.append(_prose(text[place-at:]))
     return Markup("").join(out)
