@@ -127,6 +127,14 @@ def test_turned_equations_say_what_they_said(source):
 def test_sides_change_places(text, wanted): assert turning.turned(text) == wanted
 
 
+@pytest.mark.parametrize("solutions", [
+    ["There are 3 * 4 = 12", "There are 3 * 4 = 13"],  # without a line that states it, the last number is the answer
+    ["There are 3 * 4 = 12 pens.\n#### 12", "There are 13 pens.\n#### 13"]])  # nothing to turn in one of them
+def test_a_pair_that_would_be_read_otherwise_stays(solutions):
+    made = reform_alike(solutions, "plain", random.Random(0))
+    assert turning.turned(made[0].text) != made[0].text and turning.turn_alike(made) == made
+
+
 # shares
 
 def table(tmp_path, **more):
