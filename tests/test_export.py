@@ -124,7 +124,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     (tmp_path/"out"/"mine").write_text("x")
     for wrong in ({"folder": tmp_path/"out"}, {"to": "gguf"}, {"dtype": "int4"}, {"to": "onnx", "dtype": "bfloat16"}, {"name": str(tmp_path/"nothing")}):
         wish = {"name": "default", "to": "vllm", "folder": tmp_path/"new", "dtype": "float32", **wrong}
-        with pytest.raises(VerifierError): export.export(**wish)
+        with pytest.raises(VerifierError, match="there already" if "folder" in wrong else None): export.export(**wish)
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and [p.name for p in (tmp_path/"out").iterdir()] == ["mine"]
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -151,13 +151,18 @@ def test_a_template_that_strips_is_followed_and_one_that_rewrites_refused():
     for change in ("message['content'] | upper", "message['content'] ~ message['content']", "message['content'].split('Sol')[0]"):
         tokenizer.chat_template = plain.replace("message['content']", f"({change})")
         with pytest.raises(VerifierError, match="chat template"): export.classifier_template(tokenizer)
+    tokenizer.chat_template = plain.replace("message['content']", "(message['content'] ~ message['content'])")
+    with pytest.raises(VerifierError, match="does not keep a message as it is"): export.prompt_parts(tokenizer)
 
-def test_a_run_is_exported_by_its_folder(smoke_run, tmp_path):
+def test_a_run_is_exported_by_its_folder(tmp_path):
     from typer.testing import CliRunner
-    from verifier_nb import cli
-    done = CliRunner().invoke(cli.app, ["export", str(smoke_run.reports), "--to", "vllm", "-o", str(tmp_path/"out")])
+    from verifier_nb import cli, config, folders
+    run = folders.new_run(config.load_config("smoke", {"model.base": "tiny:llama", "data.marks": True, "model.device": "cpu"}), tmp_path)
+    make_adapter(run.adapter, calibration=MARKED)
+    files.write_json(run.report("calibration.json"), MARKED)
+    done = CliRunner().invoke(cli.app, ["export", str(run.reports), "--to", "vllm", "-o", str(tmp_path/"out")])
     assert done.exit_code == 0, done.output
-    verifier = scoring.Verifier.from_run(smoke_run)
+    verifier = scoring.Verifier.from_run(run)
     assert np.abs(p_of(tmp_path/"out", "vllm", verifier, list(zip(QUESTIONS, SOLUTIONS))) - verifier.score(QUESTIONS, SOLUTIONS).p_flawed).max() < 1e-3
-    again = CliRunner().invoke(cli.app, ["export", str(smoke_run.reports), "--to", "vllm", "-o", str(tmp_path/"out")])
+    again = CliRunner().invoke(cli.app, ["export", str(run.reports), "--to", "vllm", "-o", str(tmp_path/"out")])
     assert again.exit_code == 2 and "there already" in again.output

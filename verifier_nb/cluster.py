@@ -133,8 +133,6 @@ def validations(run)->list:  # AUROC at each validation so far
     except (OSError, ValueError, KeyError, VerifierError): return []  # it is being written or removed
     return [entry["eval_auroc"] for entry in history if "eval_auroc" in entry]
 
-
-
 # %% ../nbs/11e_cluster.ipynb #03a997a4
 _COMMAND = [sys.executable, "-c", "from verifier_nb.cli import main; main()"]
 
