@@ -6,7 +6,7 @@ CONFIG ?= quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: box outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak mutants setup develop demo
+.PHONY: box outputs lint help run test notebooks-test pytest lab export readme lock bench bench-gpu fuzz soak soak-rows mutants setup develop demo
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -83,6 +83,9 @@ bench-gpu: develop  ## the same on one GPU, with Phi-4-mini's shape and SmolLM2'
 
 soak: develop  ## kill runs at KILLS (200) random moments; each ends with the same bytes
 	OMP_NUM_THREADS=1 VERIFIER_NB_SOAK_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -q -s -m soak tests/test_interrupted.py
+
+soak-rows: develop  ## score a million rows on a local Ray with two workers and kill one of them (half an hour or more on two cores)
+	$(BIN)/python -W ignore benchmarks/soak_rows.py -o benchmarks/results/serve/soak-rows.json
 
 mutants: develop  ## plant small bugs one at a time and see whether the tests notice (SAMPLE=20 SEED=1: only some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --seed $(or $(SEED),0),--report)

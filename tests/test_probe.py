@@ -1,5 +1,5 @@
 """The behavioural suite: are its rows what they say, is it apart from the training, and are verifiers counted rightly?"""
-import ast, os, subprocess, sys
+import ast, json, os, subprocess, sys
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -228,3 +228,16 @@ def test_the_box_says_today_what_its_table_says():
     assert (found.p_flawed - same.p_flawed).abs().max() < 5e-3
     sure = (same.p_flawed - verifier.calibration["threshold"]).abs() > 0.02
     assert (found.verdict == same.verdict)[sure].all() and sure.sum() >= 12
+
+
+def test_an_aim_sets_the_threshold_and_nothing_else(tmp_path):
+    thresholds = json.loads((BOX/"calibration.json").read_text())["thresholds"]
+    usual = pd.read_csv(BOX/"behaviour_rows.csv")
+    between = usual.p_flawed.between(thresholds["recall"] + 0.02, thresholds["accuracy"] - 0.02)
+    done = run("default", "--rows", between.idxmax() + 1, "--aim", "recall", "-o", tmp_path/"table.csv")
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(tmp_path/"table_rows.csv")
+    assert (found.verdict == (found.p_flawed >= thresholds["recall"])).all()
+    usual = usual.head(len(found))
+    assert (found.p_flawed - usual.p_flawed).abs().max() < 5e-3 and found.verdict.sum() > usual.verdict.sum()
+    assert run("default", "--rows", 16, "--aim", "luck").exit_code != 0

@@ -17,6 +17,7 @@ from itertools import groupby
 import numpy as np
 from .appearance import BALANCED, Tilt, balanced_features
 from .config import DataSettings
+from .errors import Unwanted
 from .merging import fewer_steps
 from .sources import symbolic
 
@@ -120,7 +121,7 @@ class FlawMaker:
 # %% ../nbs/02e_balance.ipynb #fa5c1d29
 def _unwanted(made)->bool:
     "Whether an error would have fitted, and was turned down for its looks."
-    return made is not None and not made and made.reason == "not wanted"
+    return isinstance(made, Unwanted)
 
 # %% ../nbs/02e_balance.ipynb #5c592214
 def mapped(function, tasks, workers:int):
@@ -168,7 +169,7 @@ def _kept(
     for group in candidates:
         shuffled = rng.sample(group, len(group))
         looks = [(float(np.dot(weights, np.append(x, 1.0))), i) for i, x in shuffled]
-        keep = (i for look, i in looks if rng.random() < 2 / (1 + np.exp(min(look, 50))))
+        keep = (i for look, i in looks if rng.random() < chance_to_keep(look))
         out.append(next(keep, min(looks)[1]))
     return out
 

@@ -138,7 +138,7 @@ def _surroundings():
     doubts = "|".join([*word_list("say that an equation need not hold"), *word_list("functions")])
     ends = "|".join(word_list("begin another clause"))
     return (re.compile(rf"(?:(?:^|\n|[.:;!?]\s|(?<!\d),\s|\(|\b(?:{leads})\s)[ \t]*(?:[-*][ \t]+)?[$€£]?|[\w.,:;]\s[$€£])\Z", re.IGNORECASE),
-            re.compile(rf"[%°¢]?(?: [a-z]+){{0,3}}?[ \t]*(?:[.,;:!)](?!\S)|\)[.,;:!]|\n|\Z|(?: |, )(?:{ends})\b)"),
+            re.compile(rf"[%°¢]?(?: [a-z]+){{0,3}}?[ \t]*(?:[.,;:!)](?!\S)|\)[.,;:!]|\n|\Z|(?: |, )(?:{ends})\b(?! [$€£]?[\d.,]+ [a-z]))"),
             re.compile(rf"\b(?:{doubts})\b|n['’]t\b|[≠?✗❌]", re.IGNORECASE))
 
 _NEAR = 60  # characters

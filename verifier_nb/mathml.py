@@ -40,9 +40,10 @@ _ROW_ENDS = re.compile(r"\\\\(?:\[[^\[\]]*\])?")
 def mathml(
     latex:str,  # a formula or a piece of one, without the marks around it
 )->Markup:
-    "A formula as HTML, its rows on lines of their own."
-    rows = (_row(row) for row in _ROW_ENDS.split(_SURROUNDINGS.sub(" ", latex)))
-    return Markup("\n").join(row for row in rows if row)
+    "A formula as HTML, its rows on lines of their own; a piece that ends behind a row ends its line."
+    rows = [_row(row) for row in _ROW_ENDS.split(_SURROUNDINGS.sub(" ", latex))]
+    ends = ["" if rows[0] else "\n", "" if rows[-1] else "\n"] if len(rows) > 1 else ["", ""]
+    return Markup(ends[0]) + Markup("\n").join(row for row in rows if row) + Markup(ends[1] if any(rows) else "")
 
 # %% ../nbs/07c_mathml.ipynb #6ca621f0
 _BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*")
@@ -51,6 +52,11 @@ def _prose(text):
     "What stands between formulas, as HTML: what is **bold** is bold, and an escaped dollar is a dollar."
     return Markup(_BOLD.sub(r"<b>\1</b>", str(escape(text.replace("\\$", "$")))))
 
+def _trimmed(rows, begins, ends):
+    "Rows without the line end at the begin or the end of the whole formula."
+    rows = rows.lstrip("\n") if begins else rows
+    return rows.rstrip("\n") if ends else rows
+
 def _shown(text, at, found):
     "A piece of a solution that begins at an offset, as HTML."
     out, place, end = [], at, at + len(text)
@@ -58,7 +64,7 @@ def _shown(text, at, found):
         if f.end <= at or f.start >= end: continue
         first, last = max(f.inner_start, at), min(f.inner_end, end)
         out.append(_prose(text[place-at:max(f.start, at)-at]))
-        if first < last: out.append(mathml(text[first-at:last-at]))
+        if first < last: out.append(_trimmed(mathml(text[first-at:last-at]), first == f.inner_start, last == f.inner_end))
         place = min(f.end, end)
     out.append(_prose(text[place-at:]))
     return Markup("").join(out)
