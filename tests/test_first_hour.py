@@ -184,6 +184,8 @@ def test_a_run_goes_on_when_the_process_behind_its_kernels_is_killed(tmp_path):
     run = new_run(load_config("smoke"), tmp_path)
     with warm.warm_kernels() as kernels:
         import psutil
+        assert not [child for child in psutil.Process().children() if "verifier_nb.warm" in " ".join(child.cmdline())]  # no stage has begun
+        warm.get_ready(kernels)
         mine = [child for child in psutil.Process().children() if "verifier_nb.warm" in " ".join(child.cmdline())]
         for child in mine: child.send_signal(signal.SIGKILL), child.wait(20)
         runs.execute(run, "01_config", "demo", kernels=kernels)

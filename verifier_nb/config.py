@@ -422,5 +422,5 @@ def written_hash(
 )->str:
     """Short hash of the settings as they stand in a file.
 
-    A run of an earlier version has no word of the fields that came since, and so still has the hash that it was given."""
+    A run of an earlier version has no word of the fields that came since, and so keeps the hash that it was given."""
     return _hash(read_yaml(Path(path).read_text(encoding="utf-8"), str(path)))

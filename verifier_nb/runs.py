@@ -26,7 +26,7 @@ from .config import config_hash, load_config, written_hash
 from .files import VerifierError
 from .folders import MIRROR, Run, mirror, new_run, open_run
 from .lock import MARK, lock
-from .warm import warm_kernels, warm_or_cold
+from .warm import get_ready, warm_kernels, warm_or_cold
 from .watch import Watch, clock
 
 # %% ../nbs/10_runs.ipynb #cbcfdb04
@@ -229,6 +229,7 @@ def execute(
     kernels=None,  # what `warm_kernels` yields; none: a kernel that starts cold
 ):
     "Execute a stage's notebook into the run's folder. Raises `StageError`."
+    get_ready(kernels or {})
     from nbclient.exceptions import DeadKernelError
     parameters = {"config": run.config.name, "run_dir": short_path(run.reports), "overrides": {}, **(extra or {})}
     check_notebook(notebook(stage), parameters)
