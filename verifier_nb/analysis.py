@@ -11,21 +11,44 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from . import evaluation
 from .behaviour import behaviour_figure, behaviour_words
-from .setup import seed_everything
+from .figures import confusion, error_matrix, figure_set, picture, save_figures
 from .files import VerifierError, read_json, write_csv, write_text
 from .folders import Run
 from .metrics import TYPES, Part as Numbers, as_rows, logit, metrics, read_metrics, read_predictions
-from .figures import confusion, error_matrix, figure_set, picture, save_figures
+from verifier_nb.page import (
+    calibration_rows,
+    cards,
+    clean_cell,
+    distrust_of,
+    external_sections,
+    judges,
+    matrix_cells,
+    mistake_items,
+    notes_of,
+    provenance_lines,
+    read_if_there,
+    read_types,
+    render_page,
+    subtype_of,
+    type_rows,
+)
 from .probability import AIMS, StepRule
+from .setup import seed_everything
 from .step_report import distance_figure, step_examples
-from .wording import (Part, abstention_words, calibration_words, headline, lead, mark_equations, step_rows,
-                                 step_words)
-from .page import (calibration_rows, cards, clean_cell, distrust_of, external_sections, judges, matrix_cells,
-                              mistake_items, notes_of, provenance_lines, read_if_there, read_types, render_page, subtype_of,
-                              type_rows)
+from verifier_nb.wording import (
+    Part,
+    abstention_words,
+    calibration_words,
+    headline,
+    lead,
+    mark_equations,
+    step_rows,
+    step_words,
+)
 
 # %% ../nbs/08_analysis.ipynb #e5d0dc83
 def _check_texts(test:pd.DataFrame, texts):

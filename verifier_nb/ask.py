@@ -8,10 +8,15 @@ __all__ = ['hybrid_of', 'judge', 'steps_of_row', 'unread_words', 'examine', 'wis
            'open_quick', 'open_verifier', 'Pair', 'split_pair', 'read_pair']
 
 # %% ../nbs/11_ask.ipynb #803fc485
-import importlib, json, math, os, re, sys
+import importlib
+import json
+import math
+import os
+import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
-from . import setup, files
+from . import files, setup
 from .files import VerifierError, clean_cell
 
 # %% ../nbs/11_ask.ipynb #b08e25f1
@@ -43,8 +48,8 @@ def _reasons(rows, solutions, flawed, usual):
 # %% ../nbs/11_ask.ipynb #6f7e2855
 def _own_verdicts(verifier, problems, solutions, calibration, **how):
     "Scores, the verifier's own verdict (0 or 1), and the equation checker's findings."
-    from verifier_nb.calibration import decide
     from verifier_nb.baselines import checker_scores
+    from verifier_nb.calibration import decide
     scores = verifier.score(problems, solutions, **how)
     rows = decide(scores[["prob_0", "prob_1", "p_flawed"]], calibration)
     said_of_steps = scores[[name for name in ("first_error", "p_steps") if name in scores]]
@@ -191,8 +196,8 @@ def answer_html(
 )->str:
     "A verdict as a piece of a page: probability, reason, and the solution with its equations marked."
     from verifier_nb.mathml import typeset, typeset_steps
-    from verifier_nb.wording import mark_equations, probability, shade_steps
     from verifier_nb.page import render, template_text
+    from verifier_nb.wording import mark_equations, probability, shade_steps
     parts = mark_equations(found["solution"])
     shown = {"parts": typeset(parts), "steps": typeset_steps(shade_steps(parts, found["steps"])), "wish": wish_words(found)}
     return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, **shown)
@@ -202,8 +207,8 @@ def ranking_html(
 )->str:
     "Candidates as a piece of a page, the most trusted first."
     from verifier_nb.mathml import typeset
-    from verifier_nb.wording import mark_equations, probability
     from verifier_nb.page import render, template_text
+    from verifier_nb.wording import mark_equations, probability
     numbered = [{"number": i, "found": f, "parts": typeset(mark_equations(f["solution"]))} for i, f in enumerate(found, 1)]
     candidates = sorted(numbered, key=lambda candidate: candidate["found"]["rank"])
     return render(template_text("ranking.html.j2"), p=probability, candidates=candidates)
@@ -346,7 +351,8 @@ def open_quick(
 # %% ../nbs/11_ask.ipynb #b0957e39
 def _wake():
     "Import what an answer needs, as fast as it goes, and without the libraries' warnings: an answer stands alone."
-    import gc, warnings
+    import gc
+    import warnings
     if "torch" not in sys.modules:  # threads that wait without spinning: half the time on a busy machine
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # imports make a million objects and no garbage; to look for some takes a second

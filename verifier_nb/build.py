@@ -6,20 +6,23 @@
 __all__ = ['Pair', 'Form', 'ready_rows', 'Retelling', 'PairMaker', 'Key', 'PairFile', 'build', 'count_table']
 
 # %% ../nbs/02e_build.ipynb #8a54c69d
-import functools, hashlib, os, random
+import functools
+import hashlib
+import os
+import random
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-from .files import VerifierError
+from .balance import FlawMaker, balance, instances, mapped, way_of, with_fewer_steps
 from .config import DataSettings
-from .rows import COLUMNS, MORE_COLUMNS, SPLITS, normalise, with_fingerprint
+from .files import VerifierError
 from .forms import reform_alike
 from .rewording import reword
+from .rows import COLUMNS, MORE_COLUMNS, SPLITS, normalise, with_fingerprint
 from .turning import turn_alike
-from .balance import FlawMaker, balance, instances, mapped, way_of, with_fewer_steps
 
 # %% ../nbs/02e_build.ipynb #87a21030
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ __all__ = ['canonical', 'whole']
 
 # %% ../nbs/02_canonical.ipynb #498fbc45
 import re
-from .rewriting import Canonical, composed, rewritten
 from . import latex, markdown  # noqa: F401 (importing them enters what rewrites their marks)
+from .rewriting import Canonical, composed, rewritten
 
 # %% ../nbs/02_canonical.ipynb #0cf12d73
 _MOST_PASSES = 8

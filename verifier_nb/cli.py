@@ -8,7 +8,10 @@ __all__ = ['app', 'Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes
            'index', 'sample', 'build', 'sweep', 'publish', 'export', 'check', 'score', 'probe', 'demo', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #5a7a09b4
-import json, os, sys, time
+import json
+import os
+import sys
+import time
 from contextlib import suppress
 from typing import Annotated, Optional
 import typer
@@ -120,9 +123,9 @@ def _checks(run)->list:  # of Check
 def doctor(config:Preset="smoke", override:Overrides=None):
     "Check machine, packages and a preset before any long work."
     import tempfile
+    import warnings
     from verifier_nb.config import load_config
     from verifier_nb.folders import new_run
-    import warnings
     from verifier_nb.setup import stay_offline
     if stay_offline(): _say_aside("no network: the model hub is not asked, only what is on this disk is looked at")
     from verifier_nb import ahead
@@ -169,8 +172,8 @@ def evaluate(
     trained:Annotated[str, _option(help="problems that the run learned from: refuse, drop or keep")]="refuse", column:Columns=None,
 ):
     "Score other test sets with a run, and add them to its report."
-    from verifier_nb.runs import find_run, short_path
     from verifier_nb import analysis, external, wording
+    from verifier_nb.runs import find_run, short_path
     found = find_run(run, root)
     results = external.evaluate(found, files, _columns(column), trained)
     for name, metrics in results.items():
@@ -183,8 +186,8 @@ def evaluate(
 @app.command()
 def verify(run:RunName="latest", root:Root="."):
     "Compute every number of a run's evaluation again from its rows, and say what differs."
-    from verifier_nb.runs import find_run
     from verifier_nb import verify as verify_
+    from verifier_nb.runs import find_run
     wrong = verify_.verify(find_run(run, root))
     typer.echo("every number follows from the rows" if wrong.empty else wrong.to_string(index=False))
     if len(wrong): raise typer.Exit(1)
@@ -207,8 +210,8 @@ def reproduce(
 def index(root:Root="."):
     "Write reports/index.html and reports/results.csv over all runs."
     from pathlib import Path
-    from verifier_nb.runs import short_path
     from verifier_nb import index as index_
+    from verifier_nb.runs import short_path
     typer.echo(f"{len(index_.index(root))} runs: {short_path(Path(root)/'reports'/'index.html')}")
 
 # %% ../nbs/12_cli.ipynb #bf72daa9
@@ -237,9 +240,9 @@ def build(
 ):
     "Make a data set without training, and a report on it: counts, samples, shortcut audit, overlap."
     from pathlib import Path
+    from verifier_nb import build_report
     from verifier_nb.config import load_config
     from verifier_nb.runs import short_path
-    from verifier_nb import build_report
     cfg = load_config(config, override)
     folder = Path(root)/"reports"/cfg.name
     build_report.build_report(cfg, folder, tuple(against or ()))
@@ -298,8 +301,8 @@ def publish(
         "--benchmark", help="a set that was tested=the Hub's benchmark that it is, such as test=owner/name#task; may be repeated")]=None,
 ):
     "Send a run's adapter and model card to the Hub; lists what would go unless --send is given."
-    from verifier_nb.runs import find_run
     from verifier_nb import publish as publish_
+    from verifier_nb.runs import find_run
     found = find_run(run, root)
     if repo_id: found.config.publish.repo_id = repo_id
     if benchmark: found.config.publish.benchmarks = _pairs(benchmark, "a set=owner/name#task", "--benchmark", "test=owner/name#task")

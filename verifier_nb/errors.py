@@ -11,13 +11,13 @@ import random
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
+from . import computational, conceptual  # noqa: F401 (importing them registers the subtypes)
+from .canonical import canonical
+from .changes import COMPUTATIONAL, CONCEPTUAL, Change, Injected, Kind, Unfit, carry, highlight, rewrite
 from .numbers import LIMITS, Parsed, Refusal, as_written, without_annotations
 from .question import Facts, facts, implied_factors
 from .references import link
-from .canonical import canonical
 from .solution import check, read_cached, read_unlinked  # noqa: F401 (`errors.check` is in the README)
-from . import computational, conceptual  # noqa: F401 (importing them registers the subtypes)
-from .changes import COMPUTATIONAL, CONCEPTUAL, Change, Injected, Kind, Unfit, carry, highlight, rewrite
 
 # %% ../nbs/02a_errors.ipynb #c799acff
 class Linked(NamedTuple):

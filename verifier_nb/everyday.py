@@ -6,7 +6,10 @@
 __all__ = ['Template', 'everyday_templates', 'Style', 'draw_style', 'write', 'Everyday', 'Shares', 'everyday']
 
 # %% ../nbs/02c_everyday.ipynb #c36ef6a8
-import functools, os, random, re
+import functools
+import os
+import random
+import re
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import NamedTuple

@@ -8,11 +8,18 @@ __all__ = ['COLUMNS', 'MORE_COLUMNS', 'ERROR_TYPES', 'SPLITS', 'READERS', 'MAX_U
            'by_split_column', 'with_fingerprint']
 
 # %% ../nbs/02d_rows.ipynb #0a4b5b77
-import hashlib, json, random, re, stat, unicodedata, zipfile
+import hashlib
+import json
+import random
+import re
+import stat
+import unicodedata
+import zipfile
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from .files import VerifierError
 
 # %% ../nbs/02d_rows.ipynb #1e6b87e0

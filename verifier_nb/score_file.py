@@ -7,7 +7,12 @@ __all__ = ['SCORES', 'MORE_SCORES', 'read_pieces', 'Table', 'checked', 'named', 
            'write_scored', 'columns_of', 'rows_at_once', 'has_hybrid', 'score_file', 'label_lines']
 
 # %% ../nbs/11a_score_file.ipynb #4032e3a8
-import itertools, json, re, sys, tempfile, time
+import itertools
+import json
+import re
+import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,7 +52,8 @@ def _jsonl_pieces(path, rows):
 
 def _parquet_pieces(path, rows):
     "A Parquet file in pieces."
-    import pandas as pd, pyarrow.parquet as pq
+    import pandas as pd
+    import pyarrow.parquet as pq
     with pq.ParquetFile(path) as f:
         for batch in f.iter_batches(rows): yield pd.DataFrame(batch.to_pydict(), dtype=object)
 
@@ -240,7 +246,9 @@ class _RowGroups:
 
     def _put(self):
         "What waits goes to the disk."
-        import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
         whole = pd.concat(self.waiting).replace({"": None})
         group = pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata()
         known = [group.schema] if self.schema is None else [self.schema, group.schema]
@@ -357,7 +365,8 @@ def label_lines(
     resamples:int=2000,
 )->list:  # of lines; none where there are no labels
     "How well verdicts agree with labels."
-    import numpy as np, pandas as pd
+    import numpy as np
+    import pandas as pd
     from verifier_nb import metrics
     from verifier_nb.wording import with_interval
     known = [(_as_label(label), *rest) for label, *rest in judged if rest[1] and _as_label(label) is not None]

@@ -16,7 +16,19 @@ from .answer import stated_answer, value_found
 from .canonical import canonical, whole
 from .claims import Draft, Member, claims_of, equation_of_sides, equation_of_tree, members_of, percents_read
 from .meanings import add_converted, is_false, says_something_else, with_brackets
-from .numbers import Equation, LIMITS, Parsed, Refusal, Role, Step, about, agrees, as_written, values_said, without_annotations
+from verifier_nb.numbers import (
+    LIMITS,
+    Equation,
+    Parsed,
+    Refusal,
+    Role,
+    Step,
+    about,
+    agrees,
+    as_written,
+    values_said,
+    without_annotations,
+)
 from .prose import said
 from .reader import leaves_of, operators_of, read_chains, value_or_none
 from .references import link

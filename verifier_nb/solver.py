@@ -6,15 +6,17 @@
 __all__ = ['PROMPT', 'half_of', 'tellings', 'Lesson', 'lessons', 'collate', 'LengthBatches', 'train_solver', 'load_solver']
 
 # %% ../nbs/06e_solver.ipynb #cd6fa938
-import os, random
+import os
+import random
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 from . import files, setup
-from .files import VerifierError
 from .balance import instances, mapped
+from .files import VerifierError
 from .model import load_base
 from .prompt import load_tokenizer
 
