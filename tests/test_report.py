@@ -69,6 +69,18 @@ def test_an_improved_table_of_behaviour_is_found_out(run):
     files.write_csv(run.report("behaviour.csv"), table.assign(count=table.n))
     assert verify.verify(run).file.tolist() == ["behaviour.csv"]
 
+def test_a_metric_that_came_after_a_report_is_no_difference(run):
+    "Its name stands nowhere in the files; a number that was taken out of one place is missed."
+    table, path = pd.read_csv(run.report("metrics_by_type.csv")), run.report("metrics.json")
+    files.write_csv(run.report("metrics_by_type.csv"), table.drop(columns="auroc_low"))
+    without = lambda x: {key: without(value) for key, value in x.items() if key != "brier"} if isinstance(x, dict) else x
+    written = files.read_json(path)
+    files.write_json(path, without(written))
+    assert len(verify.verify(run)) == 0
+    del written["accuracy"]
+    files.write_json(path, written)
+    assert verify.verify(run).what.tolist() == ["accuracy"]
+
 def test_report_without_the_data_set_says_so(run):
     shutil.rmtree(run.dataset)
     analysis.run_stage(run)
