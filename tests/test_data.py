@@ -274,11 +274,12 @@ def test_unreadable_files(tmp_path, name, content, said):
     (tmp_path/name).write_bytes(content)
     with pytest.raises(VerifierError, match=said): load(tmp_path/name)
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", "-semicolons.csv", ".tsv", ".jsonl", ".parquet"])
 def test_formats_agree(tmp_path, suffix):
     df = pd.DataFrame(ROWS).rename(columns={"solution": "worked"})
     path = tmp_path/f"rows{suffix}"
-    {".csv": lambda: df.to_csv(path, index=False), ".jsonl": lambda: df.to_json(path, orient="records", lines=True), ".parquet": lambda: df.to_parquet(path)}[suffix]()
+    {".csv": lambda: df.to_csv(path, index=False), "-semicolons.csv": lambda: df.to_csv(path, index=False, sep=";", encoding="utf-8-sig"),
+     ".tsv": lambda: df.to_csv(path, index=False, sep="\t"), ".jsonl": lambda: df.to_json(path, orient="records", lines=True), ".parquet": lambda: df.to_parquet(path)}[suffix]()
     got = pd.concat([d.to_pandas() for d in load(path, columns={"solution": "worked"}).values()]).sort_values(["index", "label"], ignore_index=True)
     assert got.equals(pd.DataFrame(ROWS)[rows_.COLUMNS].astype(got.dtypes))
 

@@ -365,12 +365,6 @@ def check(
     typer.echo(_as_json(found) if as_json else "\n".join(ask.verdict_lines(found)))
 
 
-# %% ../nbs/12_cli.ipynb #7a30ffc9
-def _skipped_rows(rows:list)->str:
-    "A sentence about rows that have no score."
-    some = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
-    return f"{len(rows)} rows could not be scored, because a text is empty or too long: row {some}"
-
 # %% ../nbs/12_cli.ipynb #b105fc08
 def _job(adapter, root, file, out, **how):
     "What is scored in blocks; a GPU takes larger pieces, unless others have begun with smaller ones."
@@ -413,7 +407,7 @@ def score(
 ):
     "Ask the verifier about every row of a file."
     from verifier_nb.ask import open_verifier
-    from verifier_nb.score_file import label_lines, score_file
+    from verifier_nb.score_file import label_lines, score_file, skipped_line
     ways = [name for name, given in (("--ray", ray), ("--shard", shard), ("--merge", merge)) if given]
     if len(ways) > 1: raise VerifierError(f"{' and '.join(ways)} do not go together", "score", "give one of them")
     as_wished = _wished(aim, prior)
@@ -423,7 +417,7 @@ def score(
     if job: done = _from_parts(job, ray, workers, adapter, root, every)
     else: done = score_file(lambda: as_wished(open_verifier(adapter, root, _say_aside)), file, out, more=every, **how)
     if alone and not done.get("has_hybrid", True): _say_aside("--alone changed nothing: this verifier has no hybrid")
-    if done["skipped"]: _say_aside(_skipped_rows(done["skipped"]))
+    if done["skipped"]: _say_aside(skipped_line(done["skipped"]))
     speed = done["rows"] / max(done["seconds"], 1e-9)
     typer.echo(f"{done['rows']} rows, {done['flawed']} called flawed, {speed:.1f} rows/s: {out}")
     for line in label_lines(done["judged"]): typer.echo(line)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .files import VerifierError
+from .tables import TROUBLE, delimiter, json_lines, unreadable
 
 # %% ../nbs/02d_rows.ipynb #1e6b87e0
 COLUMNS = ["index", "question", "solution", "label", "error_type", "source"]
@@ -34,13 +35,11 @@ SPLITS = ["train", "validation", "test"]
 # %% ../nbs/02d_rows.ipynb #85e2ec5e
 def _read_csv(path):
     empty_is_missing = {"index": [""], "label": [""]}
-    return pd.read_csv(path, keep_default_na=False, na_values=empty_is_missing, encoding="utf-8")
+    return pd.read_csv(path, keep_default_na=False, na_values=empty_is_missing, encoding="utf-8", sep=delimiter(path))
 
-def _read_jsonl(path):
-    lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too, which JSON allows in a text
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+def _read_jsonl(path): return pd.DataFrame(list(json_lines(path)))
 
-READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}  # by a file's suffix
+READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}  # by a file's suffix
 
 # %% ../nbs/02d_rows.ipynb #bb7046d9
 def _read_any(path):
@@ -52,10 +51,7 @@ def _read_any(path):
     if not path.is_file():
         raise VerifierError("there is no such file", path, "check data.source and the folder the command runs in")
     try: return reader(path)
-    except (ValueError, OSError, pd.errors.ParserError, UnicodeError, RecursionError, TypeError, AttributeError) as e:
-        said = str(e).splitlines()[0][:200]
-        fix = f"check that it is a whole {path.suffix} file in UTF-8"
-        raise VerifierError(f"the file cannot be read: {said}", path, fix) from None
+    except TROUBLE as e: raise unreadable(e, path) from None
 
 # %% ../nbs/02d_rows.ipynb #80c1338e
 def _renamed(df, columns, path):

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'MORE_SCORES', 'read_pieces', 'Table', 'checked', 'named', 'why_unread', 'Tally', 'score_pieces', 'bar',
-           'write_scored', 'columns_of', 'rows_at_once', 'has_hybrid', 'score_file', 'label_lines']
+           'write_scored', 'columns_of', 'rows_at_once', 'has_hybrid', 'score_file', 'skipped_line', 'label_lines']
 
 # %% ../nbs/11a_score_file.ipynb #4032e3a8
 import itertools
 import json
-import re
 import sys
 import tempfile
 import time
@@ -19,36 +18,23 @@ from pathlib import Path
 from typing import NamedTuple
 from . import files
 from .files import VerifierError
+from .tables import TROUBLE, delimiter, json_lines, unreadable
 
 # %% ../nbs/11a_score_file.ipynb #c997bb5d
-def _delimiter(path)->str:
-    "What stands between the names in a table's first line: some spreadsheets write semicolons or tabs."
-    with open(path, encoding="utf-8-sig") as f: first = f.readline()
-    plain = re.sub(r'"[^"]*"', "", first)  # a quoted name may hold anything
-    return max(",;\t|", key=plain.count)
-
 def _csv_pieces(path, rows):
     "A CSV file in pieces; every cell is text."
     import pandas as pd
-    how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "sep": _delimiter(path)}
+    how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "sep": delimiter(path)}
     for piece in pd.read_csv(path, chunksize=rows, **how):
         took_cells_for_an_index = not isinstance(piece.index, pd.RangeIndex)
         if took_cells_for_an_index: raise ValueError("rows have more cells than the header has names")
         yield piece
 
-def _object(line, number)->dict:
-    "A line's JSON object. Raises `ValueError` that names the file's line."
-    try: return dict(json.loads(line))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"line {number} is not valid JSON: {e.msg} at character {e.pos + 1}") from None
-    except (ValueError, TypeError): raise ValueError(f"line {number} is not a JSON object") from None
-
 def _jsonl_pieces(path, rows):
     "A file with a JSON object in each line, in pieces."
     import pandas as pd
-    with open(path, encoding="utf-8-sig") as f:
-        lines = (_object(line, number) for number, line in enumerate(f, 1) if line.strip())
-        while piece := list(itertools.islice(lines, rows)): yield pd.DataFrame(piece, dtype=object)
+    lines = json_lines(path)
+    while piece := list(itertools.islice(lines, rows)): yield pd.DataFrame(piece, dtype=object)
 
 def _parquet_pieces(path, rows):
     "A Parquet file in pieces."
@@ -59,17 +45,6 @@ def _parquet_pieces(path, rows):
 
 # %% ../nbs/11a_score_file.ipynb #87f9f57d
 _PIECES = {".csv": _csv_pieces, ".tsv": _csv_pieces, ".jsonl": _jsonl_pieces, ".parquet": _parquet_pieces}
-
-def _unreadable(e, path):
-    "What an error of a reader means to a person."
-    if isinstance(e, UnicodeDecodeError):
-        byte = f"{e.object[e.start]:#04x}"
-        what = f"the file cannot be read as UTF-8: byte {byte} is no part of it; it looks like Latin-1 or Windows-1252"
-        fix = f"save it as UTF-8 (Excel: CSV UTF-8), or: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv"
-        return VerifierError(what, path, fix)
-    why = (str(e) or type(e).__name__).splitlines()[0][:200]
-    fix = f"check that it is a whole {path.suffix} file in UTF-8"
-    return VerifierError(f"the file cannot be read: {why}", path, fix)
 
 def read_pieces(
     path,  # .csv, .jsonl or .parquet
@@ -85,8 +60,7 @@ def read_pieces(
     if not path.is_file(): raise VerifierError("there is no such file", path, "check the path")
     try: yield from reader(path, rows)
     except pd.errors.EmptyDataError: return
-    except (ValueError, OSError, pd.errors.ParserError, UnicodeError, RecursionError, TypeError, AttributeError) as e:
-        raise _unreadable(e, path) from None
+    except TROUBLE as e: raise unreadable(e, path) from None
 
 # %% ../nbs/11a_score_file.ipynb #b8ac186e
 SCORES = ("p_flawed", "verdict", "false_equation", "step", "reason")  # of every row; p_flawed: what counts
@@ -353,6 +327,14 @@ def score_file(
     done = write_scored(out, table, scored, columns_of(more), progress)
     return {**done, "seconds": time.time() - start, "has_hybrid": hybrid}
 
+
+# %% ../nbs/11a_score_file.ipynb #3090ed49
+def skipped_line(
+    rows:list,  # `skipped` of `score_file`: row numbers
+)->str:
+    "A sentence about rows that have no score."
+    some = ", ".join(map(str, rows[:5])) + (" …" if len(rows) > 5 else "")
+    return f"{len(rows)} rows could not be scored, because a text is empty or too long: row {some}"
 
 # %% ../nbs/11a_score_file.ipynb #5c5e6ff3
 def _as_label(x):

@@ -65,14 +65,26 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.error, self.fix = status, error, fix
 
-_PAUSE = 1/20  # of a batch's time
-
+# %% ../nbs/11c_serve.ipynb #d7ede2d9
 @dataclass
 class _Asked:
     "A request in the queue."
     pairs: list  # (question, solution) of each
     steps: bool
     answer: asyncio.Future
+
+def _give(batch, answers=(), error=None):
+    "Each request its own part of a batch's answers."
+    start = 0
+    for one in batch:
+        mine = answers[start:start + len(one.pairs)]
+        start += len(one.pairs)
+        if one.answer.done(): continue  # whoever asked is gone
+        if error is None: one.answer.set_result(mine)
+        else: one.answer.set_exception(error)
+
+# %% ../nbs/11c_serve.ipynb #215187e5
+_PAUSE = 1/20  # of a batch's time
 
 class Queue:
     "Joins what is asked at the same time, in the order in which it came."
@@ -125,16 +137,6 @@ class Queue:
                 self.pause = took*_PAUSE if len(batch) > 1 else 0.0
                 self.note(len(pairs), took)
 
-def _give(batch, answers=(), error=None):
-    "Each request its own part of a batch's answers."
-    start = 0
-    for one in batch:
-        mine = answers[start:start + len(one.pairs)]
-        start += len(one.pairs)
-        if one.answer.done(): continue  # whoever asked is gone
-        if error is None: one.answer.set_result(mine)
-        else: one.answer.set_exception(error)
-
 # %% ../nbs/11c_serve.ipynb #e76caa3f
 _OPEN = ("/health", "/docs", "/openapi.json")  # what needs no token: they tell nothing about anybody's texts
 
@@ -143,6 +145,22 @@ def _plain(status, error, fix="", **headers):
     from fastapi.responses import JSONResponse
     return JSONResponse({"error": error, "fix": fix}, status, headers=headers)
 
+def _as_json(scope):
+    "The same request, its body declared as JSON."
+    kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
+
+def _again(body, receive):
+    "A body that was read, to be read once more."
+    told = False
+    async def replay():
+        nonlocal told
+        if told: return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+    return replay
+
+# %% ../nbs/11c_serve.ipynb #6c325778
 class Door:
     "What stands before the app: token, size, patience, counting."
     def __init__(self, app, limits, token, count):
@@ -184,21 +202,6 @@ class Door:
     def _too_long(self):
         most = f"{self.limits.body:,} bytes"
         return _plain(413, f"the request is longer than {most}", "send fewer rows at a time", Connection="close")
-
-def _as_json(scope):
-    "The same request, its body declared as JSON."
-    kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-    return {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
-
-def _again(body, receive):
-    "A body that was read, to be read once more."
-    told = False
-    async def replay():
-        nonlocal told
-        if told: return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-    return replay
 
 # %% ../nbs/11c_serve.ipynb #39b2069f
 _PATHS = ("/score", "/rank", "/steps", "/get_reward", "/health", "/metrics")
@@ -254,6 +257,15 @@ def _explain(app):
     said = {RequestValidationError: invalid, Refusal: refused, VerifierError: mendable, HTTPException: other}
     for kind, say in said.items(): app.add_exception_handler(kind, say)
 
+# %% ../nbs/11c_serve.ipynb #b7efe39a
+def _ranking(rows)->dict:
+    "Candidates with their ranks; what cannot be read has none."
+    order = sorted((i for i, row in enumerate(rows) if not row["error"]), key=lambda i: rows[i]["p_flawed"])
+    ranks = {i: rank for rank, i in enumerate(order, 1)}
+    ranked = [{**row, "rank": ranks.get(i)} for i, row in enumerate(rows)]
+    return {"best": order[0] if order else None, "rows": ranked}
+
+# %% ../nbs/11c_serve.ipynb #c1b04608
 class _Desk:
     "What the app's addresses do."
     def __init__(self, verifier, limits, meters):
@@ -296,13 +308,6 @@ class _Desk:
             raise Refusal(422, counts, "send one prompt for each query")
         rows = await self.ask(chat_pairs(body.query, body.prompts))
         return {"rewards": [0.0 if row["error"] else 1 - row["p_calibrated"] for row in rows]}
-
-def _ranking(rows)->dict:
-    "Candidates with their ranks; what cannot be read has none."
-    order = sorted((i for i, row in enumerate(rows) if not row["error"]), key=lambda i: rows[i]["p_flawed"])
-    ranks = {i: rank for rank, i in enumerate(order, 1)}
-    ranked = [{**row, "rank": ranks.get(i)} for i, row in enumerate(rows)]
-    return {"best": order[0] if order else None, "rows": ranked}
 
 # %% ../nbs/11c_serve.ipynb #1628c7fe
 def _working(queue):
