@@ -25,7 +25,7 @@ def test_check_says_probability_verdict_and_every_equation(adapter):
     said = ask("check", PROBLEM, FALSE, "--adapter", adapter)
     assert said.exit_code == 0
     lines = said.stdout.splitlines()
-    assert lines[0].split() == "step 1 3 * 4 = 12 true".split() and lines[1].split() == "step 2 12 - 2 = 11 false: it is 10".split()
+    assert lines[0].split() == "line 1 3 * 4 = 12 true".split() and lines[1].split() == "line 2 12 - 2 = 11 false: it is 10".split()
     assert lines[2].startswith("P(flawed) = 0.9") and "threshold 0.50" in lines[2] and lines[2].endswith("verdict: flawed")
     assert "threshold 0.47" in lines[3] and lines[4] == "distrusted: line 2: 12 - 2 = 11 is false; it is 10"
 
@@ -120,7 +120,7 @@ def test_a_quick_check_loads_no_large_library_and_says_the_equations_first(tmp_p
            "try: main()\nexcept SystemExit: print([m for m in ('torch', 'transformers', 'pandas', 'verifier_nb.config') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
-    assert lines[0].split() == "step 1 1 + 1 = 3 false: it is 2".split() and lines[1].startswith("P(flawed)") and lines[-1] == "[]", done.stdout + done.stderr
+    assert lines[0].split() == "line 1 1 + 1 = 3 false: it is 2".split() and lines[1].startswith("P(flawed)") and lines[-1] == "[]", done.stdout + done.stderr
 
 def test_check_reads_more_tokens_when_told(adapter):
     long = "word "*700 + "1 + 1 = 2"

@@ -230,9 +230,9 @@ def _heading(found):
 def _equation_cells(e):
     "An equation's step, text and truth."
     truth = "true" if e["true"] else f"false: it is {e['is']}"
-    return f"step {e['step']}", " ".join(e["text"].split()), truth
+    return f"line {e['step']}", " ".join(e["text"].split()), truth
 
-def _unread_cells(place): return f"step {place['step']}", " ".join(place["text"].split()), "not read"
+def _unread_cells(place): return f"line {place['step']}", " ".join(place["text"].split()), "not read"
 
 def _table(rows)->list:
     "Cells as lines, their columns below each other."
