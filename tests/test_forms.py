@@ -197,3 +197,11 @@ def test_twins_of_a_solution_in_latex_are_alike():
                       solution="He has \\(3 \\times 4 = 12\\) apples.\nSo \\(12 - 2 = 10\\) are left.\n#### 10")
     rows, _ = PairMaker(DataSettings(source="mine", forms=["original"]), "1").rows(problem)
     assert len(rows) == 2 and "\\" not in rows[0]["solution"] + rows[1]["solution"] and "3 * 4 = 12" in rows[0]["solution"]
+
+
+def test_twins_of_which_one_is_in_doubt_are_written_alike():
+    "Were the true equation set in LaTeX and the false one left, the form would tell the label."
+    text = "The average score over the 3 subjects which is his History score is = total/3 = 186/3 = {0}.\n#### {0}"
+    for form in forms.WRITTEN:
+        one, other = (twin.text for twin in forms.reform_alike([text.format(62), text.format(63)], form, random.Random(1)))
+        assert one.replace("62", "63") == other, form

@@ -346,12 +346,21 @@ def _in_style(source, solution, form, style, with_unit):
     if source.has_answer_line: begins.append(steps(source.text)[-1].start)
     return Reformed(form, solution, text, tuple(zip(begins, of_steps)))
 
+# %% ../nbs/02_forms.ipynb #d34a0efa
+def _shape(text)->str: return re.sub(r"[$\\]*\d[\d,.]*", "#", text)
+
+def _read_alike(sources)->bool:
+    "Whether steps that differ by numbers alone have as many equations in each source."
+    told = [[(_shape(s.text[span.start:span.end]), len(s.equations_in(span))) for span in s.spans] for s in sources]
+    return all(len({count for _, count in steps}) == 1 for steps in zip(*told) if len({shape for shape, _ in steps}) == 1)
+
 # %% ../nbs/02_forms.ipynb #ebd6b5ab
 _DRAWS = 5  # styles that are tried before the simple one
 
 def _written_alike(solutions, form, rng):
     "Solutions in one style of a form that fits them all, or None."
     sources = [Source.of(strip_annotations(solution)) for solution in solutions]
+    if not _read_alike(sources): return None
     with_unit = all(source.unit for source in sources)
     has_dollars = any("$" in solution for solution in solutions)
     for draw in range(_DRAWS + 1):
