@@ -48,11 +48,10 @@ def way_of(
 
 def with_fewer_steps(
     example:dict,  # question, solution
-    cfg:DataSettings,
+    way:str,  # as `way_of` draws it
     seed:str,
 ):  # the example, itself or shortened
     "The example with a shorter solution, where its turn has come and it can be shortened."
-    way = way_of(cfg, seed)
     return fewer_steps(example, way, random.Random(f"{way}/{seed}")) or example if way else example
 
 # %% ../nbs/02e_balance.ipynb #0e88402e
@@ -146,7 +145,7 @@ def _trials_of_problem(problem, cfg, seed, draws):
     place = f"trial/{seed}/{problem.number}"
     example = next(instances(problem, place, cfg.fresh_numbers))
     if not example: return
-    example = with_fewer_steps(example, cfg, place)
+    example = with_fewer_steps(example, way_of(cfg, place), place)
     yield Trial(problem.number, "correct", tuple(balanced_features(example["solution"])))
     maker = FlawMaker(cfg.types, cfg.subtypes)
     for kind in sorted(cfg.types):

@@ -75,7 +75,8 @@ class Retelling:
 
     def shortened(self, example, key, counts)->dict:
         "The example with fewer steps, where its turn has come; counts how that went."
-        short, way = with_fewer_steps(example, self.cfg, key), way_of(self.cfg, key)
+        way = way_of(self.cfg, key)
+        short = with_fewer_steps(example, way, key)
         if way: counts["written", way, "it cannot be" if short is example else "as drawn"] += 1
         return short
 
@@ -88,8 +89,9 @@ class Retelling:
     def other_instance(self, problem, key, example)->dict:
         "What the flawed solution is made from: the correct one's own instance, or one with other numbers."
         if not self.cfg.fresh_numbers or self.cfg.share_instance: return example
-        other = next(instances(problem, f"{key}/flawed", True))
-        return with_fewer_steps(other, self.cfg, f"{key}/flawed") if other else example
+        own = f"{key}/flawed"
+        other = next(instances(problem, own, True))
+        return with_fewer_steps(other, way_of(self.cfg, own), own) if other else example
 
     def form_of(self, problem, place)->Form:
         "The form of both rows of a place."

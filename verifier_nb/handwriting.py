@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 from .numbers import as_written
-from .plans import Op, Plan
+from .plans import Op, Plan, needs_brackets
 from .telling import Step, Telling, drawn, suite_words
 
 # %% ../nbs/07g_handwriting.ipynb #34b86dd4
@@ -41,8 +41,6 @@ def draw_style(form:str, seed:str, stated:bool)->Style:
                  rng.random() < 0.5, rng.randrange(12))
 
 # %% ../nbs/07g_handwriting.ipynb #a46489f0
-_RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
-
 def _turned(tree):
     "A tree with the operands of sums and products exchanged."
     if not isinstance(tree, Op): return tree
@@ -59,8 +57,8 @@ def expression(
     parts = []
     for side, part in enumerate((tree.left, tree.right)):
         text = expression(part, leaf, signs)
-        lower = isinstance(part, Op) and _RANK[part.sign] + (1 - side)/2 <= _RANK[tree.sign]
-        parts.append(f"({text})" if lower else text)
+        in_brackets = isinstance(part, Op) and needs_brackets(part.sign, tree.sign, side == 1)
+        parts.append(f"({text})" if in_brackets else text)
     sign = {"*": signs[0], "/": signs[1]}.get(tree.sign, tree.sign)
     return f"{parts[0]} {sign} {parts[1]}"
 

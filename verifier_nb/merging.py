@@ -12,24 +12,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from .errors import link_example
 from .numbers import Refusal
+from .plans import needs_brackets
 from .reader import leaves_of, operators_of
 from .solution import read_cached
 
 # %% ../nbs/02c_merging.ipynb #dc4af98a
-_RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
-
-def _needs_brackets(part, sign, is_right)->bool:
-    "Whether a part of an expression with this sign loses its meaning without brackets."
-    if type(part) is int: return False
-    return _RANK[part.sign] < _RANK[sign] or _RANK[part.sign] == _RANK[sign] and is_right
-
 def _written(tree, p, gap="")->str:
     "An expression with the numbers as the solution writes them; `gap` stands around signs."
     if type(tree) is int: return p.numbers[tree].text.replace(",", "")
     sides = []
     for side, part in enumerate((tree.left, tree.right)):
         text = _written(part, p, gap)
-        sides.append(f"({text})" if _needs_brackets(part, tree.sign, side == 1) else text)
+        in_brackets = type(part) is not int and needs_brackets(part.sign, tree.sign, side == 1)
+        sides.append(f"({text})" if in_brackets else text)
     return f"{gap}{tree.sign}{gap}".join(sides)
 
 # %% ../nbs/02c_merging.ipynb #5357c9ca
@@ -37,7 +32,7 @@ def _is_exact(step, p)->bool:
     "Whether a step's result is exactly what its expression gives, with the four signs alone."
     tree = step.trees[-1]
     if type(tree) is int or step.about or tuple(step.scales[-1]) != (1, 1, True): return False
-    if any(node.sign not in _RANK for node in operators_of(tree)): return False
+    if any(node.sign not in "+-*/" for node in operators_of(tree)): return False
     return not any(p.numbers[i].percent for i in step.operands + step.results)
 
 def _repeats(step, p)->list:
