@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'StepsKind', 'Settings', 'DataSettings', 'ModelSettings',
            'LoraSettings', 'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'SolverSettings',
-           'SamplingSettings', 'RunConfig', 'read_yaml', 'merge', 'parse_overrides', 'check_config', 'presets',
+           'SamplingSettings', 'RunConfig', 'read_yaml', 'merge_settings', 'parse_overrides', 'check_config', 'presets',
            'load_config', 'dump_config', 'config_hash', 'written_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
@@ -309,12 +309,12 @@ def _nested(key, value):
     return {head: _nested(rest, value) if rest else value}
 
 # %% ../nbs/01_config.ipynb #28429552
-def merge(base:dict, more:dict)->dict:
+def merge_settings(base:dict, more:dict)->dict:
     "`base` with the settings of `more` on top, block by block; mappings of free keys (data.types) are replaced whole."
     out = dict(base)
     for key, value in more.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict) and key in RunConfig.model_fields
-        out[key] = merge(out[key], value) if both else value
+        out[key] = merge_settings(out[key], value) if both else value
     return out
 
 # %% ../nbs/01_config.ipynb #e5d3bcd2
@@ -332,7 +332,7 @@ def parse_overrides(
     items = overrides.items() if isinstance(overrides, dict) else overrides or []
     pairs = [_parsed(item) if isinstance(item, str) else item for item in items]
     out = {}
-    for key, value in pairs: out = merge(out, _nested(str(key), value))
+    for key, value in pairs: out = merge_settings(out, _nested(str(key), value))
     return out
 
 # %% ../nbs/01_config.ipynb #980bf20b
@@ -403,7 +403,7 @@ def load_config(
     settings = read_yaml(text, path)
     if isinstance(settings, dict):
         settings.setdefault("name", path.stem)
-        settings = merge(settings, parse_overrides(overrides))
+        settings = merge_settings(settings, parse_overrides(overrides))
     return check_config(settings, str(path))
 
 # %% ../nbs/01_config.ipynb #b6649692

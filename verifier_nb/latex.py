@@ -34,30 +34,30 @@ _ESCAPED_TWICE = re.compile(r"\\(?=(?:d?frac|times|cdot|div|text|boxed|left|righ
 
 # %% ../nbs/02_latex.ipynb #564b8108
 @rewrites("command")
-def _command(r, found, place):
+def _command(r, found, scope):
     name = found[0][1:].rstrip("*")
-    if not name[:1].isalpha(): return _escape(r, found, name, place)
+    if not name[:1].isalpha(): return _escape(r, found, name, scope)
     own = HANDLERS.get("\\" + name)
-    if own: return own(r, found, place)
+    if own: return own(r, found, scope)
     sign = _symbols().get(name)
-    if sign is not None: return _sign_of(r, found, name, sign, place)
-    return _by_kind(r, found, name, place)
+    if sign is not None: return _sign_of(r, found, name, sign, scope)
+    return _by_kind(r, found, name, scope)
 
 # %% ../nbs/02_latex.ipynb #e22bcf00
-def _by_kind(r, found, name, place):
+def _by_kind(r, found, name, scope):
     "A command that is known by the list it stands in."
-    if name in _names("wrappers"): return _wrapper(r, found, name, place)
-    if name in _names("dropped"): return _dropped(r, found, name, place)
+    if name in _names("wrappers"): return _wrapper(r, found, name, scope)
+    if name in _names("dropped"): return _dropped(r, found, name, scope)
     if name in _names("blanks"):
         r.out.put(" ", *found.span())
         return found.end()
     if name in _names("with argument"):
-        held = argument(r, found.end(), place)
+        held = argument(r, found.end(), scope)
         return held.behind if held else found.end()
-    return _unknown(r, found, place)
+    return _unknown(r, found, scope)
 
 # %% ../nbs/02_latex.ipynb #8f1cf665
-def _unknown(r, found, place):
+def _unknown(r, found, scope):
     "A command that is not known leaves its name."
     name = found[0][1:]
     if found[0][1] == "n" and (len(name) == 1 or name[1].isupper()):  # an escaped line end: \nSo
@@ -70,12 +70,12 @@ def _unknown(r, found, place):
     return found.end()
 
 # %% ../nbs/02_latex.ipynb #908517c6
-def _sign_of(r, found, name, sign, place):
+def _sign_of(r, found, name, sign, scope):
     "A sign in place of a command; operators stand between blanks."
     if name not in _names("spaced"):
         r.out.put(sign, *found.span())
         return found.end()
-    end = _BLANKS_IN_LINE.match(r.original, found.end(), place.end).end()
+    end = _BLANKS_IN_LINE.match(r.original, found.end(), scope.end).end()
     before = "" if r.out.last in ("", " ", "\n", "(") else " "
     if name == "div" and not DIVIDES_BY_FRACTION.match(r.original, end): sign = "/"
     r.out.put(f"{before}{sign} ", found.start(), end)
@@ -86,34 +86,34 @@ _BLANKS_IN_LINE = re.compile(r"(?:[ \t]|\\[,;:! ])*")
 DIVIDES_BY_FRACTION = re.compile(r"\d+ ?/ ?\d")
 
 # %% ../nbs/02_latex.ipynb #fc9a3e2b
-def _escape(r, found, sign, place):
+def _escape(r, found, sign, scope):
     "A backslash before a sign."
     end = found.end()
-    if sign == "\\": return _line_break(r, found, place)
-    if sign in "()[]": return _delimiter(r, found, sign, place)
+    if sign == "\\": return _line_break(r, found, scope)
+    if sign in "()[]": return _delimiter(r, found, sign, scope)
     if sign in "!/-@": return end
-    if sign in ",;: >\n": return _thin_space(r, found, sign, place)
+    if sign in ",;: >\n": return _thin_space(r, found, sign, scope)
     if not sign: return end
     r.out.copy(found.start() + 1, end)  # \$ \% \# \& \_ \{ \*
     return end
 
 # %% ../nbs/02_latex.ipynb #2e570827
-def _line_break(r, found, place):
+def _line_break(r, found, scope):
     if _ESCAPED_TWICE.match(r.original, found.start() + 1): return found.start() + 1  # \\frac, as JSON writes it
-    end = _NEWLINE.match(r.original, found.end(), place.end).end()
+    end = _NEWLINE.match(r.original, found.end(), scope.end).end()
     row = bool(r.environments) and r.environments[-1].endswith("matrix")
     r.out.put("; " if row else "\n", found.start(), end)
     return end
 
 # %% ../nbs/02_latex.ipynb #8e16e244
-def _delimiter(r, found, sign, place):
+def _delimiter(r, found, sign, scope):
     "\\( \\) \\[ \\]: a display's own line goes with it."
     start, end = found.span()
     alone = sign in "[]" and r.out.last in ("", "\n") and r.original[end:end+1] == "\n"
     return end + 1 if alone else end
 
 # %% ../nbs/02_latex.ipynb #ecdd8abd
-def _thin_space(r, found, sign, place):
+def _thin_space(r, found, sign, scope):
     "A blank, or a comma between thousands: 12\\,000."
     start, end = found.span()
     thousands = r.out.last.isdigit() and _THREE_DIGITS.match(r.original, end) and sign in ",:; "
@@ -125,12 +125,12 @@ _THREE_DIGITS = re.compile(r"\d{3}(?!\d)")
 
 # %% ../nbs/02_latex.ipynb #433da73c
 @rewrites(r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
-def _fraction(r, found, place):
+def _fraction(r, found, scope):
     r"\frac{18}{3} -> 18/3, \frac{a+b}{c} -> (a+b)/c; in brackets where it divides."
-    above = argument(r, found.end(), place)
-    below = argument(r, above.behind, place) if above else None
-    if below is None: return _unknown(r, found, place)
-    parts = [r.inner(part.start, part.end, place, math=True) for part in (above, below)]
+    above = argument(r, found.end(), scope)
+    below = argument(r, above.behind, scope) if above else None
+    if below is None: return _unknown(r, found, scope)
+    parts = [r.inner(part.start, part.end, scope, math=True) for part in (above, below)]
     start, end = found.start(), below.behind
     before = " " * r.out.last.isdigit() + "(" * (r.out.before() in ("/", "^", ":"))  # 2\frac{1}{2}, 6 \div \frac{1}{2}
     behind = ")" * ("(" in before) + " " * r.original[end:end+1].isalpha()
@@ -154,32 +154,32 @@ def _operand(r, part, begin, start, end):
 
 # %% ../nbs/02_latex.ipynb #9d3c78d8
 @rewrites(r"\sqrt")
-def _root(r, found, place):
+def _root(r, found, scope):
     r"\sqrt{16} -> √16, \sqrt[3]{27} -> ∛27."
-    at = optional(r, found.end(), place)
-    under = argument(r, at, place)
-    if under is None: return _unknown(r, found, place)
+    at = optional(r, found.end(), scope)
+    under = argument(r, at, scope)
+    if under is None: return _unknown(r, found, scope)
     index = r.original[found.end():at].strip("[] ")
     sign = {"": "√", "2": "√", "3": "∛", "4": "∜"}.get(index, f"root {index} of ")
     r.out.put(sign, found.start(), at)
-    _operand(r, r.inner(under.start, under.end, place, math=True), under.start, under.start, under.end)
+    _operand(r, r.inner(under.start, under.end, scope, math=True), under.start, under.start, under.end)
     return under.behind
 
 # %% ../nbs/02_latex.ipynb #6afb4e35
 _SINGLE = re.compile(r"[-]?[$€£]?[\w.,°%$ ]*(?:\([^()]*\))?|\([^()]*\)")
 
 # %% ../nbs/02_latex.ipynb #1d228e98
-def _wrapper(r, found, name, place):
+def _wrapper(r, found, name, scope):
     "A command around something: only that stays."
-    held = argument(r, optional(r, found.end(), place), place)
+    held = argument(r, optional(r, found.end(), scope), scope)
     if held is None: return found.end()
     mathematics = name in ("boxed", "fbox", "cancel", "bcancel", "xcancel", "mathbf", "boldsymbol", "bm", "underline")
-    r.out.take(r.inner(held.start, held.end, place, math=mathematics and place.math))
+    r.out.take(r.inner(held.start, held.end, scope, math=mathematics and scope.math))
     return held.behind
 
 # %% ../nbs/02_latex.ipynb #497c63c6
-def _dropped(r, found, name, place):
-    end = _BLANKS_IN_LINE.match(r.original, found.end(), place.end).end()
+def _dropped(r, found, name, scope):
+    end = _BLANKS_IN_LINE.match(r.original, found.end(), scope.end).end()
     sized = name in ("left", "right", "middle") or name.lower().startswith("big")
     if not sized: return end
     if r.original[end:end+1] == ".": end += 1  # \right. closes nothing
@@ -187,13 +187,13 @@ def _dropped(r, found, name, place):
 
 # %% ../nbs/02_latex.ipynb #27b5aa7d
 @rewrites(r"\begin")
-def _begin(r, found, place):
+def _begin(r, found, scope):
     "An environment: its name goes, and so do the columns of a table."
-    named = argument(r, found.end(), place)
+    named = argument(r, found.end(), scope)
     if named is None: return found.end()
     end = named.behind
     if r.original[named.start:named.end].rstrip("*") in ("array", "tabular"):
-        columns = argument(r, optional(r, end, place), place)
+        columns = argument(r, optional(r, end, scope), scope)
         if columns and r.original[columns.start-1] == "{": end = columns.behind
     name = r.original[named.start:named.end]
     r.environments.append(name)
@@ -202,51 +202,51 @@ def _begin(r, found, place):
 
 # %% ../nbs/02_latex.ipynb #605ba3d8
 @rewrites(r"\end")
-def _end(r, found, place):
+def _end(r, found, scope):
     "The end of an environment; a matrix is closed."
     name = r.environments.pop() if r.environments else ""
-    named = argument(r, found.end(), place)
+    named = argument(r, found.end(), scope)
     end = named.behind if named else found.end()
     if name.endswith("matrix"): r.out.put("]", found.start(), end)
     return _own_line(r.original, r.out.last, end)
 
 # %% ../nbs/02_latex.ipynb #84e22b66
 @rewrites(r"\overline")
-def _overline(r, found, place):
+def _overline(r, found, scope):
     "A period of digits goes on: 0.\\overline{3} -> 0.333..."
-    held = argument(r, found.end(), place)
+    held = argument(r, found.end(), scope)
     if held is None: return found.end()
     digits = r.original[held.start:held.end]
     if digits.isdigit(): r.out.put(digits*3 + "...", found.start(), held.behind)
-    else: r.out.take(r.inner(held.start, held.end, place))
+    else: r.out.take(r.inner(held.start, held.end, scope))
     return held.behind
 
 # %% ../nbs/02_latex.ipynb #328aa830
 @rewrites(r"\pmod")
-def _pmod(r, found, place):
-    held = argument(r, found.end(), place)
-    if held is None: return _unknown(r, found, place)
+def _pmod(r, found, scope):
+    held = argument(r, found.end(), scope)
+    if held is None: return _unknown(r, found, scope)
     r.out.put(" (mod ", found.start(), held.start)
-    r.out.take(r.inner(held.start, held.end, place))
+    r.out.take(r.inner(held.start, held.end, scope))
     r.out.put(")", held.end, held.behind)
     return held.behind
 
 # %% ../nbs/02_latex.ipynb #003f46c7
 @rewrites(r"\textcolor")
-def _textcolor(r, found, place):
-    colour = argument(r, found.end(), place)
+def _textcolor(r, found, scope):
+    colour = argument(r, found.end(), scope)
     return colour.behind if colour else found.end()
 
 # %% ../nbs/02_latex.ipynb #f002e45f
 @rewrites(r"\binom", r"\dbinom", r"\tbinom")
-def _binom(r, found, place):
-    above = argument(r, found.end(), place)
-    below = argument(r, above.behind, place) if above else None
-    if below is None: return _unknown(r, found, place)
+def _binom(r, found, scope):
+    above = argument(r, found.end(), scope)
+    below = argument(r, above.behind, scope) if above else None
+    if below is None: return _unknown(r, found, scope)
     r.out.put("C(", found.start(), above.start)
-    r.out.take(r.inner(above.start, above.end, place))
+    r.out.take(r.inner(above.start, above.end, scope))
     r.out.put(", ", above.end, below.start)
-    r.out.take(r.inner(below.start, below.end, place))
+    r.out.take(r.inner(below.start, below.end, scope))
     r.out.put(")", below.end, below.behind)
     return below.behind
 
@@ -261,33 +261,33 @@ _INLINE = re.compile(r"\$(?P<body>(?=\S)(?:[^$\n\\]|\\.|\n(?!\n))+?)(?<=\S)\$(?!
 
 # %% ../nbs/02_latex.ipynb #92a5ba56
 @rewrites("dollar")
-def _dollar(r, found, place):
+def _dollar(r, found, scope):
     "$…$ and $$…$$ around mathematics; any other dollar is a price."
-    if len(found[0]) > 2: return leave(r, found, place)  # $$$: expensive
-    held = (_DISPLAY if found[0] == "$$" else _INLINE).match(r.original, found.start(), place.end)
+    if len(found[0]) > 2: return leave(r, found, scope)  # $$$: expensive
+    held = (_DISPLAY if found[0] == "$$" else _INLINE).match(r.original, found.start(), scope.end)
     if not held or not _is_mathematics(held["body"], found[0]):
         r.out.copy(found.start(), found.start() + 1)
         return found.start() + 1
-    part = r.inner(held.start("body"), held.end("body"), place, math=True)
+    part = r.inner(held.start("body"), held.end("body"), scope, math=True)
     r.out.take(part)
     end = held.end()
     return _own_line(r.original, r.out.last, end) if found[0] == "$$" and not part.text.strip() else end
 
 # %% ../nbs/02_latex.ipynb #d6e107db
 @rewrites("group")
-def _group(r, found, place):
+def _group(r, found, scope):
     "Braces are marks in LaTeX, and signs elsewhere. {,} is a comma between thousands."
     if r.original[found.start():found.start()+3] == "{,}":
         r.out.put(",", found.start(), found.start() + 3)
         return found.start() + 3
-    if not r.latex and not place.math: r.out.copy(*found.span())
+    if not r.latex and not scope.math: r.out.copy(*found.span())
     return found.end()
 
 # %% ../nbs/02_latex.ipynb #6d63fb31
 @rewrites("cell")
-def _cell(r, found, place):
+def _cell(r, found, scope):
     "& stands between columns."
-    if not r.environments and not place.math: r.out.copy(*found.span())
+    if not r.environments and not scope.math: r.out.copy(*found.span())
     elif r.environments and r.environments[-1].endswith("matrix"): r.out.put(",", *found.span())
     elif r.out.last not in ("", " ", "\n") and r.original[found.end():found.end()+1] not in (" ", "="):
         r.out.put(" ", *found.span())
@@ -338,17 +338,17 @@ def formulas(
 
 # %% ../nbs/02_latex.ipynb #12d11090
 @rewrites("script")
-def _script(r, found, place):
+def _script(r, found, scope):
     "Raised and lowered signs: 2^{10} -> 2^10, x_{1} -> x_1, 90^\\circ -> 90°, 5^{\\text{th}} -> 5th."
     at = found.end()
     raised = found[0] == "^"
     braces = r.original[at:at+1] in ("{", "\\")
-    if not raised and not place.math and not braces: return _underscore(r, found, place)
-    held = argument(r, at, place) if braces or place.math else None
+    if not raised and not scope.math and not braces: return _underscore(r, found, scope)
+    held = argument(r, at, scope) if braces or scope.math else None
     if held is None:
         r.out.copy(*found.span())
         return at
-    part = r.inner(held.start, held.end, place, math=True)
+    part = r.inner(held.start, held.end, scope, math=True)
     said = part.text.strip()
     if raised and (said in ("°", "'") or said.isalpha() and len(said) == 2 and r.out.last.isdigit()):
         r.out.put(said, found.start(), held.behind)
@@ -362,14 +362,14 @@ def _script(r, found, place):
     return held.behind
 
 # %% ../nbs/02_latex.ipynb #1fbb579e
-def _underscore(r, found, place):
+def _underscore(r, found, scope):
     "_emphasis_ between blanks goes; what is part of a word stays."
-    emphasis = _UNDERLINED.match(r.original, found.start(), place.end)
+    emphasis = _UNDERLINED.match(r.original, found.start(), scope.end)
     inside = r.original[found.start()-1:found.start()].isalnum() if found.start() else False
     if not emphasis or inside:
         r.out.copy(*found.span())
         return found.end()
-    r.out.take(r.inner(emphasis.start(2), emphasis.end(2), place))
+    r.out.take(r.inner(emphasis.start(2), emphasis.end(2), scope))
     return emphasis.end()
 
 # %% ../nbs/02_latex.ipynb #61badad7

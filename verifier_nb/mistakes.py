@@ -9,7 +9,7 @@ __all__ = ['REASONING', 'ARITHMETIC', 'Wrong', 'go_wrong']
 import random
 from dataclasses import replace
 from typing import NamedTuple
-from .plans import Op, Plan, Step, at, places, put, renamed, with_tree
+from .plans import Op, Plan, PlanStep, at, places, put, renamed, with_tree
 
 # %% ../nbs/02c_mistakes.ipynb #97f3633e
 class Wrong(NamedTuple):
@@ -85,7 +85,8 @@ def _step_too_many(plan, rng):
     "The last result is used once more, with a number of the problem."
     name = rng.choice(plan.known)
     tree = Op(rng.choice("+-*"), f"s{len(plan.steps)}", name)
-    return Wrong(replace(plan, steps=(*plan.steps, Step(tree, plan.steps[-1].said))), "step repeated", len(plan.steps))
+    again = PlanStep(tree, plan.steps[-1].said)
+    return Wrong(replace(plan, steps=(*plan.steps, again)), "step repeated", len(plan.steps))
 
 # %% ../nbs/02c_mistakes.ipynb #ea361323
 def _conversion_omitted(plan, rng):

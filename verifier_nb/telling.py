@@ -14,12 +14,24 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import NamedTuple
 import yaml
-from .plans import Op, Plan, asked, at, numbers_of, places, put, renamed, tree_of, value_of, with_tree
+from verifier_nb.plans import (
+    Op,
+    Plan,
+    asked,
+    at,
+    compute,
+    numbers_of,
+    parse_expression,
+    places,
+    put,
+    renamed,
+    with_tree,
+)
 
 # %% ../nbs/07f_telling.ipynb #1d8dba4b
 class Step(NamedTuple):
     "One step of a solution: what is computed, and what is said about it."
-    tree: object  # see `plans.tree_of`
+    tree: object  # see `plans.parse_expression`
     find: str  # what is looked for
     line: str  # a sentence with the equation, {e}
     prose: str  # a sentence with the result only, {r}
@@ -43,7 +55,9 @@ class Problem:
     about: tuple = ()  # what it is about, beside operations and steps
 
 # %% ../nbs/07f_telling.ipynb #cd9ce71c
-def _step(entry)->Step: return Step(tree_of(str(entry["how"])), *(entry.get(name, "") for name in Step._fields[1:]))
+def _step(entry)->Step:
+    said = [entry.get(name, "") for name in Step._fields[1:]]
+    return Step(parse_expression(str(entry["how"])), *said)
 
 def _problem(entry)->Problem:
     "A problem as the file describes it."
@@ -129,7 +143,7 @@ def tell(
     wording = drawn(seeds.wording, "wording")
     asked_ = wording.choice(problem.ask)
     telling = Telling(problem, values, slots, asked_, _capitals(asked(asked_, values, slots, wording)))
-    right = value_of(tree_of(problem.answer), values)
+    right = compute(parse_expression(problem.answer), values)
     answers = [Plan(values, way).answer for way in (problem.steps, *problem.ways)]
     if set(answers) != {right}: raise ValueError(f"case {problem.topic!r}: the ways do not agree for {values}")
     if is_sensible(Plan(values, problem.steps)): return telling
