@@ -44,6 +44,12 @@ class PairForm(NamedTuple):
         if not self.turned: return reform_alike(solutions, self.name, self.rng)
         return turn_alike(reform_alike(solutions, "plain" if self.name == "original" else self.name, self.rng))
 
+    def said_of(self, made)->list:  # keys to count
+        "What is noted of a solution that was to be in this form: whether it is, and whether it is turned."
+        how = "as drawn" if made.form == self.name else f"{made.form}: no style fitted"
+        turned = [("written", "equations turned", "as drawn")] if self.turned else []
+        return [("written", self.name, how), *turned]
+
 def _as_they_are(rows)->list: return reform_alike([row.solution for row in rows], "original", random.Random(0))
 
 # %% ../nbs/02e_build.ipynb #d69e6034
@@ -121,15 +127,22 @@ class PairMaker(Retelling):
             flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
         return rows, flaws.counts
 
-    def pair(self, problem, place, flaws):
-        "The pair for one place of a problem, or None."
-        key, fresh = f"{self.seed}/{problem.source}/{problem.number}", self.cfg.fresh_numbers
+    def key(self, problem)->str: return f"{self.seed}/{problem.source}/{problem.number}"
+
+    def examples(self, problem, place, counts):  # yields dicts
+        "Candidates for one place: instances of the problem, with other words and fewer steps where their turn has come."
+        key, fresh = self.key(problem), self.cfg.fresh_numbers
         for example in instances(problem, f"{key}/{place if fresh else 0}", fresh):
-            if not example: flaws.counts["refused", "fresh numbers", example.reason] += 1
+            if not example: counts["refused", "fresh numbers", example.reason] += 1
             found = example or dict(question=problem.question, solution=problem.solution)
             told = self.reworded(problem, found, f"{key}/{place}")
             if place and not example and told is found: continue  # the original was used already
-            example = self.shortened(told, f"{key}/{place if fresh else 0}", flaws.counts)
+            yield self.shortened(told, f"{key}/{place if fresh else 0}", counts)
+
+    def pair(self, problem, place, flaws):
+        "The pair for one place of a problem, or None."
+        key = self.key(problem)
+        for example in self.examples(problem, place, flaws.counts):
             other = self.other_instance(problem, f"{key}/{place}", example)
             error = flaws.make(other, random.Random(f"row/{key}/{place}/{example['question']}"))
             if error: return ContrastPair(example, other["question"], error)
@@ -140,14 +153,18 @@ class PairMaker(Retelling):
         "A pair as rows. The correct solution is written once where its numbers are always the same."
         form, error = self.form_of(problem, place), pair.error
         good, bad = form.of([pair.correct["solution"], error.solution])
-        counts["written", form.name, "as drawn" if bad.form == form.name else f"{bad.form}: no style fitted"] += 1
-        if form.turned: counts["written", "equations turned", "as drawn"] += 1
+        counts.update(form.said_of(bad))
         common = dict(index=problem.number * self.stride + place, source=problem.source, problem=problem.key)
         correct = dict(common, question=pair.correct["question"], solution=good.text,
                        label=0, error_type="correct", subtype="correct", step=0, first_error=-1)
         flawed = dict(common, question=pair.question, solution=bad.text, label=1, error_type=error.kind,
                       subtype=error.subtype, step=error.step + 1, first_error=bad.step_at(error.marks[0][0]))
         return [correct, flawed] if self.cfg.fresh_numbers or not place else [flawed]
+
+    @property
+    def problems_at_once(self)->int:
+        "How many problems a worker takes: so many that they give about 256 pairs."
+        return max(1, 256 // (self.repeats * self.cfg.flawed_per_problem))
 
 # %% ../nbs/02e_build.ipynb #5ca39b8f
 @functools.lru_cache(maxsize=1)
@@ -244,7 +261,7 @@ def _maker_of_split(cfg, split, seed, tilts, stride)->PairMaker:
 def _write_split(problems, maker, path, workers, bar, asked)->tuple:  # (numbers of the questions, counts)
     "Make the rows of a split and write them to an Arrow file."
     sink, counts = PairFile(path, asked), Counter()
-    chunk = max(1, 256 // (maker.repeats * maker.cfg.flawed_per_problem))
+    chunk = maker.problems_at_once
     tasks = [(problems[i:i+chunk], maker) for i in range(0, len(problems), chunk)]
     for task, (batch, keys, more) in zip(tasks, mapped(_rows_of_chunk, tasks, workers)):
         sink.add(batch, keys)
@@ -262,6 +279,12 @@ def _workers_for(problems, cfg)->int:
     return (os.cpu_count() or 1) if pairs > 2000 else 1
 
 # %% ../nbs/02e_build.ipynb #c405ab8e
+def _bar(split, problems, maker, progress):
+    "A progress bar for a split, unless it is done in a moment."
+    from tqdm import tqdm
+    few = len(problems) < 5 * maker.problems_at_once
+    return tqdm(total=len(problems), desc=f"making {split} rows", unit="problem", disable=not progress or few)
+
 def build(
     problems:dict,  # split -> list of Problem
     cfg:DataSettings,  # mix of errors, repeats, fresh numbers, forms
@@ -272,7 +295,6 @@ def build(
 )->tuple:  # (DatasetDict, counts of (what, which, why or which))
     "Make correct and flawed rows of every problem. The same seed gives the same bytes with any number of workers."
     from datasets import Dataset, DatasetDict
-    from tqdm import tqdm
     _known_subtypes(cfg.subtypes)
     folder, workers = Path(folder), workers or _workers_for(problems, cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,8 +303,7 @@ def build(
     counts, out, asked = Counter(), {}, set()
     for split in [s for s in reversed(SPLITS) if problems.get(s)]:  # what is held out is made first
         maker, path = _maker_of_split(cfg, split, seed, tilts, _stride(problems, cfg)), folder/f"{split}.arrow"
-        few = len(problems[split]) < 5 * max(1, 256 // (maker.repeats * cfg.flawed_per_problem))
-        with tqdm(total=len(problems[split]), desc=f"making {split} rows", unit="problem", disable=not progress or few) as bar:
+        with _bar(split, problems[split], maker, progress) as bar:
             more_asked, more = _write_split(problems[split], maker, path, workers, bar, asked)
         counts.update(more)
         asked |= more_asked
