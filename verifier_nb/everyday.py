@@ -36,10 +36,10 @@ def _range(text)->tuple:
 
 def _template(entry)->Template:
     "A template as the file describes it."
+    draw = {name: _range(text) for name, text in entry["draw"].items()}
     ways = tuple(tuple((str(how), said) for how, said in way) for way in entry["ways"])
-    return Template(entry["topic"], {name: _range(text) for name, text in entry["draw"].items()}, tuple(entry["ask"]), ways,
-                    {name: str(how) for name, how in entry.get("let", {}).items()},
-                    tuple(entry.get("need", ())), entry.get("pick", {}))
+    let = {name: str(how) for name, how in entry.get("let", {}).items()}
+    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, tuple(entry.get("need", ())), entry.get("pick", {}))
 
 # %% ../nbs/02c_everyday.ipynb #c5bf528c
 @functools.lru_cache(maxsize=None)
@@ -95,14 +95,15 @@ _VERBS = {"+": ("{x} plus {y} is {r}", "{x} and {y} make {r}", "adding {y} to {x
           "*": ("{x} times {y} is {r}", "{x} times {y} makes {r}", "multiplying {x} by {y} gives {r}"),
           "/": ("{x} divided by {y} is {r}", "{x} over {y} is {r}", "dividing {x} by {y} gives {r}")}
 
-_TURNED = {"+": "{r} is {x} plus {y}", "-": "{r} is {x} minus {y}", "*": "{r} is {x} times {y}", "/": "{r} is {x} divided by {y}"}
+_TURNED = {"+": "{r} is {x} plus {y}", "-": "{r} is {x} minus {y}",
+           "*": "{r} is {x} times {y}", "/": "{r} is {x} divided by {y}"}
 
-def _in_words(step, result, values, style, pick:int)->str:
+def _in_words(step, result, values, turned:bool, pick:int)->str:
     "A step with one sign, said in words; nothing for a longer one."
     tree = step.tree
     if isinstance(tree.left, Op) or isinstance(tree.right, Op): return ""
     x, y = told(tree.left, values), told(tree.right, values)
-    said = _TURNED[tree.sign] if style.turned else _VERBS[tree.sign][pick % 3]
+    said = _TURNED[tree.sign] if turned else _VERBS[tree.sign][pick % 3]
     return said.format(x=x, y=y, r=as_written(result))
 
 # %% ../nbs/02c_everyday.ipynb #dc44daa4
@@ -121,9 +122,8 @@ def _step_text(step, result, values, style, pick)->str:
     if style.step == "annotated": return _annotated(step, result, values)
     if style.step == "value": return f"{said}."
     if style.step == "bare": return _equation(step, result, values, style)
-    if style.step == "words":
-        words = _in_words(step, result, values, style, pick)
-        if words: return f"{words[0].upper()}{words[1:]}, so {_small(said)}."
+    words = _in_words(step, result, values, style.turned, pick) if style.step == "words" else ""
+    if words: return f"{words[0].upper()}{words[1:]}, so {_small(said)}."
     if style.step == "plain" and style.signs != "latex":
         return step.said.replace("{r}", _equation(step, result, values, style)) + "."
     return f"{_equation(step, result, values, style)}. {said}."
@@ -142,9 +142,8 @@ def write_plan(
     pick:int=0,  # which of several phrases are used
 )->str:
     "A plan as a text."
-    values = plan.names
-    lines = [] if style.step == "nothing" else [
-        _step_text(step, result, values, style, pick + k) for k, (step, result) in enumerate(zip(plan.steps, plan.results()))]
+    computed = [] if style.step == "nothing" else enumerate(zip(plan.steps, plan.results()))
+    lines = [_step_text(step, result, plan.names, style, pick + k) for k, (step, result) in computed]
     opening = [style.opening] if style.opening and lines else []
     ending = [style.ending.replace("{answer}", as_written(plan.answer))] if style.ending else []
     return "\n".join(opening + _laid_out(lines, style) + ending)
@@ -181,7 +180,7 @@ def _fill(said, values, slots)->str:
     filled = {name: as_written(value) for name, value in values.items()} | slots | {"r": "{r}"}
     return said.format(**filled)
 
-def _plan_of(template, way, ask, values, slots)->Plan:
+def _plan_of(way, ask, values, slots)->Plan:
     "A correct plan."
     steps = tuple(PlanStep(parse_expression(how), _fill(said, values, slots)) for how, said in way)
     known = tuple(name for name in values if f"{{{name}}}" in ask)
@@ -197,6 +196,32 @@ class Shares(NamedTuple):
         if rng.random() < self.one_expression: plan = replace(plan, steps=in_one(plan.steps))
         return plan, style._replace(turned=rng.random() < self.turned)
 
+# %% ../nbs/02c_everyday.ipynb #420867a2
+class _Drawn(NamedTuple):
+    "What is drawn for one problem, in this order."
+    values: dict
+    slots: dict  # words
+    style: EverydayStyle
+    ask: str
+    way: tuple
+    pick: int
+
+    @classmethod
+    def of(cls, template, rng):
+        return cls(numbers_of(template, rng), _slots(template, rng), draw_style(rng),
+                   rng.choice(template.ask), rng.choice(template.ways), rng.randrange(3))
+
+def _attempt(template, types, shares, rng, shape):
+    "A problem with both its solutions, or None where no error fits the numbers that were drawn."
+    drawn = _Drawn.of(template, rng)
+    plan, style = shares.shaped(_plan_of(drawn.way, drawn.ask, drawn.values, drawn.slots), drawn.style, shape)
+    kind = rng.choices([*types], [*types.values()])[0]
+    wrong = go_wrong(plan, kind, rng, bool(style.ending))
+    if wrong is None: return None
+    question = asked(drawn.ask, drawn.values, drawn.slots, rng)
+    correct, flawed = (write_plan(one, style, drawn.pick) for one in (plan, wrong.plan))
+    return Everyday(template.topic, question, correct, flawed, kind, wrong.subtype, wrong.step, as_written(plan.answer))
+
 def everyday(
     seed:str,  # equal seeds give equal problems
     topic:int,  # number of the template
@@ -206,13 +231,7 @@ def everyday(
     "A short problem with a correct and a flawed solution."
     template, rng = everyday_templates()[topic], random.Random(f"everyday/{topic}/{seed}")
     types, shape = types or {"computational": 1, "conceptual": 1}, random.Random(f"everyday/shape/{topic}/{seed}")
-    for _ in range(20):
-        values, slots, style = numbers_of(template, rng), _slots(template, rng), draw_style(rng)
-        ask, way, pick = rng.choice(template.ask), rng.choice(template.ways), rng.randrange(3)
-        plan, style = shares.shaped(_plan_of(template, way, ask, values, slots), style, shape)
-        kind = rng.choices([*types], [*types.values()])[0]
-        wrong = go_wrong(plan, kind, rng, bool(style.ending))
-        if wrong is None: continue
-        return Everyday(template.topic, asked(ask, values, slots, rng), write_plan(plan, style, pick), write_plan(wrong.plan, style, pick),
-                        kind, wrong.subtype, wrong.step, as_written(plan.answer))
+    attempts = (_attempt(template, types, shares, rng, shape) for _ in range(20))
+    made = next((attempt for attempt in attempts if attempt), None)
+    if made: return made
     raise ValueError(f"everyday template {template.topic!r}: no error fits")

@@ -51,15 +51,18 @@ def _with_answer_line(text, form):
     return text[:start] + line + (text[end:] if end >= 0 else "")
 
 # %% ../nbs/02_forms.ipynb #806275ad
+def _flat(items)->list: return [x for item in items for x in (_flat(item) if isinstance(item, list) else [item])]
+
+def _flat_lists(value):
+    "A dictionary of lists, at any depth, with each list flat."
+    if isinstance(value, dict): return {name: _flat_lists(v) for name, v in value.items()}
+    return _flat(value)
+
 @cache
 def _phrases():
     "The file of styles, read once; nested lists are flat."
     text = (files("verifier_nb")/"words"/"forms.yaml").read_text(encoding="utf-8")
-    def flat(items): return [x for item in items for x in (flat(item) if isinstance(item, list) else [item])]
-    def cleared(value):
-        if isinstance(value, dict): return {name: cleared(v) for name, v in value.items()}
-        return flat(value)
-    return cleared(yaml.safe_load(text))
+    return _flat_lists(yaml.safe_load(text))
 
 WRITTEN = ("latex", "markdown", "numbered", "paragraphs", "chat")  # forms with styles of their own
 
@@ -115,7 +118,8 @@ def _has_fraction(tokens):
 
 def _signs(tokens, style):
     "Tokens with the style's signs for times and divided by; a fraction keeps its slash."
-    times, divided = style.times, "/" if style.divided == "\\frac" or _has_fraction(tokens) else style.divided
+    times, divided = style.times, style.divided
+    if divided == "\\frac" or _has_fraction(tokens): divided = "/"
     if not _is_tex(style): times, divided = _IN_PLAIN.get(times, times), _IN_PLAIN.get(divided, divided)
     elif times == "x": times = "*"
     table = {"*": times, "x": times, "X": times, "×": times, "/": divided, "÷": divided}
@@ -124,14 +128,18 @@ def _signs(tokens, style):
 # %% ../nbs/02_forms.ipynb #69bd0482
 def _is_number(token): return token[-1:].isdigit() or token[-1:] == "%"
 
+def _is_fraction(tokens, i)->bool:
+    "Whether a number over a number begins at token `i`, without another slash or a bracket beside it."
+    above, slash, below = tokens[i:i+3]
+    is_alone = "/" not in (tokens[i-1:i] + tokens[i+3:i+4]) and tokens[max(i-1, 0):i] != [")"]
+    return slash == "/" and is_alone and _is_number(above) and _is_number(below)
+
 def _with_fractions(tokens):
     "Tokens without blanks, in which a number over a number is a fraction."
     out, i = [], 0
     while i < len(tokens):
-        over = tokens[i:i+3]
-        alone = "/" not in (tokens[i-1:i] + tokens[i+3:i+4]) and out[-1:] != [")"]
-        if len(over) == 3 and over[1] == "/" and alone and _is_number(over[0]) and _is_number(over[2]):
-            out.append(f"\\frac{{{over[0]}}}{{{over[2]}}}")
+        if i + 2 < len(tokens) and _is_fraction(tokens, i):
+            out.append(f"\\frac{{{tokens[i]}}}{{{tokens[i+2]}}}")
             i += 3
         else:
             out.append(tokens[i])
@@ -163,13 +171,17 @@ def styled_equation(
     return _RESULT.sub(lambda found: f"**{found[0]}**", text) if style.bold else text
 
 # %% ../nbs/02_forms.ipynb #e5d491ed
+def _widened(text, start, end):
+    "The span of an equation with the currency sign before it, and the bracket that closes it."
+    if start and text[start-1] in "$€£(": start -= 1
+    is_open = text.count("(", start, end) > text.count(")", start, end)
+    return start, end + 1 if is_open and text[end:end+1] == ")" else end
+
 def _maths_spans(text, equations):
     "Where the equations of a text stand, those that share a part as one, with the currency sign before."
     spans = []
     for equation in equations:
-        start, end = equation.start, equation.end
-        if start and text[start-1] in "$€£(": start -= 1
-        if text[start:end].count("(") > text[start:end].count(")") and text[end:end+1] == ")": end += 1
+        start, end = _widened(text, equation.start, equation.end)
         if spans and start <= spans[-1][1]: spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
         else: spans.append((start, end))
     return [(start, end) for start, end in spans if text.count("(", start, end) == text.count(")", start, end)]
@@ -191,6 +203,10 @@ def _as_display(before, equation, behind, style):
     return f"{before.rstrip()}\n{opened}\n{inside}\n{closed}"
 
 # %% ../nbs/02_forms.ipynb #abffd9ba
+def _fits_display(before, behind, style)->bool:
+    "Whether the last equation of a step can be a display: words before it, and few behind."
+    return style.maths in ("display", "double") and bool(before.strip()) and bool(_FEW_WORDS.match(behind))
+
 def _written(
     text:str,  # one step, plain
     spans:list,  # (start, end) of its equations
@@ -199,16 +215,16 @@ def _written(
     "A step with its equations in a style."
     out, at = [], 0
     for start, end in spans:
-        is_last = end == spans[-1][1]
-        behind = text[end:]
-        if is_last and style.maths in ("display", "double") and text[at:start].strip() and _FEW_WORDS.match(behind):
-            return _as_display("".join(out) + text[at:start], text[start:end], behind, style)
-        out += [text[at:start], _in_line(text[start:end], style)]
+        before, equation, behind = text[at:start], text[start:end], text[end:]
+        if end == spans[-1][1] and _fits_display(before, behind, style):
+            return _as_display("".join(out) + before, equation, behind, style)
+        out += [before, _in_line(equation, style)]
         at = end
     return "".join(out) + text[at:]
 
 # %% ../nbs/02_forms.ipynb #c0676cd8
 def _first_word(text):
+    "The word that a text begins with, in small letters, or nothing."
     found = re.match(r"[A-Za-z]+", text)
     return found[0].lower() if found else ""
 
@@ -268,15 +284,13 @@ class Source:
 # %% ../nbs/02_forms.ipynb #1b95c4f7
 def _shifted(spans, by): return [(start - by, end - by) for start, end in spans]
 
-def _steps_written(source, style):
-    "The steps of a source in a style."
-    out = []
-    for k, span in enumerate(source.spans):
-        raw = source.text[span.start:span.end]
-        begin, text = span.start + len(raw) - len(raw.lstrip()), raw.strip()
-        spans = _shifted(_maths_spans(source.text, source.equations_in(span)), begin)
-        out.append(_led(_polished(_written(text, spans, style), style), k, len(source.spans), style))
-    return out
+def _step_written(source, k, style):
+    "Step `k` of a source in a style."
+    span = source.spans[k]
+    raw = source.text[span.start:span.end]
+    begin, text = span.start + len(raw) - len(raw.lstrip()), raw.strip()
+    spans = _shifted(_maths_spans(source.text, source.equations_in(span)), begin)
+    return _led(_polished(_written(text, spans, style), style), k, len(source.spans), style)
 
 def _closing(source, style, with_unit):
     "The sentence that states the answer."
@@ -308,34 +322,43 @@ def _opened(parts, style):
     if style.opening[0] not in "#*": return [style.opening, *parts]
     return [f"{style.opening}\n{parts[0]}", *parts[1:]]
 
-def _joined(source, style, with_unit):
-    "A source in a style: the text, the beginnings of all its parts, and those of its steps."
-    parts = _opened(_steps_written(source, style), style)
-    first = len(parts) - len(source.spans)
-    if source.has_answer_line: parts.append(_closing(source, style, with_unit))
+def _put_together(parts, between, last_is_answer)->tuple:  # (text, beginning of each part)
+    "Parts as one text. In a paragraph, an answer that needs a line of its own gets it."
     starts, out = [], ""
     for i, part in enumerate(parts):
-        needs_line = i == len(parts)-1 and source.has_answer_line and ("\n" in part or part[0] in "#*")
-        if out: out += "\n" if style.between == " " and needs_line else style.between
+        needs_line = last_is_answer and i == len(parts)-1 and ("\n" in part or part[0] in "#*")
+        if out: out += "\n" if between == " " and needs_line else between
         starts.append(len(out))
         out += part
+    return out, starts
+
+def _joined(source, style, with_unit):
+    "A source in a style: the text, the beginnings of all its parts, and those of its steps."
+    parts = _opened([_step_written(source, k, style) for k in range(len(source.spans))], style)
+    first = len(parts) - len(source.spans)
+    if source.has_answer_line: parts.append(_closing(source, style, with_unit))
+    out, starts = _put_together(parts, style.between, source.has_answer_line)
     return out, starts, starts[first:]
 
 # %% ../nbs/02_forms.ipynb #6d0c8dea
-def _says_the_same(source, text, starts, of_steps):
-    "Whether a text has the parts that it was made of as steps, and in each of a source's steps the same equations."
-    spans = steps(text)
-    if [span.start for span in spans] != starts: return False
-    if source.answer and not _same_value(final_answer(text), source.answer): return False
-    by_start, found = {span.start: [] for span in spans}, check(text)
-    for equation in found: by_start[starts[bisect_right(starts, equation.start) - 1]].append(_said(equation))
-    of_source = [[_said(e) for e in source.equations_in(span)] for span in source.spans]
-    in_steps = [by_start[start] for start in of_steps[:len(source.spans)]]
-    return in_steps == of_source and len(found) == len(source.equations)
-
 def _said(equation): return equation.value, equation.ok, equation.expected
 
+def _said_in_parts(text, starts)->dict:  # beginning of a part -> what its equations say
+    "What the equations in each part of a text say."
+    out = {start: [] for start in starts}
+    for equation in check(text): out[starts[bisect_right(starts, equation.start) - 1]].append(_said(equation))
+    return out
+
 def _same_value(answer, text): return answer is not None and answer.value is not None and answer.value == value_of(text)
+
+def _says_the_same(source, text, starts, of_steps):
+    "Whether a text has the parts that it was made of as steps, and in each of a source's steps the same equations."
+    if [span.start for span in steps(text)] != starts: return False
+    if source.answer and not _same_value(final_answer(text), source.answer): return False
+    in_parts = _said_in_parts(text, starts)
+    of_source = [[_said(e) for e in source.equations_in(span)] for span in source.spans]
+    in_steps = [in_parts[start] for start in of_steps[:len(source.spans)]]
+    return in_steps == of_source and sum(map(len, in_parts.values())) == len(source.equations)
 
 # %% ../nbs/02_forms.ipynb #8deaecb8
 def _in_style(source, solution, form, style, with_unit):
@@ -357,22 +380,32 @@ def _read_alike(sources)->bool:
 # %% ../nbs/02_forms.ipynb #ebd6b5ab
 _DRAWS = 5  # styles that are tried before the simple one
 
+def _all_in_style(sources, solutions, form, style, with_unit):
+    "The solutions in one style, or None where it does not fit one of them."
+    made = []
+    for source, solution in zip(sources, solutions):
+        made.append(_in_style(source, solution, form, style, with_unit))
+        if made[-1] is None: return None
+    return made
+
+def _styles(form, rng):
+    "The styles of a form that are tried, one after the other."
+    yield from (drawn_style(form, rng) for _ in range(_DRAWS))
+    yield _simple_style(form, rng)
+
 def _written_alike(solutions, form, rng):
     "Solutions in one style of a form that fits them all, or None."
     sources = [Source.of(strip_annotations(solution)) for solution in solutions]
     if not _read_alike(sources): return None
     with_unit = all(source.unit for source in sources)
     has_dollars = any("$" in solution for solution in solutions)
-    for draw in range(_DRAWS + 1):
-        style = drawn_style(form, rng) if draw < _DRAWS else _simple_style(form, rng)
+    for style in _styles(form, rng):
         if style.maths == "dollars" and has_dollars: continue
-        made = []
-        for source, solution in zip(sources, solutions):
-            made.append(_in_style(source, solution, form, style, with_unit))
-            if made[-1] is None: break
-        else: return made
+        made = _all_in_style(sources, solutions, form, style, with_unit)
+        if made: return made
     return None
 
+# %% ../nbs/02_forms.ipynb #ffbb7c6d
 def _like_gsm8k(solution, form):
     "A solution in one of GSM8K's own forms."
     if form == "original":
