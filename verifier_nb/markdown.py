@@ -10,20 +10,28 @@ import re
 from .latex import DIVIDES_BY_FRACTION
 from .rewriting import TABLE_RULE, rewrites
 
+# %% ../nbs/02_markdown.ipynb #45b6dbb9
+_STARRED = re.compile(r"(\*{1,3})(?=[^\s*])((?:[^*\n]|(?<=\d)\*(?=\d)|(?<= )\*(?= ))+?)(?<=\S)\1(?!\w)")
+_FINAL = re.compile(r"[ \t]*[-+]?[$€£]?[-+]?(?:\d|\.\d|\\boxed|\$)")
+
 # %% ../nbs/02_markdown.ipynb #99c23c65
+def _is_power(text, start, end)->bool:
+    "Whether two stars stand between numbers or brackets: 2**3."
+    before, after = text[start-1:start] if start else "", text[end:end+1]
+    return end - start == 2 and (before.isdigit() or before == ")") and (after.isdigit() or after == "(")
+
 @rewrites("star")
 def _star(r, found, scope):
     "Emphasis goes; 2**3 is a power."
     start, end = found.span()
-    stars, before, after = found[0], r.original[start-1:start] if start else "", r.original[end:end+1]
-    if len(stars) == 2 and (before.isdigit() or before == ")") and (after.isdigit() or after == "("):
+    if _is_power(r.original, start, end):
         r.out.put("^", start, end)
         return end
     held = _STARRED.match(r.original, start, scope.end)
     if held:
         r.out.take(r.inner(held.start(2), held.end(2), scope))
         return held.end()
-    if len(stars) == 1: r.out.copy(start, end)
+    if len(found[0]) == 1: r.out.copy(start, end)
     return end  # a lone ** is half of an emphasis that was cut off
 
 # %% ../nbs/02_markdown.ipynb #1808441e
@@ -37,6 +45,17 @@ def _tick(r, found, scope):
     r.out.copy(found.end(), close)
     return close + len(found[0])
 
+# %% ../nbs/02_markdown.ipynb #c42b1de5
+def _table(r, found, scope):
+    "A table's line without its outer bars; the line of dashes below its head goes."
+    if not r.tables:
+        r.out.copy(*found.span())
+        return found.end()
+    rule = TABLE_RULE.match(r.original, found.start(), scope.end)
+    if rule: return rule.end()
+    blank = r.original[found.end():found.end()+1] == " "
+    return found.end() + blank
+
 # %% ../nbs/02_markdown.ipynb #6684b745
 @rewrites("line")
 def _line(r, found, scope):
@@ -49,17 +68,6 @@ def _line(r, found, scope):
     elif mark == "|": return _table(r, found, scope)
     return end
 
-# %% ../nbs/02_markdown.ipynb #c42b1de5
-def _table(r, found, scope):
-    "A table's line without its outer bars; the line of dashes below its head goes."
-    if not r.tables:
-        r.out.copy(*found.span())
-        return found.end()
-    rule = TABLE_RULE.match(r.original, found.start(), scope.end)
-    if rule: return rule.end()
-    blank = r.original[found.end():found.end()+1] == " "
-    return found.end() + blank
-
 # %% ../nbs/02_markdown.ipynb #fa4ecd53
 @rewrites("pipe")
 def _pipe(r, found, scope):
@@ -68,10 +76,6 @@ def _pipe(r, found, scope):
     if r.tables and r.original[line:found.start()].lstrip().startswith("|"): return found.end()
     r.out.copy(*found.span())
     return found.end()
-
-# %% ../nbs/02_markdown.ipynb #45b6dbb9
-_STARRED = re.compile(r"(\*{1,3})(?=[^\s*])((?:[^*\n]|(?<=\d)\*(?=\d)|(?<= )\*(?= ))+?)(?<=\S)\1(?!\w)")
-_FINAL = re.compile(r"[ \t]*[-+]?[$€£]?[-+]?(?:\d|\.\d|\\boxed|\$)")
 
 # %% ../nbs/02_markdown.ipynb #25a7bf99
 _SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
@@ -87,6 +91,37 @@ _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅐": "1/7", "⅑": "1/9",
 # %% ../nbs/02_markdown.ipynb #e63003a2
 _RAISED = {c: str(i) for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 
+# %% ../nbs/02_markdown.ipynb #fc01a756
+def _vulgar(r, found):
+    "½ -> 1/2, and 2½ -> 2 1/2."
+    start, end = found.span()
+    plain = _FRACTIONS[found[0]]
+    if r.out.before() in ("/", "÷"): plain = f"({plain})"
+    elif r.out.last.isdigit(): plain = f" {plain}"
+    if r.original[end:end+1].isalpha(): plain += " "
+    r.out.put(plain, start, end)
+    return end
+
+# %% ../nbs/02_markdown.ipynb #3a8517c3
+_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+
+# %% ../nbs/02_markdown.ipynb #58c843d0
+def _exponent(r, found, scope):
+    "5² -> 5^2; the ² of a unit, m², stays."
+    start = found.start()
+    run = _RAISED_RUN.match(r.original, start, scope.end)
+    if r.out.last.isdigit() or r.out.last == ")":
+        r.out.put("^" + "".join(_RAISED[c] for c in run[0]), start, run.end())
+    else: r.out.copy(start, run.end())
+    return run.end()
+
+# %% ../nbs/02_markdown.ipynb #a7598952
+def _between_operands(text, start, end):
+    "Whether an operand ends before and begins behind a sign, blanks allowed."
+    before, after = text[max(start-2, 0):start].rstrip()[-1:], text[end:end+2].lstrip()[:1]
+    ends = bool(before) and (before.isalnum() or before in ")%}")
+    return ends and bool(after) and (after.isalnum() or after in "($€£\\.-")
+
 # %% ../nbs/02_markdown.ipynb #ffd440a2
 @rewrites("sign")
 def _sign(r, found, scope):
@@ -100,34 +135,3 @@ def _sign(r, found, scope):
     if plain == sign: r.out.copy(start, end)
     else: r.out.put(plain, start, end)
     return end
-
-# %% ../nbs/02_markdown.ipynb #fc01a756
-def _vulgar(r, found):
-    "½ -> 1/2, and 2½ -> 2 1/2."
-    start, end = found.span()
-    plain = _FRACTIONS[found[0]]
-    if r.out.before() in ("/", "÷"): plain = f"({plain})"
-    elif r.out.last.isdigit(): plain = f" {plain}"
-    if r.original[end:end+1].isalpha(): plain += " "
-    r.out.put(plain, start, end)
-    return end
-
-# %% ../nbs/02_markdown.ipynb #58c843d0
-def _exponent(r, found, scope):
-    "5² -> 5^2; the ² of a unit, m², stays."
-    start = found.start()
-    run = _RAISED_RUN.match(r.original, start, scope.end)
-    if r.out.last.isdigit() or r.out.last == ")":
-        r.out.put("^" + "".join(_RAISED[c] for c in run[0]), start, run.end())
-    else: r.out.copy(start, run.end())
-    return run.end()
-
-# %% ../nbs/02_markdown.ipynb #3a8517c3
-_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-
-# %% ../nbs/02_markdown.ipynb #a7598952
-def _between_operands(text, start, end):
-    "Whether an operand ends before and begins behind a sign, blanks allowed."
-    before, after = text[max(start-2, 0):start].rstrip()[-1:], text[end:end+2].lstrip()[:1]
-    ends = bool(before) and (before.isalnum() or before in ")%}")
-    return ends and bool(after) and (after.isalnum() or after in "($€£\\.-")
