@@ -346,18 +346,20 @@ def _fields(path):
     return list(getattr(model, "model_fields", {}))
 
 # %% ../nbs/01_config.ipynb #89346895
-def _explain(error):
+def _no_such_setting(loc)->str:
+    "What to say of a key that does not exist: the nearest one, or all that there are."
+    allowed = _fields(loc)
+    near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+    return f"there is no such setting; {advice}"
+
+def _explain(error)->str:
     "One line for one pydantic error: path, what was given, what is allowed."
     path = ".".join(map(str, error["loc"])) or "config"
-    given = error.get("input")
-    if error["type"] == "extra_forbidden":
-        allowed = _fields(error["loc"])
-        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
-        return f"{path}: there is no such setting; {advice}"
+    if error["type"] == "extra_forbidden": return f"{path}: {_no_such_setting(error['loc'])}"
     if error["type"] == "missing": return f"{path}: this setting is required"
     if error["type"] == "value_error": return f"{path}: {error['ctx']['error']}"
-    return f"{path}: given {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"
+    return f"{path}: given {error.get('input')!r}; {error['msg'][0].lower() + error['msg'][1:]}"
 
 # %% ../nbs/01_config.ipynb #3e827fcb
 def check_config(
