@@ -71,7 +71,7 @@ def test_a_killed_run_loses_no_finished_block(done, sums, tmp_path):
         said.append(text)
         if len(said) == 4: raise Killed  # two solvers, two blocks
     with pytest.raises(Killed): sampling.sample(cfg, tmp_path, say=die)
-    folder = sampling.place_of(cfg, tmp_path).folder
+    folder = sampling.sampling_folders(cfg, tmp_path).folder
     before = {path.name: path.stat().st_mtime_ns for path in (folder/"blocks").iterdir()}
     assert len(before) == 2
     sampling.sample(cfg, tmp_path, say=lambda text: None)
@@ -82,7 +82,7 @@ def test_a_killed_run_loses_no_finished_block(done, sums, tmp_path):
 
 def test_a_time_limit_ends_between_blocks(done, tmp_path):
     cfg, _, whole = done
-    folder = sampling.place_of(cfg, tmp_path).folder
+    folder = sampling.sampling_folders(cfg, tmp_path).folder
     for half in (0, 1): shutil.copytree(whole/f"solver{half}", folder/f"solver{half}")
     assert sampling.sample(cfg, tmp_path, until=0.0, say=lambda text: None) == folder
     assert not (folder/"blocks").exists()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_TEXTS', 'ADDED', 'RIGHTED', 'COLUMNS', 'PASSED', 'FOUND', 'TOLERANCE', 'CHANGED', 'LOWERED', 'RAISED',
-           'ENOUGH', 'rows_for', 'with_answers', 'Pair', 'pairs_of', 'part_of', 'behaviour_table', 'worst',
+           'ENOUGH', 'rows_for', 'with_answers', 'RowPair', 'pairs_of', 'part_of', 'behaviour_table', 'worst',
            'behaviour_words', 'capability_table', 'plot_behaviour', 'behaviour_figure']
 
 # %% ../nbs/07i_behaviour.ipynb #88615c2a
@@ -37,7 +37,7 @@ def with_answers(
     return rows.assign(p_flawed=pd.Series(p_flawed).to_numpy(float), verdict=pd.Series(verdict).to_numpy(int))
 
 # %% ../nbs/07i_behaviour.ipynb #9f1d0fce
-class Pair(NamedTuple):
+class RowPair(NamedTuple):
     "Two rows that differ in one thing."
     test: str  # invariance | direction
     name: str  # of what was changed
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 ADDED, RIGHTED = "a false equation added", "the wrong step put right"
 
-def pairs_of(rows:pd.DataFrame)->list:  # of Pair
+def pairs_of(rows:pd.DataFrame)->list:  # of RowPair
     "Every row that was made of another one, beside that one; and every flawed row beside its correct one."
     place = {key: k for k, key in enumerate(zip(rows["family"], rows["variant"]))}
     found = []
@@ -55,9 +55,9 @@ def pairs_of(rows:pd.DataFrame)->list:  # of Pair
         before = place.get((family, base))
         if not name or before is None: continue
         is_remark = name == "false remark"
-        found.append(Pair("direction", ADDED, before, k) if is_remark else Pair("invariance", name, before, k))
+        found.append(RowPair("direction", ADDED, before, k) if is_remark else RowPair("invariance", name, before, k))
     both = [family for family, variant in place if variant == "flawed" and (family, "correct") in place]
-    return found + [Pair("direction", RIGHTED, place[family, "flawed"], place[family, "correct"]) for family in both]
+    return found + [RowPair("direction", RIGHTED, place[family, "flawed"], place[family, "correct"]) for family in both]
 
 # %% ../nbs/07i_behaviour.ipynb #9eb7f311
 COLUMNS = ["test", "part", "name", "measure", "n", "count", "share", "low", "high"]
@@ -93,7 +93,7 @@ def _capabilities(rows)->pd.DataFrame:
 TOLERANCE = 0.01  # of P(flawed)
 CHANGED, LOWERED, RAISED = "verdicts changed", "P(flawed) lowered", "P(flawed) raised"
 
-def _moved(pair:Pair, verdict, p)->tuple:  # (measure, whether it happened)
+def _moved(pair:RowPair, verdict, p)->tuple:  # (measure, whether it happened)
     "What should not have happened between two rows."
     if pair.test == "invariance": return CHANGED, verdict[pair.before] != verdict[pair.after]
     rise = p[pair.after] - p[pair.before]

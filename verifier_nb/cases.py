@@ -10,27 +10,27 @@ __all__ = ['TRUE', 'FALSE', 'VARIANTS', 'FAMILIES', 'shorter', 'longer', 'false_
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import pandas as pd
-from .handwriting import FORMS, Style, draw_style, expression, write
+from .handwriting import FORMS, Hand, draw_hand, expression, write
 from .plans import Op, Plan, in_one, value_of
 from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
     STATED,
     Flaw,
-    Problem,
     Seeds,
-    Step,
+    SuiteProblem,
+    SuiteStep,
     Telling,
     drawn,
-    go_wrong,
     is_sensible,
+    make_flaw,
     near_miss,
     problems,
     tell,
 )
 
 # %% ../nbs/07h_cases.ipynb #a05eecc9
-def shorter(steps:tuple):  # -> tuple of Step, or None
+def shorter(steps:tuple):  # -> tuple of SuiteStep, or None
     "All steps in one expression, where that stays readable."
     if not 2 <= len(steps) <= 4: return None
     return in_one(steps)
@@ -43,33 +43,33 @@ def longer(plan:Plan)->Plan:
     other = value_of(tree.right, plan.names)
     back = Op(_BACK[tree.sign], f"s{len(plan.steps)}", other)
     line, prose = "As a check, {e}, as it should be", "going back we arrive at {r} again"
-    check = Step(back, "the number to check with", line, prose)
+    check = SuiteStep(back, "the number to check with", line, prose)
     return replace(plan, steps=(*plan.steps, check), copied=plan.answer)
 
 # %% ../nbs/07h_cases.ipynb #fbc54f11
 _REMARKS = ("Note that {e}.", "Also, {e}.", "By the way, {e}.", "Here {e}.")
 
-def false_remark(plan:Plan, telling:Telling, style:Style, rng)->str:
+def false_remark(plan:Plan, telling:Telling, hand:Hand, rng)->str:
     "A sentence with a false equation of the problem's own numbers."
     x, y = rng.choice(plan.results()), telling.values[rng.choice(telling.known)]
     sign, right = rng.choice((("+", x + y), ("*", x*y)))
     near = near_miss(right, rng)
     z = near if near != right and near > 0 else right + 1
-    if style.form == "prose": equation = f"{x} {'plus' if sign == '+' else 'times'} {y} is {z}"
-    else: equation = f"{expression(Op(sign, x, y), str, style.signs)} = {z}"
-    if style.form in ("latex", "display"): equation = f"\\({equation}\\)"
+    if hand.form == "prose": equation = f"{x} {'plus' if sign == '+' else 'times'} {y} is {z}"
+    else: equation = f"{expression(Op(sign, x, y), str, hand.signs)} = {z}"
+    if hand.form in ("latex", "display"): equation = f"\\({equation}\\)"
     return rng.choice(_REMARKS).format(e=equation)
 
 # %% ../nbs/07h_cases.ipynb #be6351a0
 @dataclass(frozen=True)
 class Request:
     "What a row is to be."
-    problem: Problem
+    problem: SuiteProblem
     seeds: Seeds
     form: str
     kind: str = "correct"  # or one of KINDS
     false_too: bool = False  # a false result in the wrong step as well
-    stated: bool = False  # the answer is stated, whatever the style
+    stated: bool = False  # the answer is stated, whatever the hand
     way: str = "usual"  # shorter | longer | other
     sides: bool = False  # equations the other way round
     operands: bool = False  # operands the other way round
@@ -82,7 +82,7 @@ class Case(NamedTuple):
     question: str
     solution: str
     label: int  # 0 correct, 1 flawed
-    first_error: int  # see `steps.steps`; -1: none
+    first_error: int  # see `splitting.steps`; -1: none
     capability: str  # what it is a case of, joined by ;
     kind: str  # correct, one of KINDS, or false remark
     form: str
@@ -93,10 +93,10 @@ _OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": 
 
 def _signs(tree)->set: return {tree.sign} | _signs(tree.left) | _signs(tree.right) if isinstance(tree, Op) else set()
 
-def capabilities(problem:Problem, style:Style)->str:
+def capabilities(problem:SuiteProblem, hand:Hand)->str:
     "What a row is a case of: how many steps, which operations, what it is about, and what its solution writes."
     signs, count = set().union(*(_signs(step.tree) for step in problem.steps)), len(problem.steps)
-    has = {"annotations": style.form == "annotated", "a final line": style.ending, "units": style.units}
+    has = {"annotations": hand.form == "annotated", "a final line": hand.ending, "units": hand.units}
     writes = [f"with {part}" if there else f"without {part}" for part, there in has.items()]
     return ";".join([f"{count} step" + "s"*(count > 1), *(_OPERATIONS[sign] for sign in "+-*/" if sign in signs),
                      *problem.about, *writes])
@@ -104,7 +104,7 @@ def capabilities(problem:Problem, style:Style)->str:
 def _flaw_of(request, telling)->Flaw:
     "The plan that a request wants, or None; the step is -1 where nothing is wrong."
     plan = Plan(telling.values, telling.problem.steps)
-    if request.kind != "correct": return go_wrong(telling, request.kind, request.seeds.error, request.false_too)
+    if request.kind != "correct": return make_flaw(telling, request.kind, request.seeds.error, request.false_too)
     if request.way == "longer": plan = longer(plan) if is_sensible(longer(plan)) else None
     elif request.way != "usual":
         steps = shorter(plan.steps) if request.way == "shorter" else next(iter(telling.problem.ways), None)
@@ -122,16 +122,16 @@ def make(request:Request):  # Case, or None where there is no such row
     flaw = _flaw_of(request, telling)
     if flaw is None: return None
     stated = request.stated or request.kind in STATED or request.way == "longer"
-    style = draw_style(request.form, seeds.form, stated)._replace(sides=request.sides, operands=request.operands)
-    remark = false_remark(flaw.plan, telling, style, drawn(seeds.error, "remark")) if request.remark else ""
-    text, ends = write(flaw.plan, telling, style, remark)
+    hand = draw_hand(request.form, seeds.form, stated)._replace(sides=request.sides, operands=request.operands)
+    remark = false_remark(flaw.plan, telling, hand, drawn(seeds.error, "remark")) if request.remark else ""
+    text, ends = write(flaw.plan, telling, hand, remark)
     wrong = flaw.step if flaw.step >= 0 else len(flaw.plan.steps) if remark else None
     is_stated = flaw.step == len(flaw.plan.steps)
     first = -1 if wrong is None else _step_at(text, ends[-1] if is_stated else ends[wrong])
     if remark and is_stated: first = min(first, _step_at(text, ends[wrong]))  # the remark stands before the ending
     false = bool(flaw.plan.slips or remark)
     kind = "false remark" if remark else request.kind
-    return Case(telling.question, text, int(wrong is not None), first, capabilities(request.problem, style), kind,
+    return Case(telling.question, text, int(wrong is not None), first, capabilities(request.problem, hand), kind,
                 request.form, FALSE if false else TRUE)
 
 # %% ../nbs/07h_cases.ipynb #ea07d00d
@@ -186,7 +186,7 @@ def _flawed(correct:Request, turn:int)->Request:
         if make(request): return request
     raise ValueError(f"case {correct.problem.topic!r}: no error fits")
 
-def family(problem:Problem, seed:str, turn:int)->dict:  # variant -> Case
+def family(problem:SuiteProblem, seed:str, turn:int)->dict:  # variant -> Case
     "The rows of a family: `correct` and `flawed`, and `correct: …` and `flawed: …` for what was made of them."
     forms = list(FORMS)
     flawed = _flawed(Request(problem, Seeds.of(f"{seed}/{problem.topic}"), forms[turn % len(forms)]), turn)

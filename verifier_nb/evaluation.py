@@ -7,7 +7,7 @@ __all__ = ['NO_STEPS', 'CALIBRATION_BY_GROUP', 'counts', 'beside', 'summarise_pr
            'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines', 'prompt_settings',
            'untouched', 'fixed_lines', 'add_baselines', 'starting_verifier', 'add_start', 'add_columns', 'merge_check',
            'merge_summary', 'report_text', 'recompute', 'calibration_groups', 'write_summary', 'train_if_missing',
-           'with_verdicts', 'probe', 'calibrate_run', 'evaluate_and_write', 'run_stage']
+           'with_verdicts', 'ask_suite', 'calibrate_run', 'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
@@ -19,7 +19,7 @@ from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, 
 from .behaviour import WITHOUT_TEXTS, behaviour_table, rows_for, with_answers
 from .calibration import apply_calibration, decide, fit_calibration, thresholds_of
 from .files import VerifierError, read_json, write_csv, write_json, write_text
-from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
+from .first_error import JudgedSteps, add_named, first_error_metrics, fit_steps, step_table
 from verifier_nb.metrics import (
     Part,
     ScoredRows,
@@ -332,7 +332,7 @@ NO_STEPS = "this verifier was not trained on steps, so no step was named (traini
 def _step_summary(run, folder, test, calibration)->dict:
     "How well the first wrong step is named, from steps.csv; a note where there is nothing to name it with."
     if not (folder/"steps.csv").exists(): return {"note": NO_STEPS}
-    judged, rule = Judged.of(test, read_exactly(folder/"steps.csv")), StepRule.from_json(calibration["steps"])
+    judged, rule = JudgedSteps.of(test, read_exactly(folder/"steps.csv")), StepRule.from_json(calibration["steps"])
     return first_error_metrics(judged, rule, run.config.evaluation.resamples, run.config.seed)
 
 # %% ../nbs/07_evaluation.ipynb #b61c6bf9
@@ -372,7 +372,7 @@ def with_verdicts(
     said = decide(rows.assign(p_flawed=share_of_flawed(rows["prob_0"], rows["prob_1"])), calibration)
     return with_answers(rows, said["p_calibrated"], said["predicted_label"])
 
-def probe(
+def ask_suite(
     run, verifier,
     calibration:dict,
 ):  # -> DataFrame, or None where no row is wanted, or none is short enough
@@ -407,7 +407,7 @@ def calibrate_run(
     cfg = run.config.evaluation
     fitted = fit_calibration(validation, cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
     if steps is not None:
-        rule = fit_steps(Judged.of(validation, steps), cfg.step_aim, cfg.clean_at_least)
+        rule = fit_steps(JudgedSteps.of(validation, steps), cfg.step_aim, cfg.clean_at_least)
         fitted["steps"] = rule.to_json()
     return fitted | prompt_settings(run)
 
@@ -424,7 +424,7 @@ def evaluate_and_write(
     frames = {split: conclude(one, calibration) for split, one in scored.items()}
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
-    behaviour = probe(run, verifier, calibration)
+    behaviour = ask_suite(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
     if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])
