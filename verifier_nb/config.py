@@ -230,7 +230,8 @@ class SamplingSettings(Settings):
     new_tokens: Count = 224  # longest solution; an unfinished one is left out
     rows: Count = 4096  # solutions that grow at the same time; the GPU's memory bounds it
     stop_at: Annotated[float, Field(gt=0, le=1)] = 0.98  # do not wait for the slowest: end when this share has finished
-    keep: Count = 4  # most right and most wrong solutions of a problem in the data set
+    # most right solutions of a problem in the data set; wrong ones as many as right ones, at least one
+    keep: Count = 4
 
 # %% ../nbs/01_config.ipynb #6d1ccf43
 class RunConfig(Settings):

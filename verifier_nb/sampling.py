@@ -211,10 +211,10 @@ def kept(
     judged:list,  # samples of one problem
     most:int,  # right and wrong ones each
 )->list:
-    "The samples of a problem that go into the data set."
-    right = _distinct([one for one in judged if one.outcome == "right"])
+    "The samples of a problem that go into the data set: as many wrong ones as right ones, and at least one."
+    right = _distinct([one for one in judged if one.outcome == "right"])[:most]
     wrong = _by_new_answers(_distinct([one for one in judged if one.outcome == "wrong"]))
-    return right[:most] + wrong[:most]
+    return right + wrong[:max(1, len(right))]
 
 # %% ../nbs/06f_sampling.ipynb #2db19827
 class SamplingFolders(NamedTuple):
