@@ -31,14 +31,17 @@ class Hand(NamedTuple):
     sides: bool = False  # 5 = 2 + 3
     operands: bool = False  # 3 + 2 for 2 + 3
 
+# %% ../nbs/07g_handwriting.ipynb #42e3240a
+def _is_latex(form:str)->bool: return form in ("latex", "display")
+
 def draw_hand(form:str, seed:str, stated:bool)->Hand:
     "A hand of a form; `stated`: with an ending that states the answer."
     rng, table = drawn(seed, f"style/{form}"), suite_words()
     endings = [text for text in table["endings"][FORMS[form]] if text or not stated]
     openings = table["openings"].get("chat" if form == "chat" else FORMS[form], [""])
-    signs = rng.choice(("latex", "dot") if form in ("latex", "display") else ("times", "times", "star", "letter"))
-    return Hand(form, SIGNS["star" if form == "annotated" else signs], rng.choice(openings), rng.choice(endings),
-                 rng.random() < 0.5, rng.randrange(12))
+    signs = rng.choice(("latex", "dot") if _is_latex(form) else ("times", "times", "star", "letter"))
+    return Hand(form, SIGNS["star" if form == "annotated" else signs], opening=rng.choice(openings),
+                ending=rng.choice(endings), units=rng.random() < 0.5, pick=rng.randrange(12))
 
 # %% ../nbs/07g_handwriting.ipynb #a46489f0
 def _turned(tree):
@@ -47,6 +50,7 @@ def _turned(tree):
     left, right = _turned(tree.left), _turned(tree.right)
     return Op(tree.sign, right, left) if tree.sign in "+*" else Op(tree.sign, left, right)
 
+# %% ../nbs/07g_handwriting.ipynb #7d09a049
 def expression(
     tree,
     leaf,  # function of a name or number: its text
@@ -54,15 +58,12 @@ def expression(
 )->str:
     "An expression as one writes it, with brackets where they are needed."
     if not isinstance(tree, Op): return leaf(tree)
-    parts = []
-    for side, part in enumerate((tree.left, tree.right)):
+    def side(part, is_right):
         text = expression(part, leaf, signs)
-        in_brackets = isinstance(part, Op) and needs_brackets(part.sign, tree.sign, side == 1)
-        parts.append(f"({text})" if in_brackets else text)
+        in_brackets = isinstance(part, Op) and needs_brackets(part.sign, tree.sign, is_right)
+        return f"({text})" if in_brackets else text
     sign = {"*": signs[0], "/": signs[1]}.get(tree.sign, tree.sign)
-    return f"{parts[0]} {sign} {parts[1]}"
-
-def _nested(tree)->bool: return isinstance(tree.left, Op) or isinstance(tree.right, Op)
+    return f"{side(tree.left, False)} {sign} {side(tree.right, True)}"
 
 # %% ../nbs/07g_handwriting.ipynb #1695d413
 @dataclass(frozen=True)
@@ -86,9 +87,22 @@ class Said:
         return text.format(**{name: as_written(value) for name, value in self.names.items()} | self.words | more)
 
     @property
+    def find(self)->str: return self.fill(self.step.find)
+
+    @property
+    def tree(self): return _turned(self.step.tree) if self.hand.operands else self.step.tree
+
+    @property
     def value(self)->str:
         "The result, with its unit where the hand has units."
         return _with_unit(as_written(self.result), self.fill(self.step.unit) if self.hand.units else "")
+
+    @property
+    def number(self)->str:
+        "The result in a sentence, which says what is counted: with the sign of money only."
+        return self.value if self.step.unit == "$" else as_written(self.result)
+
+    def one_of(self, ways, k:int=0): return ways[(self.hand.pick + k) % len(ways)]
 
 def _with_unit(number:str, unit:str)->str:
     if unit == "$": return f"${number}"
@@ -97,27 +111,25 @@ def _with_unit(number:str, unit:str)->str:
 # %% ../nbs/07g_handwriting.ipynb #817812e0
 def _equation(said:Said, alone:bool=True)->str:
     "The equation of a step. `alone`: in no sentence, which would say what is counted, and hold its sides in place."
-    hand, step = said.hand, said.step
-    left = expression(_turned(step.tree) if hand.operands else step.tree, said.leaf, hand.signs)
-    right = said.value if alone or step.unit == "$" else as_written(said.result)
-    if hand.form in ("latex", "display"):
+    hand, left = said.hand, expression(said.tree, said.leaf, said.hand.signs)
+    right = said.value if alone else said.number
+    if _is_latex(hand.form):
         left, right = left.replace("$", "\\$"), re.sub(r" (.+)", r"\\text{ \1}", right.replace("$", "\\$"))
     if hand.form == "bare" and hand.pick % 2: left = left.replace(" ", "")
     return f"{right} = {left}" if hand.sides and alone else f"{left} = {right}"
 
+# %% ../nbs/07g_handwriting.ipynb #7ec8cd94
 def _annotated(said:Said)->str:
     "As GSM8K has it: 3*4=<<3*4=12>>12."
-    tree = _turned(said.step.tree) if said.hand.operands else said.step.tree
-    how, value = expression(tree, said.leaf, said.hand.signs).replace(" ", ""), as_written(said.result)
+    how, value = expression(said.tree, said.leaf, said.hand.signs).replace(" ", ""), as_written(said.result)
     return f"{how}={'$' if said.step.unit == '$' else ''}<<{how}={value}>>{value}"
 
 def _in_words(said:Said, k:int)->str:
     "The operation of a step without signs; nothing for a nested one."
-    tree = _turned(said.step.tree) if said.hand.operands else said.step.tree
-    if _nested(tree): return ""
-    phrases = suite_words()["words"][tree.sign]
-    result = said.value if said.step.unit == "$" else as_written(said.result)
-    return phrases[(said.hand.pick + k) % 3].format(x=said.leaf(tree.left), y=said.leaf(tree.right), r=result)
+    sign, left, right = said.tree
+    if isinstance(left, Op) or isinstance(right, Op): return ""
+    phrase = said.one_of(suite_words()["words"][sign], k)
+    return phrase.format(x=said.leaf(left), y=said.leaf(right), r=said.number)
 
 # %% ../nbs/07g_handwriting.ipynb #4f4f8d06
 def _big(text)->str: return text[0].upper() + text[1:]
@@ -126,54 +138,60 @@ def _small(text)->str:
     "A sentence in the middle of another one."
     return text[0].lower() + text[1:] if re.match(r"[A-Z][a-z]* (?!\()", text) else text
 
+# %% ../nbs/07g_handwriting.ipynb #faeaa3f7
 def _prose(said, k, of)->str:
     "Without any sign."
     prose, words = said.fill(said.step.prose, r=as_written(said.result)), _in_words(said, k)
     if not words: return _big(prose) + "."
     ways = (f"{_big(words)}, so {prose}.", f"{_big(prose)}, because {words}.", f"{_big(prose)}: {words}.",
             f"{_big(words)}. So {prose}.")
-    return ways[(said.hand.pick + k) % 4]
+    return said.one_of(ways, k)
+
+def _sentence(said)->str:
+    "The step's sentence with its equation."
+    return said.fill(said.step.line, e=_equation(said, alone=False))
 
 def _line(said, k, of)->str:
     "A sentence with its equation; now and then with a word that says where one is."
-    line = said.fill(said.step.line, e=_equation(said, False))
-    if of < 2 or said.hand.pick % 3: return _big(line) + "."
+    if of < 2 or said.hand.pick % 3: return _big(_sentence(said)) + "."
     first = suite_words()["last"][said.hand.pick % 3] if k == of - 1 else suite_words()["order"][k % 7]
-    return f"{first}, {_small(line)}."
+    return f"{first}, {_small(_sentence(said))}."
 
+# %% ../nbs/07g_handwriting.ipynb #d44c2a02
 def _numbered(said, k, of)->str:
-    find, line = said.fill(said.step.find), said.fill(said.step.line, e=_equation(said, False))
-    way = said.hand.pick % 4
-    return (f"{k+1}. {_big(find)}: {_equation(said)}", f"Step {k+1}: {_big(line)}.",
-            f"{k+1}) {_equation(said)} ({find})", f"Step {k+1}: Find {find}.\n{_equation(said)}")[way]
+    find, equation = said.find, _equation(said)
+    return said.one_of((f"{k+1}. {_big(find)}: {equation}", f"Step {k+1}: {_big(_sentence(said))}.",
+                        f"{k+1}) {equation} ({find})", f"Step {k+1}: Find {find}.\n{equation}"))
 
 # %% ../nbs/07g_handwriting.ipynb #08c10f18
 def _bullet(said, k, of)->str:
-    find = said.fill(said.step.find)
-    return (f"- **{_big(find)}:** {_equation(said)}", f"* {_big(find)} → {_equation(said)}",
-            f"- {said.fill(said.step.line, e='**' + _equation(said, False) + '**')}")[said.hand.pick % 3]
+    find, equation = _big(said.find), _equation(said)
+    in_bold = said.fill(said.step.line, e=f"**{_equation(said, alone=False)}**")
+    return said.one_of((f"- **{find}:** {equation}", f"* {find} → {equation}", f"- {in_bold}"))
 
 def _heading(said, k, of)->str:
-    line = said.fill(said.step.line, e=_equation(said, False))
-    return f"### {k+1}. {_big(said.fill(said.step.find))}\n{_big(line)}.\n"
+    return f"### {k+1}. {_big(said.find)}\n{_big(_sentence(said))}.\n"
+
+# %% ../nbs/07g_handwriting.ipynb #d7ad368d
+def _escaped(text)->str: return text.replace("$", "\\$").replace("%", "\\%")
 
 def _latex(said, k, of)->str:
-    begin, end = (("\\(", "\\)"), ("$", "$"))[said.hand.pick % 2]
-    equation, find = f"{begin}{_equation(said)}{end}", _big(said.fill(said.step.find))
-    find = find.replace("$", "\\$").replace("%", "\\%")
-    ways = (f"{find}: {equation}.", f"To get {_small(find)}: {equation}", f"For {_small(find)} we get {equation}.")
-    return ways[said.hand.pick % 3]
+    begin, end = said.one_of((("\\(", "\\)"), ("$", "$")))
+    equation, find = f"{begin}{_equation(said)}{end}", _escaped(_big(said.find))
+    return said.one_of((f"{find}: {equation}.", f"To get {_small(find)}: {equation}",
+                        f"For {_small(find)} we get {equation}."))
 
 def _display(said, k, of)->str:
-    find = said.fill(said.step.find).replace("$", "\\$").replace("%", "\\%")
+    find = _escaped(said.find)
     if said.hand.pick % 2: return f"Find {find}:\n\\[\n{_equation(said)}\n\\]"
     return f"\\[ \\text{{{_big(find)}}}: \\quad {_equation(said)} \\]"
 
+# %% ../nbs/07g_handwriting.ipynb #e0820648
 def _chat(said, k, of)->str:
-    find = said.fill(said.step.find)
-    ways = (f"To find {find}, calculate {_equation(said)}.", f"Now for {find}: {_equation(said)}.",
-            f"{_big(find)}? That's {_equation(said)}.", f"We need {find}, which is {_equation(said)}.")
-    return ways[(said.hand.pick + k) % 4]
+    find, equation = said.find, _equation(said)
+    ways = (f"To find {find}, calculate {equation}.", f"Now for {find}: {equation}.",
+            f"{_big(find)}? That's {equation}.", f"We need {find}, which is {equation}.")
+    return said.one_of(ways, k)
 
 # %% ../nbs/07g_handwriting.ipynb #7ce735f8
 def _as_gsm8k(said, k, of)->str: return _big(said.fill(said.step.line, e=_annotated(said)))
@@ -184,11 +202,13 @@ _WRITERS = {"annotated": _as_gsm8k, "lines": _line, "paragraph": _line, "prose":
             "bullets": _bullet, "headings": _heading, "latex": _latex, "display": _display, "bare": _bare,
             "chat": _chat}
 
+# %% ../nbs/07g_handwriting.ipynb #36e50687
 class Written(NamedTuple):
     "A solution, and where the last character of each of its steps and of its ending stands."
     text: str
     ends: list
 
+# %% ../nbs/07g_handwriting.ipynb #bab55c94
 def _ending(plan, telling, hand)->str:
     "The stated answer."
     if not hand.ending: return ""
@@ -199,6 +219,29 @@ def _ending(plan, telling, hand)->str:
     return hand.ending.format(r=number, u=_with_unit(number, unit), close=_big(close))
 
 # %% ../nbs/07g_handwriting.ipynb #70f3fa2d
+def _steps_written(plan, telling, hand)->list:
+    "Every step as the hand's form has it."
+    results, names = plan.results(), plan.names
+    dollars = (*telling.problem.money, *(f"s{k+1}" for k, step in enumerate(plan.steps) if step.unit == "$"))
+    said = [Said(step, names, telling.slots, result, dollars, hand) for step, result in zip(plan.steps, results)]
+    return [_WRITERS[hand.form](one, k, len(said)) for k, one in enumerate(said)]
+
+def _between(hand)->str:
+    "What stands between two steps."
+    on_one_line = hand.form in ("paragraph", "prose") or hand.form == "chat" and hand.pick % 2
+    return " " if on_one_line else "\n"
+
+# %% ../nbs/07g_handwriting.ipynb #2a50840d
+def _joined(opening:str, parts:list, between:str)->Written:
+    "Parts behind each other; a line of GSM8K's answer begins anew."
+    text, ends = opening + ("\n" if opening else ""), []
+    for k, part in enumerate(parts):
+        own_line = k == len(parts) - 1 and "####" in part
+        text += ("" if not text or text.endswith("\n") else "\n" if own_line else between) + part
+        ends.append(len(text.rstrip()) - 1)
+    return Written(text.rstrip(), ends)
+
+# %% ../nbs/07g_handwriting.ipynb #abc8c2eb
 def write(
     plan:Plan,  # right or wrong
     telling:Telling,
@@ -206,16 +249,5 @@ def write(
     after:str="",  # a sentence behind the steps
 )->Written:
     "A solution as a text."
-    results, names = plan.results(), plan.names
-    dollars = (*telling.problem.money, *(f"s{k+1}" for k, step in enumerate(plan.steps) if step.unit == "$"))
-    parts = [_WRITERS[hand.form](Said(step, names, telling.slots, result, dollars, hand), k, len(results))
-             for k, (step, result) in enumerate(zip(plan.steps, results))]
-    between = " " if hand.form in ("paragraph", "prose") or hand.form == "chat" and hand.pick % 2 else "\n"
-    parts += [part for part in (after,) if part]
-    ending = _ending(plan, telling, hand)
-    text, ends = hand.opening + ("\n" if hand.opening else ""), []
-    for part in parts + [part for part in (ending,) if part]:
-        own_line = part == ending and "####" in part
-        text += ("" if not text or text.endswith("\n") else "\n" if own_line else between) + part
-        ends.append(len(text.rstrip()) - 1)
-    return Written(text.rstrip(), ends)
+    parts = [*_steps_written(plan, telling, hand), after, _ending(plan, telling, hand)]
+    return _joined(hand.opening, [part for part in parts if part], _between(hand))

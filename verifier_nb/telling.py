@@ -62,6 +62,7 @@ def _problem(entry)->SuiteProblem:
         ways=tuple(map(steps_of, entry.get("ways", ()))), pick=entry.get("pick", {}),
         let={name: str(how) for name, how in entry.get("let", {}).items()}, **lists)
 
+# %% ../nbs/07f_telling.ipynb #17a3fc59
 @functools.cache
 def suite_words()->dict:
     "The file with problems, names and phrases."
@@ -127,6 +128,15 @@ def is_sensible(plan)->bool:
     except (ZeroDivisionError, TypeError): return False
     return all(type(number) is int and 0 < number < 100_000 for number in numbers)
 
+def _check(problem, values):
+    "Raises `ValueError` when formula and steps do not agree, or a result is none that one meets."
+    right = value_of(tree_of(problem.answer), values)
+    answers = {Plan(values, way).answer for way in (problem.steps, *problem.ways)}
+    if answers != {right}: raise ValueError(f"case {problem.topic!r}: the ways do not agree for {values}")
+    if not is_sensible(Plan(values, problem.steps)):
+        raise ValueError(f"case {problem.topic!r}: not all results are whole for {values}")
+
+# %% ../nbs/07f_telling.ipynb #d6467d4c
 def tell(
     problem:SuiteProblem,
     seeds:Seeds,
@@ -135,13 +145,9 @@ def tell(
     values = numbers_of(problem, drawn(seeds.numbers, f"numbers/{problem.topic}"))
     slots = _people(seeds.people) | _things(problem, seeds.things)
     wording = drawn(seeds.wording, "wording")
-    asked_ = wording.choice(problem.ask)
-    telling = Telling(problem, values, slots, asked_, _capitals(asked(asked_, values, slots, wording)))
-    right = value_of(tree_of(problem.answer), values)
-    answers = [Plan(values, way).answer for way in (problem.steps, *problem.ways)]
-    if set(answers) != {right}: raise ValueError(f"case {problem.topic!r}: the ways do not agree for {values}")
-    if is_sensible(Plan(values, problem.steps)): return telling
-    raise ValueError(f"case {problem.topic!r}: not all results are whole for {values}")
+    text = wording.choice(problem.ask)
+    _check(problem, values)
+    return Telling(problem, values, slots, text, _capitals(asked(text, values, slots, wording)))
 
 # %% ../nbs/07f_telling.ipynb #bc454d29
 class Flaw(NamedTuple):
@@ -149,6 +155,7 @@ class Flaw(NamedTuple):
     plan: Plan
     step: int  # place of the first wrong step; the number of steps: what is stated as the answer
 
+# %% ../nbs/07f_telling.ipynb #25aa9817
 _OTHER = {"+": "-*", "-": "+", "*": "+-/", "/": "*-"}  # what is taken for an operation by mistake
 
 def _wrong_operation(plan, telling, rng):
@@ -174,6 +181,7 @@ def _misread(value:int, rng)->int:
     else: digits[place] = rng.choice("123456789")
     return int("".join(digits))
 
+# %% ../nbs/07f_telling.ipynb #9b52f54f
 def _uses(step, name)->bool: return bool(places(step.tree, lambda part: part == name))
 
 def _misread_number(plan, telling, rng):
@@ -183,17 +191,22 @@ def _misread_number(plan, telling, rng):
     return Flaw(replace(plan, values={**plan.values, name: _misread(plan.values[name], rng)}), users[0])
 
 # %% ../nbs/07f_telling.ipynb #60a8775c
+def _without_step(plan:Plan, k:int, instead:str)->Plan:
+    "The plan without step k; `instead` is taken for its result."
+    names = {f"s{k+1}": instead} | {f"s{j+1}": f"s{j}" for j in range(k + 1, len(plan.steps))}
+    later = (step._replace(tree=renamed(step.tree, names)) for step in plan.steps[k+1:])
+    return replace(plan, steps=(*plan.steps[:k], *later))
+
+def _names_in(tree)->list: return [at(tree, path) for path in places(tree, lambda part: isinstance(part, str))]
+
 def _missing_step(plan, telling, rng):
     "A step is left out, and one of its numbers is taken for its result."
     k = rng.randrange(max(1, len(plan.steps) - 1))
-    later = plan.steps[k+1:]
-    users = [j for j, step in enumerate(later) if _uses(step, f"s{k+1}")]
-    leaves = [at(plan.steps[k].tree, path) for path in places(plan.steps[k].tree, lambda part: isinstance(part, str))]
+    users = [j for j, step in enumerate(plan.steps[k+1:]) if _uses(step, f"s{k+1}")]
     if not users: return None
-    names = {f"s{k+1}": rng.choice(leaves)} | {f"s{j+1}": f"s{j}" for j in range(k + 1, len(plan.steps))}
-    steps = (*plan.steps[:k], *(step._replace(tree=renamed(step.tree, names)) for step in later))
-    return Flaw(replace(plan, steps=steps), k + users[0])
+    return Flaw(_without_step(plan, k, rng.choice(_names_in(plan.steps[k].tree))), k + users[0])
 
+# %% ../nbs/07f_telling.ipynb #bf0a825a
 def _extra_step(plan, telling, rng):
     return Flaw(replace(plan, steps=(*plan.steps, telling.problem.extra)), len(plan.steps))
 
@@ -205,6 +218,7 @@ def _wrong_quantity(plan, telling, rng):
     if rng.random() < 0.5: return Flaw(replace(plan, copied=plan.results()[k]), len(plan.steps))
     return Flaw(replace(plan, steps=plan.steps[:-1]), len(plan.steps) - 1)
 
+# %% ../nbs/07f_telling.ipynb #6ad5305b
 def near_miss(value:int, rng)->int:
     "A number that a slip makes of a result."
     nearby = [value + 1, value - 1, value + 10, value - 10, value + 2]
@@ -222,6 +236,15 @@ KINDS = {"wrong operation": _wrong_operation, "wrong operand": _wrong_operand, "
          "wrong final copy": _wrong_copy, "false result": _false_result}
 STATED = ("wrong final quantity", "wrong final copy")  # kinds that show only where the answer is stated
 
+# %% ../nbs/07f_telling.ipynb #5dcb2cfa
+def _with_slip(flaw, rng)->Plan:
+    "The plan with a false result in its wrong step."
+    k = min(flaw.step, len(flaw.plan.steps) - 1)
+    right = flaw.plan.results()[k]
+    near = near_miss(right, rng)
+    return replace(flaw.plan, slips={k: near if near != right else right + 1})
+
+# %% ../nbs/07f_telling.ipynb #1654016f
 def make_flaw(
     telling:Telling,
     kind:str,  # one of KINDS
@@ -236,10 +259,3 @@ def make_flaw(
         if false_too: flaw = flaw._replace(plan=_with_slip(flaw, rng))
         if is_sensible(flaw.plan) and flaw.plan.answer != plan.answer: return flaw
     return None
-
-def _with_slip(flaw, rng)->Plan:
-    "The plan with a false result in its wrong step."
-    k = min(flaw.step, len(flaw.plan.steps) - 1)
-    right = flaw.plan.results()[k]
-    near = near_miss(right, rng)
-    return replace(flaw.plan, slips={k: near if near != right else right + 1})
