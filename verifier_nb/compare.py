@@ -45,6 +45,7 @@ def _guessed(frame, wanted:dict)->dict:  # our name -> the file's name
     there = {ours: [name for name in names if name in frame] for ours, names in missing.items()}
     return {ours: names[0] for ours, names in there.items() if names}
 
+# %% ../nbs/07a_compare.ipynb #9fac1e9d
 def _renamed(
     frame:pd.DataFrame, place,
     columns:dict,  # {"our name": "the file's name"}
@@ -61,9 +62,8 @@ def _check_columns(frame, place):
     "Raises `VerifierError` when something to compare is missing."
     missing = [name for name in ("index", "true_label") if name not in frame]
     if "p_flawed" not in frame and "predicted_label" not in frame: missing.append("p_flawed or predicted_label")
-    if missing:
-        what_to_do = f"map them, for example p_flawed=NAME; {_columns_of(frame)}"
-        raise VerifierError(f"these columns are missing: {', '.join(missing)}", place, what_to_do)
+    what_to_do = f"map them, for example p_flawed=NAME; {_columns_of(frame)}"
+    if missing: raise VerifierError(f"these columns are missing: {', '.join(missing)}", place, what_to_do)
     if not set(pd.unique(frame["true_label"])) <= {0, 1}:
         raise VerifierError("a true label is neither 0 nor 1", place, "map the labels to 0 (correct) and 1 (flawed)")
 
@@ -75,6 +75,17 @@ def _probability(frame)->pd.Series:
     return pd.Series(np.nan, frame.index)
 
 # %% ../nbs/07a_compare.ipynb #90fe11df
+def _as_results(frame)->pd.DataFrame:  # see `read_results`
+    "The columns to compare by; the verdict is the file's own, or that of 0.5."
+    p = _probability(frame)
+    called = frame["predicted_label"] if "predicted_label" in frame else p >= 0.5
+    out = pd.DataFrame({
+        "index": frame["index"].astype(str), "true_label": frame["true_label"].astype(int),
+        "p": p.astype(float), "called": called.astype(int),
+        "error_type": frame["error_type"] if "error_type" in frame else ""})
+    return out.assign(nth=out.groupby(["index", "true_label"]).cumcount())
+
+# %% ../nbs/07a_compare.ipynb #f9c19a71
 def read_results(
     source,  # a Run, a run's folder, a CSV file, or a data frame
     columns:dict=None,  # {"our name": "the file's name"} for a CSV from elsewhere
@@ -85,13 +96,7 @@ def read_results(
     frame, place = _load(place)
     frame = _renamed(frame, place, {} if our_own else columns or {})
     _check_columns(frame, place)
-    p = _probability(frame)
-    called = frame["predicted_label"] if "predicted_label" in frame else p >= 0.5
-    out = pd.DataFrame({
-        "index": frame["index"].astype(str), "true_label": frame["true_label"].astype(int),
-        "p": p.astype(float), "called": called.astype(int),
-        "error_type": frame["error_type"] if "error_type" in frame else ""})
-    return out.assign(nth=out.groupby(["index", "true_label"]).cumcount())
+    return _as_results(frame)
 
 # %% ../nbs/07a_compare.ipynb #d20e9200
 KEYS = ["index", "true_label", "nth"]  # what tells rows apart
@@ -122,6 +127,7 @@ class Agreement(NamedTuple):
     only_b_right: int
     both_wrong: int
 
+# %% ../nbs/07a_compare.ipynb #383e105b
 def agreement(
     a_right, b_right,  # [n] booleans: who was right on which row
 )->Agreement:
@@ -165,6 +171,7 @@ def _gain(name:str, one:ComparedRun, other:ComparedRun)->dict:
     low, high = gain["interval"] or (None, None)
     return {f"{name}_difference": gain["value"], f"{name}_low": low, f"{name}_high": high}
 
+# %% ../nbs/07a_compare.ipynb #d714c173
 def _pair(a:str, b:str, judged:dict)->dict:
     "One line of `Comparison.pairs`."
     one, other = judged[a], judged[b]
@@ -175,7 +182,7 @@ def _pair(a:str, b:str, judged:dict)->dict:
 # %% ../nbs/07a_compare.ipynb #b6a62e3d
 def _verdict(pair:dict)->str:
     "A pair in words."
-    a, b, gain, p = pair["a"], pair["b"], pair["accuracy_difference"], pair["p_holm"]
+    a, b, gain, p = (pair[name] for name in ("a", "b", "accuracy_difference", "p_holm"))
     if pair["only_a_right"] + pair["only_b_right"] == 0: return f"{a} and {b} are right on exactly the same rows"
     points = f"{100*abs(gain):.1f} points"
     if gain == 0 or p >= 0.05: return f"no difference between {a} and {b} can be shown ({points}, p = {p:.2g})"
@@ -192,17 +199,19 @@ class Comparison:
     notes: list = field(default_factory=list)
 
 # %% ../nbs/07a_compare.ipynb #05b7b5ca
+def _with_bounds(found:dict)->dict:
+    "Accuracy, balanced F1 and AUROC, as far as they are there, each with its interval's bounds."
+    out = {}
+    for name in ("accuracy", "balanced_f1", "auroc"):
+        if name not in found: continue
+        low, high = found["intervals"][name] or (None, None)
+        out |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
+    return out
+
 def _table(judged:dict, common)->pd.DataFrame:
     "`Comparison.table`."
-    lines = []
-    for name, one in judged.items():
-        line = {"name": name, "n": len(common), "problems": common["index"].nunique()}
-        for metric in ("accuracy", "balanced_f1", "auroc"):
-            if metric not in one.metrics: continue
-            low, high = one.metrics["intervals"][metric] or (None, None)
-            line |= {metric: one.metrics[metric], f"{metric}_low": low, f"{metric}_high": high}
-        lines.append(line)
-    return pd.DataFrame(lines)
+    about = {"n": len(common), "problems": common["index"].nunique()}
+    return pd.DataFrame([{"name": name, **about, **_with_bounds(one.metrics)} for name, one in judged.items()])
 
 # %% ../nbs/07a_compare.ipynb #39f99098
 def _pairs(judged:dict)->pd.DataFrame:
@@ -217,12 +226,10 @@ def _pairs(judged:dict)->pd.DataFrame:
 def _disagreements(joined:dict, common)->pd.DataFrame:
     "`Comparison.disagreements`: everybody's verdict and probability where the verdicts differ."
     verdicts = pd.DataFrame({name: frame["called"] for name, frame in joined.items()})
-    beside = [common.drop(columns="nth")]
-    for name, frame in joined.items():
-        names = {"called": f"verdict {name}", "p": f"P(flawed) {name}"}
-        beside.append(frame[["called", "p"]].rename(columns=names))
+    said = [frame[["called", "p"]].set_axis([f"verdict {name}", f"P(flawed) {name}"], axis=1)
+            for name, frame in joined.items()]
     differ = verdicts.nunique(axis=1) > 1
-    return pd.concat(beside, axis=1)[differ].reset_index(drop=True)
+    return pd.concat([common.drop(columns="nth"), *said], axis=1)[differ].reset_index(drop=True)
 
 # %% ../nbs/07a_compare.ipynb #1aac6f1c
 def _long_name(place, number:int)->str:
@@ -236,7 +243,7 @@ def _short_names(sources)->list:
     places = [None if isinstance(s, pd.DataFrame) else Path(getattr(s, "reports", s)) for s in sources]
     long = [_long_name(place, i + 1) for i, place in enumerate(places)]
     short = [name.split("/")[0] for name in long]
-    out = [whole if short.count(first) > 1 else first for whole, first in zip(long, short)]
+    out = [name if short.count(name) == 1 else whole for whole, name in zip(long, short)]
     return [name if out.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(out)]
 
 # %% ../nbs/07a_compare.ipynb #3c25dae7

@@ -25,9 +25,8 @@ def step_table(
 )->pd.DataFrame:  # the columns of STEP_COLUMNS
     "A line for each step of each solution."
     lines = []
-    for row, parts in enumerate(zip(index, spans, log_odds, false_equations)):
-        problem, places, odds, false = parts
-        for step, ((start, end), z, wrong) in enumerate(zip(places, odds, false)):
+    for row, (problem, *steps) in enumerate(zip(index, spans, log_odds, false_equations)):
+        for step, ((start, end), z, wrong) in enumerate(zip(*steps)):
             lines.append((row, problem, step, start, end, float(z), int(wrong)))
     return pd.DataFrame(lines, columns=STEP_COLUMNS)
 
@@ -97,6 +96,7 @@ class _Steps:
         z = slope*self.z + bias + equation*self.false
         return float(np.average(np.logaddexp(0, z) - self.y*z, weights=self.weight))
 
+# %% ../nbs/06e_first_error.ipynb #daea8075
 def _fit(steps:_Steps, with_equations:bool)->np.ndarray:  # slope, bias, weight of a false equation
     "The weights with the smallest log loss."
     bounds = [(0.01, 20), (None, None), (0, 20 if with_equations else 0)]
@@ -130,6 +130,7 @@ class Crossings:
         left = np.searchsorted(np.sort(self.high), thresholds, side="left")
         return (entered - left)/len(self.low)
 
+# %% ../nbs/06e_first_error.ipynb #47996151
 def _crossing(p, first)->tuple:
     "The thresholds (low, high] with which the step `first` is the one named; −1: none is."
     if first < 0: return max(p, default=0.0), np.inf
@@ -137,6 +138,7 @@ def _crossing(p, first)->tuple:
     before = max(p[:first], default=0.0)
     return before, max(before, p[first])
 
+# %% ../nbs/06e_first_error.ipynb #ec7a73bb
 def crossings(
     p:list,  # [n] of arrays [steps]
     first:np.ndarray,  # [n]
@@ -152,6 +154,17 @@ def harmonic(a, b):
     total = np.asarray(a + b, float)
     return np.divide(2*a*b, total, out=np.zeros_like(total), where=total > 0)
 
+# %% ../nbs/06e_first_error.ipynb #8874aa33
+def _between_levels(flawed:Crossings, clean:Crossings)->tuple:  # low, high of each interval
+    "Intervals (low, high] in which every threshold judges the same."
+    levels = np.unique(np.r_[flawed.low, flawed.high, clean.low, 1.0])
+    return np.r_[0.0, levels[:-1]], levels
+
+def _inside(low, high)->np.ndarray:
+    "One threshold in each interval: 0.5 where it lies there, otherwise the middle."
+    return np.where((low < 0.5) & (high >= 0.5), 0.5, np.maximum((low + high)/2, np.nextafter(low, 2)))
+
+# %% ../nbs/06e_first_error.ipynb #eb926ef7
 def choose_step_threshold(
     p:list, first:np.ndarray,  # [n] probabilities at the steps, and the first wrong one
     aim:str="f1",  # f1 | clean
@@ -159,13 +172,11 @@ def choose_step_threshold(
 )->float:
     "The threshold that serves the aim best on these solutions; of equally good ones the nearest to 0.5."
     flawed, clean = crossings(p, first)
-    levels = np.unique(np.r_[flawed.low, flawed.high, clean.low, 1.0])
-    low, high = np.r_[0.0, levels[:-1]], levels
+    low, high = _between_levels(flawed, clean)
     exact, kept = flawed.share(high), clean.share(high)  # the same for every threshold in (low, high]
     value = harmonic(exact, kept) if aim == "f1" else np.where(kept >= clean_at_least, exact, -1 + kept)
-    middle = np.where((low < 0.5) & (high >= 0.5), 0.5, np.maximum((low + high)/2, np.nextafter(low, 2)))
-    best = np.flatnonzero(value >= np.nanmax(value) - 1e-12)
-    return float(middle[best[np.abs(middle[best] - 0.5).argmin()]])
+    good = _inside(low, high)[value >= np.nanmax(value) - 1e-12]
+    return float(good[np.abs(good - 0.5).argmin()])
 
 # %% ../nbs/06e_first_error.ipynb #1cf62e00
 AIMS = ("f1", "clean")
@@ -179,11 +190,10 @@ def fit_steps(
 )->StepRule:
     "Calibration, the equation checker's weight where it helps, a threshold for each aim: from these solutions alone."
     about = dict(aim=aim, clean_at_least=clean_at_least, n=len(judged))
-    readable = [len(odds) > 0 for odds in judged.odds]
-    if not any(readable) or len(np.unique(judged.first >= 0)) < 2:
+    if not any(map(len, judged.odds)) or len(np.unique(judged.first >= 0)) < 2:
         return StepRule(**about, notes=(CANNOT_FIT.format(len(judged)),))
-    slope, bias, equation = _fit(_Steps.of(judged), equations_help(judged))
-    rule = StepRule(temperature=float(1/slope), bias=float(bias), equation=float(equation), **about)
+    slope, bias, equation = map(float, _fit(_Steps.of(judged), equations_help(judged)))
+    rule = StepRule(temperature=1/slope, bias=bias, equation=equation, **about)
     p = judged.p(rule)
     thresholds = {name: choose_step_threshold(p, judged.first, name, clean_at_least) for name in AIMS}
     return replace(rule, threshold=thresholds[aim], thresholds=thresholds)
@@ -195,6 +205,7 @@ def _sums(hit, chosen, problem, problems):
     "Hits and solutions of each problem, among the chosen solutions."
     return (np.bincount(problem[chosen], hit[chosen], problems), np.bincount(problem[chosen], minlength=problems))
 
+# %% ../nbs/06e_first_error.ipynb #d7382f2d
 def _shares(hit, flawed, problem, problems, weights):  # weights [problems, draws]
     "exact, clean and f1 for each weighting of the problems."
     shares = []
@@ -210,6 +221,7 @@ def _interval(draws, problems:int):  # -> [low, high] or None
     enough = problems > 1 and len(good) > 0.9*len(draws)
     return [float(x) for x in np.quantile(good, [0.025, 0.975])] if enough else None
 
+# %% ../nbs/06e_first_error.ipynb #9a1d43a9
 def _with_intervals(named, first, problem, resamples, seed)->dict:
     "The three numbers with their 95 % intervals; null where there are no solutions of a kind."
     problems, hit, flawed = problem.max() + 1, (named == first).astype(float), first >= 0
@@ -244,6 +256,7 @@ def _thresholds(judged:JudgedSteps, rule:StepRule, p)->dict:  # name -> (thresho
     if not n["flawed"] or not n["clean"]: return chosen
     return chosen | {"best_here": (choose_step_threshold(p, judged.first), "this set itself")}
 
+# %% ../nbs/06e_first_error.ipynb #6538f277
 def first_error_metrics(
     judged:JudgedSteps,
     rule:StepRule,

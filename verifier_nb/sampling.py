@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'computed', 'Calculator', 'MostFinished', 'sample_block', 'Task', 'answer_of', 'tasks_of', 'JudgedSample',
-           'judge_sample', 'kept', 'SamplingFolders', 'sampling_folders', 'judge_all', 'sample_half', 'SampledSet',
-           'summarise', 'write_sampling_report', 'sample', 'with_samples']
+           'judge_sample', 'kept', 'SamplingFolders', 'sampling_folders', 'judge_all', 'HalfSampler', 'sample_half',
+           'SampledSet', 'summarise', 'write_sampling_report', 'sample', 'with_samples']
 
 # %% ../nbs/06f_sampling.ipynb #452f1a53
 import functools
@@ -75,12 +75,11 @@ class Calculator(LogitsProcessor):
     def __call__(self, input_ids, scores):
         for row, token in enumerate(input_ids[:, -1].tolist()): self.read(row, self.pieces[token])
         if not self.queues: return scores
-        rows = list(self.queues)
-        tokens = [self.queues[row].pop(0) for row in rows]
+        forced = {row: queue.pop(0) for row, queue in self.queues.items()}
         self.queues = {row: queue for row, queue in self.queues.items() if queue}
-        at = torch.tensor(rows, device=scores.device)
-        scores[at] = -torch.inf
-        scores[at, torch.tensor(tokens, device=scores.device)] = 0
+        rows, tokens = (torch.tensor(list(some), device=scores.device) for some in (forced, forced.values()))
+        scores[rows] = -torch.inf
+        scores[rows, tokens] = 0
         return scores
 
     def read(self, row:int, piece:str):
@@ -133,12 +132,12 @@ def sample_block(
                       return_tensors="pt").to(model.device)
     processors = LogitsProcessorList([Calculator(tokenizer, len(prompts))] if settings.calculator else [])
     torch.manual_seed(seed)
+    enough = StoppingCriteriaList([MostFinished(tokenizer.eos_token_id, settings.stop_at)])
     made = model.generate(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=True,
         temperature=settings.temperature, top_k=0, top_p=1.0, max_new_tokens=settings.new_tokens,
-        use_cache=True, cache_implementation="static", disable_compile=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([MostFinished(tokenizer.eos_token_id, settings.stop_at)]))
+        use_cache=True, cache_implementation="static", disable_compile=True, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, logits_processor=processors, stopping_criteria=enough)
     return _written(tokenizer, made[:, batch["input_ids"].shape[1]:])
 
 # %% ../nbs/06f_sampling.ipynb #297d42b9
@@ -180,10 +179,11 @@ def judge_sample(
     solution,  # a sampled text, or None
 )->JudgedSample:
     "Label a sample by its final answer."
-    if solution is None: return JudgedSample(task.key, "", "unfinished", "")
-    if _BROKEN.search(strip_annotations(solution)): return JudgedSample(task.key, solution, "broken annotation", "")
+    def without_answer(outcome): return JudgedSample(task.key, solution or "", outcome, "")
+    if solution is None: return without_answer("unfinished")
+    if _BROKEN.search(strip_annotations(solution)): return without_answer("broken annotation")
     parsed = parse(solution)
-    if parsed.answer is None: return JudgedSample(task.key, solution, "no answer", "")
+    if parsed.answer is None: return without_answer("no answer")
     answer = parsed.numbers[parsed.answer].value
     is_false = any(not equation.ok for equation in parsed.equations)
     outcome = "right by a false equation" if is_false else "right"
@@ -243,6 +243,7 @@ def _write_block(path, keys, texts):
 # %% ../nbs/06f_sampling.ipynb #95e4b0fc
 def _judged_chunk(task): return [judge_sample(*pair) for pair in task]
 
+# %% ../nbs/06f_sampling.ipynb #90de8738
 def judge_all(
     tasks:dict,  # key -> Task
     samples:list,  # of (key, solution)
@@ -262,16 +263,32 @@ def _open(tasks, judged, settings)->list:
     return sorted(still, key=lambda task: (len(task.question), task.key))
 
 # %% ../nbs/06f_sampling.ipynb #f4a8791e
-def _solver(folder, model_settings):
-    with _quiet(): return load_solver(folder, model_settings)
+class HalfSampler:
+    "Makes the blocks of one half's problems; its solver is loaded when the first one is missing."
+    def __init__(self, cfg, folder:Path, half:int, say=print):
+        self.cfg, self.folder, self.half, self.say = cfg, folder, half, say
 
-def _make_block(solver, tasks, settings, seed, path)->float:  # samples a second
-    "Sample a solution of each task, and write them down."
-    start = time.monotonic()
-    texts = sample_block(*solver, [task.question for task in tasks], settings, seed)
-    _write_block(path, [task.key for task in tasks], texts)
-    return len(tasks)/(time.monotonic() - start)
+    @functools.cached_property
+    def solver(self):
+        with _quiet(): return load_solver(self.folder/f"solver{self.half}", self.cfg.model)
 
+    def path(self, number:int, block:int)->Path: return _block_path(self.folder, self.half, number, block)
+
+    def make(self, number:int, block:int, tasks:list):
+        "Sample a solution of each task, write them down, and say how fast that went."
+        start, seed = time.monotonic(), self.cfg.seed + 1_000_000*self.half + 1000*number + block
+        texts = sample_block(*self.solver, [task.question for task in tasks], self.cfg.sampling, seed)
+        _write_block(self.path(number, block), [task.key for task in tasks], texts)
+        speed = len(tasks)/(time.monotonic() - start)
+        self.say(f"half {self.half}, round {number + 1}: {len(tasks)} samples, {speed:.0f} a second")
+
+# %% ../nbs/06f_sampling.ipynb #6610debe
+def _rounds(settings)->list:
+    "How many tries each round gives a problem; the last one may give fewer."
+    starts = range(0, settings.samples, settings.round)
+    return [min(settings.round, settings.samples - start) for start in starts]
+
+# %% ../nbs/06f_sampling.ipynb #965f45d5
 def sample_half(
     cfg,  # RunConfig
     folder:Path,
@@ -281,21 +298,16 @@ def sample_half(
     say=print,
 )->list:  # of JudgedSample
     "All rounds of one half's problems, block by block; blocks that are there are read."
-    s, by_key, solver = cfg.sampling, {task.key: task for task in tasks}, None
+    sampler, by_key, rows = HalfSampler(cfg, folder, half, say), {task.key: task for task in tasks}, cfg.sampling.rows
     judged = []
-    for number in range(-(-s.samples // s.round)):
-        tries = min(s.round, s.samples - number * s.round)
-        asked = [task for task in _open(tasks, judged, s) for _ in range(tries)]
+    for number, tries in enumerate(_rounds(cfg.sampling)):
+        asked = [task for task in _open(tasks, judged, cfg.sampling) for _ in range(tries)]
         found = []
-        for block in range(-(-len(asked) // s.rows)):
-            path, part = _block_path(folder, half, number, block), asked[block*s.rows:(block+1)*s.rows]
-            if not path.exists():
+        for block, start in enumerate(range(0, len(asked), rows)):
+            if not sampler.path(number, block).exists():
                 if time.monotonic() > until: return judged + judge_all(by_key, found)
-                solver = solver or _solver(folder/f"solver{half}", cfg.model)
-                seed = cfg.seed + 1_000_000*half + 1000*number + block
-                speed = _make_block(solver, part, s, seed, path)
-                say(f"half {half}, round {number + 1}: {len(part)} samples, {speed:.0f} a second")
-            found += _read_block(path)
+                sampler.make(number, block, asked[start:start + rows])
+            found += _read_block(sampler.path(number, block))
         judged += judge_all(by_key, found)
     return judged
 
@@ -305,6 +317,7 @@ class SampledSet(NamedTuple):
     rows: pd.DataFrame  # question, solution, label
     tables: dict  # name -> table of the report
 
+# %% ../nbs/06f_sampling.ipynb #c8be6f06
 def _by_key(judged)->dict:
     "Samples by their problem."
     found = {}
@@ -338,14 +351,14 @@ def _outcomes(judged)->pd.DataFrame:
 # %% ../nbs/06f_sampling.ipynb #d37c5564
 def _problems_table(tasks, judged, rows)->pd.DataFrame:
     "For how many problems there is something."
-    right = {one.key for one in judged if one.outcome == "right"}
+    right = [one for one in judged if one.outcome == "right"]
     worked = {task.key: normalise(task.solution) for task in tasks}
-    copies = sum(one.outcome == "right" and normalise(one.solution) == worked[one.key] for one in judged)
-    with_both = int((rows.groupby("index").label.nunique() == 2).sum()) if len(rows) else 0
-    facts = {"problems": len(tasks), "with a right sample": len(right), "with right and wrong ones kept": with_both,
-             "right samples that repeat the worked solution": copies,
+    copies = [one for one in right if normalise(one.solution) == worked[one.key]]
+    facts = {"problems": len(tasks), "with a right sample": len({one.key for one in right}),
+             "with right and wrong ones kept": int((rows.groupby("index").label.nunique() == 2).sum()),
+             "right samples that repeat the worked solution": len(copies),
              "rows kept, right": int((rows.label == 0).sum()), "rows kept, wrong": int((rows.label == 1).sum())}
-    return pd.DataFrame([dict(what=what, n=n) for what, n in facts.items()])
+    return pd.DataFrame(facts.items(), columns=["what", "n"])
 
 # %% ../nbs/06f_sampling.ipynb #7df48cf3
 def _looks(rows)->pd.DataFrame:
@@ -383,6 +396,7 @@ def _side_by_side(rows, n, seed)->str:
     shown = first.assign(error_type=told)[["index", "question", "solution", "label", "error_type"]]
     return side_by_side(shown, n, seed)
 
+# %% ../nbs/06f_sampling.ipynb #3252cebf
 def write_sampling_report(
     cfg, place:SamplingFolders, made:SampledSet,
     samples:int=20,  # pairs to show
@@ -409,6 +423,7 @@ def _train_solvers(cfg, folder, problems, say):
         loss = f"{facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
         say(f"solver {half}: {facts['rows']} tellings, {facts['steps']} steps, {facts['seconds']} s, loss {loss}")
 
+# %% ../nbs/06f_sampling.ipynb #cedba939
 def _learned_from(problems)->list:
     "The problems outside of the test split that have a worked solution."
     found = [p for split, ps in problems.items() if split != "test" for p in ps if p.solution]
@@ -441,18 +456,21 @@ def sample(
     return place.folder
 
 # %% ../nbs/06f_sampling.ipynb #dbd92797
+def _settings_of(cfg)->dict:
+    "What the sampled data set shares with the run: its worked problems, those it leaves out, and the base."
+    texts = [part for part in cfg.data.source.split("+") if part not in MADE]
+    if not texts: return {}
+    return {"data.source": "+".join(texts), "data.exclude": cfg.data.exclude, "model.base": cfg.model.base}
+
+# %% ../nbs/06f_sampling.ipynb #cb212a40
 def with_samples(
     cfg,  # RunConfig
     root=".",
     say=print,
 ):  # -> RunConfig whose data.sampled is a folder
     "A run's config with its sampled data set made, where it names a preset. Raises `VerifierError`."
-    parts = cfg.data.source.split("+")
-    named = cfg.data.sampled
+    parts, named = cfg.data.source.split("+"), cfg.data.sampled
     if "sampled" not in parts or Path(named).expanduser().exists(): return cfg
     if named not in presets(): return cfg  # the data stage says what to do
-    texts = [part for part in parts if part not in MADE]
-    settings = {"data.source": "+".join(texts), "data.exclude": cfg.data.exclude, "model.base": cfg.model.base}
-    if not texts: settings = {}
-    folder = sample(load_config(named, settings), root, say=say)
+    folder = sample(load_config(named, _settings_of(cfg)), root, say=say)
     return cfg.model_copy(update={"data": cfg.data.model_copy(update={"sampled": str(folder)})})
