@@ -187,7 +187,7 @@ def test_every_row_is_learned_once_an_epoch():
 def test_the_loss_counts_on_the_solution_and_its_end():
     tokenizer = load_tokenizer("tiny:llama")
     lesson, = solver.lessons(tokenizer, [("Q?", "A")], 100)
-    labels = solver.collate([lesson, solver.Lesson([1, 2], 1)])["labels"]
+    labels = solver.collate_lessons([lesson, solver.Lesson([1, 2], 1)])["labels"]
     assert tokenizer.decode(labels[0][labels[0] >= 0], skip_special_tokens=False) == "A" + tokenizer.eos_token
     assert labels[1].tolist()[:2] == [-100, 2] and set(labels[1].tolist()[2:]) == {-100}
 
