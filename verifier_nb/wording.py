@@ -164,7 +164,8 @@ def step_words(steps:dict)->str:
     leaves = f"it leaves {percent(found['clean'])} alone"
     if not n["clean"]: return f"{names}; there were no clean ones."
     if not n["flawed"]: return f"Of {n['clean']:,} clean solutions {leaves}; there were no flawed ones."
-    return f"{names}, and of {n['clean']:,} clean ones {leaves}; the harmonic mean of the two, ProcessBench's F1, is {found['f1']:.3f}."
+    f1 = f"the harmonic mean of the two, ProcessBench's F1, is {found['f1']:.3f}"
+    return f"{names}, and of {n['clean']:,} clean ones {leaves}; {f1}."
 
 # %% ../nbs/07c_wording.ipynb #5469b1ab
 def _one_kind_only(result:dict)->str:
@@ -240,11 +241,11 @@ def _is_it_chance(gain)->str:
 
 # %% ../nbs/07c_wording.ipynb #9914bcd0
 def _against_baselines(result:dict)->str:
-    "The best simple baseline: not the hybrid, which has the verifier in it, nor the adapter that training started from."
+    "The best simple baseline: not the hybrid, which has the verifier in it, nor the adapter that it started from."
     from verifier_nb import baselines
-    simple = {name: judge for name, judge in result.get("baselines", {}).items() if name not in ("hybrid", "start")}
-    accuracies = {name: judge["accuracy"] for name, judge in simple.items()}
-    rivals = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
+    accuracies = {name: judge["accuracy"] for name, judge in result.get("baselines", {}).items()}
+    not_simple = ("hybrid", "start")
+    rivals = {name: x for name, x in accuracies.items() if x is not None and name not in not_simple}
     if not rivals: return ""
     best = max(rivals, key=rivals.get)
     gain = result["baselines"][best].get("gain", {}).get("accuracy")
@@ -331,8 +332,8 @@ def _threshold_words(result:dict)->str:
     low, high = result["intervals"].get("accuracy") or (0, 0)
     chance = "; so few verdicts may be chance" if low <= before <= high else ""
     return (f"{said}, {_gap_words(verdicts, rows)}: calibration keeps the order of the solutions, but the line between "
-            f"the verdicts now lies at {result['threshold']:.2f}, which was chosen on validation; on these problems that "
-            f"{'lost' if verdicts > 0 else 'won'} accuracy{chance}.")
+            f"the verdicts now lies at {result['threshold']:.2f}, which was chosen on validation; on these problems "
+            f"that {'lost' if verdicts > 0 else 'won'} accuracy{chance}.")
 
 # %% ../nbs/07c_wording.ipynb #e0a37a2b
 def calibration_words(result:dict)->str:
