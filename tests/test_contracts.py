@@ -214,6 +214,23 @@ def test_no_module_imports_itself_through_others():
         for m in free: waiting.pop(m)
 
 
+def _public_definitions(module):
+    "Names of a module's public functions and classes; a command is named for what it calls, so commands are left out."
+    tree = ast.parse((ROOT/"verifier_nb"/f"{module}.py").read_text(encoding="utf-8"))
+    made = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    return {n.name for n in made if not any("app.command" in ast.unparse(d) for d in n.decorator_list)}
+
+
+MEANT_TWICE = {"run_stage"}  # every stage has one, and the runner calls it by this name
+
+
+def test_a_public_name_means_one_thing():
+    where = {}
+    for module in MODULES:
+        for name in _public_definitions(module): where.setdefault(name, []).append(module)
+    assert {name: homes for name, homes in where.items() if len(homes) > 1 and name not in MEANT_TWICE} == {}
+
+
 def _python(code):
     "Run code in a fresh interpreter; returns its output."
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240, env=_environment())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mistakes', 'Catch', 'caught', 'load_texts', 'Evaluated', 'read_evaluated', 'Section', 'MetricLine', 'Executed',
-           'aim_rows', 'report_page', 'write_report', 'evaluate_if_missing', 'run_stage']
+           'aim_rows', 'report_page', 'write_report_page', 'evaluate_if_missing', 'run_stage']
 
 # %% ../nbs/08_analysis.ipynb #4676d838
 import math
@@ -330,7 +330,7 @@ def _write(found:Evaluated):
     write_text(found.run.report("report.html"), report_page(found, _pictures(found)))
 
 # %% ../nbs/08_analysis.ipynb #6534faff
-def write_report(
+def write_report_page(
     run,  # a Run whose evaluation is done
 )->str:  # the headline
     """Write the figures and report.html anew from the run's files.

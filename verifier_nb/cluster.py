@@ -79,7 +79,7 @@ def seats(
 class Scorer:
     "A worker: a verifier that scores blocks. Called with {'block': number}."
     def __init__(self, job:blocks.Job, adapter:str, root:str):
-        self.job, self.reader, self.verifier = job, blocks.Reader(job), blocks.open_judge(job, adapter, root)
+        self.job, self.reader, self.verifier = job, blocks.BlockReader(job), blocks.open_judge(job, adapter, root)
 
     def __call__(self, row:dict)->dict:
         rows = blocks.score_block(self.verifier, self.job, self.reader, row["block"])

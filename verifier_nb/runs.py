@@ -20,7 +20,7 @@ import time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from . import files as files_, parallel, setup
+from . import files, parallel, setup
 from .ahead import look_before
 from .config import config_hash, load_config, written_hash
 from .files import VerifierError
@@ -81,29 +81,29 @@ def code_hash(stage:str)->str:
 def _written_files(run:Run)->list:
     "Files of the report folder that count: no notebooks, pages, temporary files, nor what tells about the run itself."
     skip = {"manifest.json", ".lock"}
-    files = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
-    return [p for p in files if p.suffix not in (".ipynb", ".html", ".tmp") and p.name not in skip]
+    paths = [p for p in sorted(run.reports.rglob("*")) if p.is_file() and not p.is_relative_to(run.artifacts)]
+    return [p for p in paths if p.suffix not in (".ipynb", ".html", ".tmp") and p.name not in skip]
 
 # %% ../nbs/10_runs.ipynb #d8aabd63
 def snapshot(run:Run)->dict:  # name -> sha256
     "Hashes of everything the stages have written: report files (not notebooks) and the artifact folders."
-    reports = {p.relative_to(run.reports).as_posix(): files_.sha256(p) for p in _written_files(run)}
+    reports = {p.relative_to(run.reports).as_posix(): files.sha256(p) for p in _written_files(run)}
     folders = [p for p in (run.dataset, run.adapter, run.merged) if p.exists()]
-    return {**reports, **{f"artifacts/{p.name}": _weights_hash(p) for p in folders}}
+    return {**reports, **{f"artifacts/{p.name}": _folder_hash(p) for p in folders}}
 
 # %% ../nbs/10_runs.ipynb #a741e116
-def _weights_hash(folder:Path)->str:
+def _folder_hash(folder:Path)->str:
     "Hash of a folder without what later stages lay beside the weights."
     later = {"calibration.json", "README.md"}
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in later]
-    content = "".join(f"{p.relative_to(folder).as_posix()}{files_.sha256(p)}" for p in files)
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in later]
+    content = "".join(f"{p.relative_to(folder).as_posix()}{files.sha256(p)}" for p in paths)
     return hashlib.sha256(content.encode()).hexdigest()
 
 # %% ../nbs/10_runs.ipynb #047023f9
 def read_manifest(run:Run)->dict:
     "The manifest, or an empty one."
     path = run.report("manifest.json")
-    return files_.read_json(path) if path.exists() else {"stages": {}}
+    return files.read_json(path) if path.exists() else {"stages": {}}
 
 # %% ../nbs/10_runs.ipynb #dcce9a0d
 def _changed_files(entry:dict, now:dict)->list:
@@ -141,7 +141,7 @@ class StageError(VerifierError):
 # %% ../nbs/10_runs.ipynb #61ade73e
 def _tidy(text:str)->str:
     "A notebook's text without credentials and without this machine's folders."
-    text = files_.scrub(text)
+    text = files.scrub(text)
     places = {Path.cwd(): "", setup.package_folder().parent: "", Path.home(): "~/"}
     for place, short in places.items(): text = text.replace(f"{place}/", short)
     return text
@@ -157,7 +157,7 @@ def short_path(path)->str:
 def _keep_notebook(run:Run, stage:str, executed:Path):
     "Write an executed notebook into the run's folder, if both are there."
     if not (executed.exists() and run.report("config.yaml").exists()): return
-    files_.write_text(run.report(f"{stage}.ipynb"), _tidy(executed.read_text(encoding="utf-8")))
+    files.write_text(run.report(f"{stage}.ipynb"), _tidy(executed.read_text(encoding="utf-8")))
 
 def _died(run:Run, stage:str)->StageError:
     "What to say of a kernel that ended without an error of its own."
@@ -252,7 +252,7 @@ def _now()->str:
     "The time in UTC, to the second."
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-def _save(run:Run, manifest:dict): files_.write_json(run.report("manifest.json"), manifest)
+def _save(run:Run, manifest:dict): files.write_json(run.report("manifest.json"), manifest)
 
 def _save_failure(run:Run, manifest:dict, entry:dict, error):
     "Say in the manifest what stopped a stage. When that fails too, as on a full disk, the first error is what counts."
@@ -427,7 +427,7 @@ def change(
     if read:
         fix = f"begin again: verifier-nb run {short_path(run.report('config.yaml'))} -o " + " -o ".join(overrides)
         raise VerifierError(f"finished stages have read the settings {', '.join(read)}", "resume -o", fix)
-    files_.write_text(run.report("config.yaml"), dump_config(cfg))
+    files.write_text(run.report("config.yaml"), dump_config(cfg))
     manifest["config"] = config_hash(cfg)
     _save(run, manifest)
     return open_run(run.reports)
@@ -441,7 +441,7 @@ def _report(run:Run, is_new:bool)->str:
     "Write the report anew where the last stage has not just done so; -> its headline."
     from verifier_nb import analysis, executed
     missing = executed.write_missing_pages(run)
-    if missing or not is_new: return analysis.write_report(run)
+    if missing or not is_new: return analysis.write_report_page(run)
     return analysis.read_evaluated(run).headline
 
 # %% ../nbs/10_runs.ipynb #720c2152
