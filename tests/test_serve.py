@@ -129,7 +129,7 @@ def test_the_page_needs_no_network(client):
     assert outside(said.text) == [("openapi.json", "")] and "default-src 'none'" in said.text
     assert {"/score", "/rank", "/steps", "/get_reward", "/health", "/metrics"} == set(schema["paths"])
     for path in schema["paths"]: assert f"http://testserver{path}" in said.text
-    for shape in ("Verdict", "Ranking", "Steps", "Rewards", "SolutionRequest"):
+    for shape in ("Verdict", "Ranking", "Steps", "Rewards", "AskedSolution"):
         assert f'id="{shape}"' in said.text
         for field, told in schema["components"]["schemas"][shape]["properties"].items(): assert f"<td>{field}</td>" in said.text and told.get("description", "") in said.text
     assert "HTTPValidationError" not in said.text and client.get("/redoc").status_code == 404

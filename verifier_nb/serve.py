@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 from . import __version__, api, ask
-from .api import RankRequest, RewardRequest, ScoreRequest, SolutionRequest
+from .api import AskedSolution, RankRequest, RewardRequest, ScoreRequest
 from .files import VerifierError, clean_cell
 from .reward import chat_pairs
 from .score_file import named, why_unread
@@ -297,7 +297,7 @@ class _Desk:
         rows = await self.ask([(body.question, solution) for solution in body.solutions])
         return _ranking(rows)
 
-    async def steps(self, body:SolutionRequest):
+    async def steps(self, body:AskedSolution):
         "Every step of a solution, by a verifier that was trained on steps."
         self.verifier.needs_steps()
         return await self.one(body.question, body.solution, steps=True)
