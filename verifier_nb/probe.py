@@ -8,7 +8,7 @@ __all__ = ['probe_verifier', 'write_suite', 'write_answers', 'answered', 'screen
 # %% ../nbs/11c_probe.ipynb #34bb68e5
 from pathlib import Path
 import pandas as pd
-from .ask import judge_solutions
+from .ask import judge_solutions, what_counts
 from .behaviour import FOUND, PASSED, WITHOUT_TEXTS, rows_for, with_answers
 from .cases import cases
 from .files import VerifierError, write_csv
@@ -22,7 +22,7 @@ def probe_verifier(
     "The suite's rows with a verifier's P(flawed) and verdict."
     suite = rows_for(verifier, rows)
     said = judge_solutions(verifier, suite["question"], suite["solution"], verifier.calibration, batch_tokens)
-    p, verdict = ("p_hybrid", "hybrid_verdict") if "p_hybrid" in said else ("p_calibrated", "verdict")
+    p, verdict = what_counts(said)
     return with_answers(suite, said[p], said[verdict] == "flawed")
 
 # %% ../nbs/11c_probe.ipynb #8cf01bf1

@@ -83,15 +83,10 @@ def _names_of(columns:dict, names)->dict:  # {"question": a column, "solution": 
     if not_ours and "answer" in names: mine["solution"] = "answer"
     return mine
 
-def _look_through(path, columns)->TableLayout:
-    "Rows and columns of a table. Raises `VerifierError` when it cannot be scored."
-    count, names = 0, {}
-    for piece in read_pieces(path, 1024):
-        count += len(piece)
-        names |= dict.fromkeys(map(str, piece.columns))
-    if not count: raise VerifierError("the file has no rows", path, "give a file with at least one row")
-    mine = _names_of(columns, names)
-    missing = [theirs for theirs in mine.values() if theirs not in names]
+# %% ../nbs/11a_score_file.ipynb #d1c46920
+def _check_columns(path, names, wanted):
+    "Raises `VerifierError` where one of the wanted columns is missing, or one of ours would be written over."
+    missing = [name for name in wanted if name not in names]
     if missing:
         fix = f"map them, for example -c solution=NAME; its columns are: {', '.join(names)}"
         raise VerifierError(f"these columns are missing: {', '.join(missing)}", path, fix)
@@ -99,6 +94,17 @@ def _look_through(path, columns)->TableLayout:
     if taken:
         what = f"the file already has columns that would be written: {', '.join(taken)}"
         raise VerifierError(what, path, "rename or remove them, so that nothing is lost")
+
+# %% ../nbs/11a_score_file.ipynb #a8e3d5bf
+def _look_through(path, columns)->TableLayout:
+    "Rows and columns of a table. Raises `VerifierError` when it cannot be scored."
+    count, names = 0, {}
+    for piece in read_pieces(path, 1024):
+        count += len(piece)
+        names |= dict.fromkeys(map(str, piece.columns))  # rows of a JSONL file may have other keys further down
+    if not count: raise VerifierError("the file has no rows", path, "give a file with at least one row")
+    mine = _names_of(columns, names)
+    _check_columns(path, names, mine.values())
     return TableLayout(count, list(names), **mine)
 
 # %% ../nbs/11a_score_file.ipynb #cffb57a2
@@ -135,42 +141,46 @@ def named(
     found,  # what `ask.judge_solutions` says
 ):  # -> DataFrame with the columns of SCORES and MORE_SCORES behind the others
     "The names under which files and servers tell what was judged: `p_flawed` is what counts."
-    is_hybrid = "p_hybrid" in found
-    p, verdict = ("p_hybrid", "hybrid_verdict") if is_hybrid else ("p_calibrated", "verdict")
+    from verifier_nb.ask import what_counts
+    p, verdict = what_counts(found)
     false = found.text.where(found.kind == "equation", "")
     found = found.assign(label_mass=found.prob_0 + found.prob_1, p_uncalibrated=found.p_flawed,
                          verdict_alone=found.verdict, false_equation=false, reason=found.why)
     found = found.assign(p_flawed=found[p], verdict=found[verdict])
     return found.assign(step=found.step.astype(object).where(found.step > 0, ""))  # 0: no one step
 
+# %% ../nbs/11a_score_file.ipynb #f93831a7
 def _judged(rows, verifier, questions, solutions, hybrid, batch_tokens):
     "The scores of these rows, under their numbers."
     import pandas as pd
     from verifier_nb.ask import judge_solutions
     if not rows: return pd.DataFrame(columns=[*SCORES, *MORE_SCORES])
-    calibration = verifier.calibration
-    if not hybrid: calibration = {k: v for k, v in calibration.items() if k != "baselines"}
+    left_out = () if hybrid else ("baselines",)
+    calibration = {k: v for k, v in verifier.calibration.items() if k not in left_out}
     problems, answers = [questions[i] for i in rows], [solutions[i] for i in rows]
     found = judge_solutions(verifier, problems, answers, calibration, batch_tokens, progress=False)
     return named(found)[[*SCORES, *MORE_SCORES]].set_axis(rows)
 
+# %% ../nbs/11a_score_file.ipynb #bb66fd3d
 def why_unread(verifier, question:str, solution:str):  # a reason, or None
     "Why a solution has no score; None: it can be read."
     if not question.strip() or not solution.strip(): return "a text is empty"
     return None if verifier.fits(question, solution) else f"longer than {verifier.max_length} tokens"
 
+# %% ../nbs/11a_score_file.ipynb #9ba73ec3
+def _scores_of_readable(verifier, questions, solutions, *how):  # -> DataFrame, by the rows' numbers
+    "The scores of those rows that can be read."
+    asked = verifier, questions, solutions, *how
+    full = [i for i, texts in enumerate(zip(questions, solutions)) if all(text.strip() for text in texts)]
+    try: return _judged(full, *asked)
+    except VerifierError: return _judged([i for i in full if verifier.fits(questions[i], solutions[i])], *asked)
+
 def _scores(verifier, questions, solutions, hybrid, batch_tokens):  # -> (scores, numbers of the rows that have none)
     "The scores of some rows; empty cells and a reason where a text is empty or too long."
-    how = verifier, questions, solutions, hybrid, batch_tokens
-    full = [i for i, texts in enumerate(zip(questions, solutions)) if all(text.strip() for text in texts)]
-    try: fit, found = full, _judged(full, *how)
-    except VerifierError:
-        fit = [i for i in full if verifier.fits(questions[i], solutions[i])]
-        found = _judged(fit, *how)
-    missed = sorted(set(range(len(questions))) - set(fit))
+    found = _scores_of_readable(verifier, questions, solutions, hybrid, batch_tokens)
+    missed = sorted(set(range(len(questions))) - set(found.index))
     found = found.astype(object).reindex(range(len(questions)), fill_value="")
-    for i in missed:
-        found.loc[i, "reason"] = why_unread(verifier, questions[i], solutions[i])
+    for i in missed: found.loc[i, "reason"] = why_unread(verifier, questions[i], solutions[i])
     return found, missed
 
 # %% ../nbs/11a_score_file.ipynb #9c506cd2
@@ -208,6 +218,14 @@ def score_pieces(verifier, pieces, table, hybrid, batch_tokens):
 # %% ../nbs/11a_score_file.ipynb #a541f51d
 _GROUP = 2**16  # rows of a Parquet file that are held in memory
 
+def _arrow(pieces):  # -> pyarrow.Table
+    "Pieces as one table that knows its types; an empty cell is no value."
+    import pandas as pd
+    import pyarrow as pa
+    whole = pd.concat(pieces).replace({"": None})
+    return pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata()
+
+# %% ../nbs/11a_score_file.ipynb #fbb60807
 class _RowGroups:
     "Groups of rows on the disk, and the types that hold all of them."
     def __init__(self, folder):
@@ -221,11 +239,9 @@ class _RowGroups:
 
     def _put(self):
         "What waits goes to the disk."
-        import pandas as pd
         import pyarrow as pa
         import pyarrow.parquet as pq
-        whole = pd.concat(self.waiting).replace({"": None})
-        group = pa.Table.from_pandas(whole, preserve_index=False).replace_schema_metadata()
+        group = _arrow(self.waiting)
         known = [group.schema] if self.schema is None else [self.schema, group.schema]
         self.schema = pa.unify_schemas(known, promote_options="permissive")
         self.files.append(self.folder/f"{len(self.files)}.parquet")
@@ -239,6 +255,7 @@ class _RowGroups:
         with pq.ParquetWriter(f, self.schema) as out:
             for path in self.files: out.write_table(pq.read_table(path).cast(self.schema))
 
+# %% ../nbs/11a_score_file.ipynb #da5f3d87
 @contextmanager
 def _parquet(out):
     "A function that takes pieces; the Parquet file appears when all of them are there. Raises `VerifierError`."
@@ -254,7 +271,6 @@ def _parquet(out):
                 what = f"a column holds values of several kinds: {str(e)[:200]}"
                 raise VerifierError(what, out, "write a .jsonl or .csv file") from None
 
-
 # %% ../nbs/11a_score_file.ipynb #7703f98f
 def bar(total:int, show:bool=True):
     "A bar that shows how far it is; in a log file a line every quarter of a minute."
@@ -262,6 +278,7 @@ def bar(total:int, show:bool=True):
     seconds = 0.5 if sys.stderr.isatty() else 15
     return tqdm(total=total, unit=" rows", desc="scoring", disable=not show, mininterval=seconds)
 
+# %% ../nbs/11a_score_file.ipynb #b7b24bd8
 @contextmanager
 def _result(out):
     "A function that takes pieces; the file appears when all of them are there."
@@ -271,6 +288,11 @@ def _result(out):
         return
     with files.atomic(out) as f: yield lambda piece: write(f, piece, first=next(first))
 
+# %% ../nbs/11a_score_file.ipynb #6c257364
+def _with_label(piece, found, question):  # -> (label, p_flawed, verdict, question) of every row; none without labels
+    "What metrics need to know of scored rows."
+    if "label" not in piece: return ()
+    return zip(piece["label"], found["p_flawed"], found["verdict"], piece[question])
 
 # %% ../nbs/11a_score_file.ipynb #43c67daf
 def write_scored(
@@ -286,11 +308,9 @@ def write_scored(
         for piece, found, missed in scored:
             write(piece.join(found[list(columns)]))
             tally.add(found["verdict"], missed)
-            if "label" in piece:
-                judged += zip(piece["label"], found["p_flawed"], found["verdict"], piece[table.question])
+            judged += _with_label(piece, found, table.question)
             shown.update(len(piece))
     return {**asdict(tally), "judged": judged}
-
 
 # %% ../nbs/11a_score_file.ipynb #dc069c4b
 def columns_of(more:bool)->tuple:
@@ -305,6 +325,7 @@ def has_hybrid(verifier)->bool:
     "Whether the checker's findings and the verifier's odds are joined."
     return "hybrid" in verifier.calibration.get("baselines", {})
 
+# %% ../nbs/11a_score_file.ipynb #5956f2c1
 def score_file(
     verifier,  # a Verifier, or a function that loads one: called after the cheap checks
     path,  # .csv, .tsv, .jsonl or .parquet
@@ -328,7 +349,6 @@ def score_file(
     done = write_scored(out, table, scored, columns_of(more), progress)
     return {**done, "seconds": time.time() - start, "has_hybrid": hybrid}
 
-
 # %% ../nbs/11a_score_file.ipynb #3090ed49
 def skipped_line(
     rows:list,  # `skipped` of `score_file`: row numbers
@@ -343,28 +363,40 @@ def _as_label(x):
     try: return int(x) if float(x) in (0.0, 1.0) else None
     except (TypeError, ValueError): return None
 
+# %% ../nbs/11a_score_file.ipynb #1656a695
+def _labelled(judged):  # -> DataFrame: true_label, p_flawed, called (1: flawed), index (a number for each problem)
+    "The rows that have a label and a verdict."
+    import pandas as pd
+    known = [(_as_label(label), *rest) for label, *rest in judged]
+    frame = pd.DataFrame(known, columns=["true_label", "p_flawed", "verdict", "question"])
+    usable = frame["true_label"].notna() & frame["verdict"].astype(bool)
+    frame = frame[usable].astype({"true_label": int, "p_flawed": float})
+    called = (frame.pop("verdict") == "flawed").astype(int)
+    return frame.assign(called=called, index=pd.factorize(frame.pop("question"))[0]).reset_index(drop=True)
+
+# %% ../nbs/11a_score_file.ipynb #eeddde89
+def _count_lines(true, called)->list:  # of lines
+    "Who was taken for what."
+    lines = [f"  {'':16}{'called correct':>16}{'called flawed':>16}"]
+    for label, name in enumerate(("correct (0)", "flawed (1)")):
+        mine = called[true == label]
+        lines.append(f"  {name:16}{(mine == 0).sum():>16}{(mine == 1).sum():>16}")
+    return lines
+
+# %% ../nbs/11a_score_file.ipynb #66538c06
 def label_lines(
     judged,  # of `score_file`: (label, p_flawed, verdict, question)
     resamples:int=2000,
 )->list:  # of lines; none where there are no labels
     "How well verdicts agree with labels."
-    import numpy as np
-    import pandas as pd
     from verifier_nb import metrics
     from verifier_nb.wording import with_interval
-    known = [(_as_label(label), *rest) for label, *rest in judged if rest[1] and _as_label(label) is not None]
-    if not known: return []
-    y, p, verdicts, questions = zip(*known)
-    called = [int(verdict == "flawed") for verdict in verdicts]
-    problems = pd.factorize(pd.Series(questions))[0]
-    frame = pd.DataFrame({"true_label": y, "p_flawed": np.asarray(p, float), "index": problems})
-    limit = min((x for x, bad in zip(frame.p_flawed, called) if bad), default=1.0)  # the verdicts' own threshold
-    found = metrics.metrics(metrics.as_rows(frame, threshold=limit), resamples)
-    lines = [f"on {len(known)} rows with a label:"]
-    for name in ("accuracy", "recall", "specificity", "auroc", "ece"):
-        lines.append(f"  {name:12} {with_interval(found, name, name not in ('auroc', 'ece'))}")
-    counts = pd.crosstab(pd.Categorical(y, [0, 1]), pd.Categorical(called, [0, 1]), dropna=False).to_numpy()
-    lines.append(f"  {'':16}{'called correct':>16}{'called flawed':>16}")
-    names = ("correct (0)", "flawed (1)")
-    lines += [f"  {name:16}{row[0]:>16}{row[1]:>16}" for name, row in zip(names, counts)]
-    return lines
+    known = _labelled(judged)
+    if known.empty: return []
+    limit = min(known.p_flawed[known.called == 1], default=1.0)  # the verdicts' own threshold
+    rows = metrics.as_rows(known.drop(columns="called"), threshold=limit)
+    found = metrics.metrics(rows, resamples)
+    shares = [(name, with_interval(found, name, True)) for name in ("accuracy", "recall", "specificity")]
+    scores = [(name, with_interval(found, name, False)) for name in ("auroc", "ece")]
+    return [f"on {len(known)} rows with a label:", *(f"  {name:12} {words}" for name, words in shares + scores),
+            *_count_lines(known.true_label, known.called)]
