@@ -29,6 +29,20 @@ def _told(row, solution)->dict:
     return p | {"verdict": row["verdict"], "step": row["step"] or None, "reason": row["reason"],
                 "steps": ask.steps_of_row(row, solution), "error": None}
 
+# %% ../nbs/11c_serve.ipynb #937e1b92
+def _no_answer(error)->dict:
+    "What stands in an answer's place."
+    names = ("p_flawed", "verdict", "p_calibrated", "p_uncalibrated", "step")
+    return dict.fromkeys(names) | {"reason": "", "steps": [], "error": error}
+
+# %% ../nbs/11c_serve.ipynb #fafd372c
+def _judged(verifier, pairs, steps)->list:
+    "Answers to solutions that can all be read. Raises `VerifierError` when one cannot."
+    if not pairs: return []
+    found = named(ask.judge_solutions(verifier, *zip(*pairs), verifier.calibration, progress=False, steps=steps))
+    return [_told(row, solution) for row, (_, solution) in zip(found.to_dict("records"), pairs)]
+
+# %% ../nbs/11c_serve.ipynb #ceb16ded
 def judge_pairs(
     verifier,  # a Verifier
     pairs,  # (question, solution) of each
@@ -36,19 +50,12 @@ def judge_pairs(
 )->list:  # a dictionary for each, in order
     "Answers to several solutions; what cannot be read has an error in the answer's place."
     pairs = [(clean_cell(q), clean_cell(s)) for q, s in pairs]
-    def said(some):
-        if not some: return []
-        found = named(ask.judge_solutions(verifier, *zip(*some), verifier.calibration, progress=False, steps=steps))
-        return [_told(row, solution) for row, (_, solution) in zip(found.to_dict("records"), some)]
     if all(q.strip() and s.strip() for q, s in pairs):
-        with suppress(VerifierError): return said(pairs)  # nearly always: nobody has to look at each one first
+        with suppress(VerifierError): return _judged(verifier, pairs, steps)  # nearly always: none is looked at first
     errors = [why_unread(verifier, *pair) for pair in pairs]
-    answers = iter(said([pair for pair, error in zip(pairs, errors) if not error]))
+    readable = [pair for pair, error in zip(pairs, errors) if not error]
+    answers = iter(_judged(verifier, readable, steps))
     return [_no_answer(error) if error else next(answers) for error in errors]
-
-def _no_answer(error)->dict:
-    names = ("p_flawed", "verdict", "p_calibrated", "p_uncalibrated", "step")
-    return dict.fromkeys(names) | {"reason": "", "steps": [], "error": error}
 
 # %% ../nbs/11c_serve.ipynb #a255bb92
 class Limits(NamedTuple):
@@ -59,6 +66,7 @@ class Limits(NamedTuple):
     batch: int = 64  # solutions that are judged together; a larger request is not cut
     seconds: float = 30.0  # until a request's body is there
 
+# %% ../nbs/11c_serve.ipynb #dbda0be3
 class RefusedRequest(Exception):
     "What the server does not do, and why."
     def __init__(self, status:int, error:str, fix:str=""):
@@ -119,23 +127,26 @@ class Queue:
         self.asked.extendleft(reversed(later))
         return batch
 
+    async def _answer(self, batch, thread):
+        "Judge a batch in the thread, and give everyone their part."
+        pairs, start = [pair for one in batch for pair in one.pairs], time.perf_counter()
+        loop = asyncio.get_running_loop()
+        try: answers = await loop.run_in_executor(thread, self.judge, pairs, batch[0].steps)
+        except Exception as e: _give(batch, error=e)  # whatever it is: it is theirs, and the queue goes on
+        else: _give(batch, answers)
+        self.waiting -= len(pairs)
+        took = time.perf_counter() - start
+        self.pause = took*_PAUSE if len(batch) > 1 else 0.0
+        self.note(len(pairs), took)
+
     async def work(self):
         "Judge batch after batch, for ever."
-        loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as thread:
             while True:
                 if not self.asked: self.wake.clear()
                 await self.wake.wait()
                 await asyncio.sleep(self.pause)
-                batch = self._take()
-                pairs, start = [pair for one in batch for pair in one.pairs], time.perf_counter()
-                try: answers = await loop.run_in_executor(thread, self.judge, pairs, batch[0].steps)
-                except Exception as e: _give(batch, error=e)  # whatever it is: it is theirs, and the queue goes on
-                else: _give(batch, answers)
-                self.waiting -= len(pairs)
-                took = time.perf_counter() - start
-                self.pause = took*_PAUSE if len(batch) > 1 else 0.0
-                self.note(len(pairs), took)
+                await self._answer(self._take(), thread)
 
 # %% ../nbs/11c_serve.ipynb #e76caa3f
 _OPEN = ("/health", "/docs", "/openapi.json")  # what needs no token: they tell nothing about anybody's texts
@@ -145,11 +156,13 @@ def _plain(status, error, fix="", **headers):
     from fastapi.responses import JSONResponse
     return JSONResponse({"error": error, "fix": fix}, status, headers=headers)
 
+# %% ../nbs/11c_serve.ipynb #ebc411f2
 def _as_json(scope):
     "The same request, its body declared as JSON."
     kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
     return {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
 
+# %% ../nbs/11c_serve.ipynb #51edd687
 def _again(body, receive):
     "A body that was read, to be read once more."
     told = False
@@ -174,11 +187,15 @@ class Door:
             if message["type"] == "http.response.start": status = message["status"]
             await send(message)
         try:
-            refusal, body = self._refuse(scope), b""
-            if refusal is None: refusal, body = await self._read(receive)
+            refusal, body = await self._enter(scope, receive)
             if refusal is not None: await refusal(scope, receive, watched)
             else: await self.app(_as_json(scope), _again(body, receive), watched)
         finally: self.count(scope["path"], status, time.perf_counter() - start)
+
+    async def _enter(self, scope, receive):  # -> (a refusal or None, the body)
+        "Who may not come in is not read."
+        refusal = self._refuse(scope)
+        return (refusal, b"") if refusal is not None else await self._read(receive)
 
     def _refuse(self, scope):
         "An answer for who may not come in."
@@ -244,13 +261,18 @@ def _need_packages():
     fix = "pip install 'verifier_nb[serve]', or pip install fastapi uvicorn prometheus-client"
     raise VerifierError(f"a server needs {', '.join(missing)}", "verifier-nb serve", fix)
 
+# %% ../nbs/11c_serve.ipynb #206c1288
+def _in_words(errors)->str:
+    "What pydantic found wrong with a request."
+    said = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}".removeprefix(": ") for one in errors[:5]]
+    return "; ".join(said).replace("Value error, ", "")
+
+# %% ../nbs/11c_serve.ipynb #ddbacb8f
 def _explain(app):
     "Every refusal says what was wrong, in one form."
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
-    def invalid(_, e):
-        said = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}".removeprefix(": ") for one in e.errors()[:5]]
-        return _plain(422, "; ".join(said).replace("Value error, ", ""), "see /docs for what a request looks like")
+    def invalid(_, e): return _plain(422, _in_words(e.errors()), "see /docs for what a request looks like")
     def refused(_, e): return _plain(e.status, e.error, e.fix, **({"Retry-After": "1"} if e.status == 429 else {}))
     def mendable(_, e): return _plain(422, e.what, e.fix)
     def other(_, e): return _plain(e.status_code, str(e.detail), "see /docs for what there is", **(e.headers or {}))
@@ -321,6 +343,15 @@ def _working(queue):
         with suppress(asyncio.CancelledError): await worker
     return lifespan
 
+# %% ../nbs/11c_serve.ipynb #b48bafde
+def _judge(app, desk):
+    "The addresses that want a solution."
+    app.post("/score", response_model=api.Verdict | api.Verdicts)(desk.score)
+    app.post("/rank", response_model=api.Ranking)(desk.rank)
+    app.post("/steps", response_model=api.Steps)(desk.steps)
+    app.post("/get_reward", response_model=api.Rewards)(desk.get_reward)
+
+# %% ../nbs/11c_serve.ipynb #5fc2087e
 def _tell(app, desk, meters, needs_token):
     "What the app says of itself."
     from fastapi import Request, Response
@@ -341,6 +372,7 @@ def _tell(app, desk, meters, needs_token):
         page = api.api_page(app.openapi(), str(request.base_url), needs_token)
         return Response(page, media_type="text/html; charset=utf-8")
 
+# %% ../nbs/11c_serve.ipynb #9f0707ad
 def serve_app(
     verifier,  # a Verifier
     limits:Limits=Limits(),
@@ -354,10 +386,7 @@ def serve_app(
     app = FastAPI(title="verifier_nb", version=__version__, description="Is this worked solution right?",
                   docs_url=None, redoc_url=None, lifespan=_working(desk.queue))
     _explain(app)
-    app.post("/score", response_model=api.Verdict | api.Verdicts)(desk.score)
-    app.post("/rank", response_model=api.Ranking)(desk.rank)
-    app.post("/steps", response_model=api.Steps)(desk.steps)
-    app.post("/get_reward", response_model=api.Rewards)(desk.get_reward)
+    _judge(app, desk)
     _tell(app, desk, meters, bool(token))
     return Door(app, limits, token, meters.request)
 
@@ -370,6 +399,7 @@ def check_door(host:str, token:str):
     fix = "give a token (--token, or better VERIFIER_TOKEN in the environment), or leave --host out"
     raise VerifierError(f"without a token the server listens on this machine only, not on {host}", "--host", fix)
 
+# %% ../nbs/11c_serve.ipynb #4671d489
 def take_port(host:str, port:int)->socket.socket:
     "A listening socket. Raises `VerifierError` when the port is taken or the address is not this machine's."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -384,6 +414,7 @@ def take_port(host:str, port:int)->socket.socket:
         raise VerifierError(what, f"{host}:{port}", f"give another one: --port {port % 65535 + 1}") from None
     return one
 
+# %% ../nbs/11c_serve.ipynb #b2207cd4
 def run_server(
     verifier,  # a Verifier
     listening:socket.socket,  # what `take_port` made
