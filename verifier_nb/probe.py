@@ -35,6 +35,7 @@ def write_suite(
     write_csv(path, suite)
     return len(suite)
 
+# %% ../nbs/11c_probe.ipynb #74fda5ee
 def write_answers(
     path,  # a CSV file for the table; the rows go beside it
     found:pd.DataFrame,  # what `probe_verifier` or `answered` returned
@@ -45,6 +46,15 @@ def write_answers(
     write_csv(path, table)
     write_csv(path.with_name(f"{path.stem}_rows{path.suffix}"), found[[*WITHOUT_TEXTS, "p_flawed", "verdict"]])
 
+# %% ../nbs/11c_probe.ipynb #947274cb
+def _check_answers(found, path):
+    "Raises `VerifierError` that names the first row without a usable answer."
+    is_bad = ~found["verdict"].isin([0, 1]) | ~pd.to_numeric(found["p_flawed"], errors="coerce").between(0, 1)
+    if not is_bad.any(): return
+    what = f"row {int(is_bad.to_numpy().argmax()) + 1} has no verdict 0 or 1 with a p_flawed between 0 and 1"
+    raise VerifierError(what, path, "fill both columns in every row")
+
+# %% ../nbs/11c_probe.ipynb #ffb76366
 def answered(
     path,  # a CSV file that `write_suite` wrote, with the columns p_flawed and verdict (0 or 1) added
 )->pd.DataFrame:
@@ -54,10 +64,8 @@ def answered(
     missing = ", ".join(name for name in wanted if name not in found)
     fix = "add them to what probe --write wrote"
     if missing: raise VerifierError(f"these columns are missing: {missing}", path, fix)
-    is_bad = ~found["verdict"].isin([0, 1]) | ~pd.to_numeric(found["p_flawed"], errors="coerce").between(0, 1)
-    if not is_bad.any(): return with_answers(found, found["p_flawed"], found["verdict"])
-    what = f"row {int(is_bad.to_numpy().argmax()) + 1} has no verdict 0 or 1 with a p_flawed between 0 and 1"
-    raise VerifierError(what, path, "fill both columns in every row")
+    _check_answers(found, path)
+    return with_answers(found, found["p_flawed"], found["verdict"])
 
 # %% ../nbs/11c_probe.ipynb #2900b342
 def _cell(row)->str:
@@ -65,24 +73,38 @@ def _cell(row)->str:
     if row is None: return "–"
     return f"{100*row['share']:5.1f} %  {100*row['low']:3.0f}–{100*row['high']:<3.0f} of {row['n']}"
 
+# %% ../nbs/11c_probe.ipynb #f4f61551
 def _row_of(table, name, measure):
     some = table[(table["name"] == name) & (table["measure"] == measure)]
     return None if some.empty else some.iloc[0]
 
+# %% ../nbs/11c_probe.ipynb #5d0e54a5
+def _titled(title, *columns):  # -> rich.table.Table
+    from rich import box
+    from rich.table import Table
+    return Table(*columns, box=box.SIMPLE_HEAD, title=title)
+
+# %% ../nbs/11c_probe.ipynb #550e338a
+def _abilities(rows:pd.DataFrame):  # -> rich.table.Table
+    "What it can do: how often it passed what is right, and found what is wrong."
+    out = _titled("Capability", "capability", PASSED, FOUND)
+    for part, some in rows.groupby("part", sort=False):
+        for name in dict.fromkeys(some["name"]):
+            out.add_row(name, *(_cell(_row_of(some, name, measure)) for measure in (PASSED, FOUND)))
+        out.add_section()
+    return out
+
+# %% ../nbs/11c_probe.ipynb #4d91e2e5
+def _changes(rows:pd.DataFrame):  # -> rich.table.Table
+    "What must not change its verdict, or must move its probability one way."
+    out = _titled("Invariance and direction", "changed", "must not happen", "how often it did")
+    for row in rows.to_dict("records"): out.add_row(row["name"], row["measure"], _cell(row))
+    return out
+
+# %% ../nbs/11c_probe.ipynb #80158df6
 def screen_tables(
     table:pd.DataFrame,  # of `behaviour_table`
 )->list:  # of rich's tables
     "The counts as tables for a terminal."
-    from rich import box
-    from rich.table import Table
-    abilities = Table("capability", PASSED, FOUND, box=box.SIMPLE_HEAD, title="Capability")
-    some = table[table["test"] == "capability"]
-    for part, rows in some.groupby("part", sort=False):
-        for name in dict.fromkeys(rows["name"]):
-            abilities.add_row(name, *(_cell(_row_of(rows, name, measure)) for measure in (PASSED, FOUND)))
-        abilities.add_section()
-    title = "Invariance and direction"
-    changes = Table("changed", "must not happen", "how often it did", box=box.SIMPLE_HEAD, title=title)
-    for row in table[table["test"] != "capability"].to_dict("records"):
-        changes.add_row(row["name"], row["measure"], _cell(row))
-    return [abilities, changes]
+    is_ability = table["test"] == "capability"
+    return [_abilities(table[is_ability]), _changes(table[~is_ability])]
