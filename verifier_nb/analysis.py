@@ -299,7 +299,8 @@ def _step_values(found:Evaluated)->dict:
     if not steps or found.steps is None: return {"step_words": "", "step_rows": [], "step_examples": []}
     rule = StepRule.from_json(found.calibration["steps"])
     examples = step_examples(found.test, found.steps, found.texts, rule) if limit else []
-    return {"step_words": step_words(steps), "step_rows": step_rows(steps, rule.clean_at_least), "step_examples": examples}
+    rows = step_rows(steps, rule.clean_at_least)
+    return {"step_words": step_words(steps), "step_rows": rows, "step_examples": examples}
 
 # %% ../nbs/08_analysis.ipynb #8d34722e
 def _result_values(found:Evaluated)->dict:
