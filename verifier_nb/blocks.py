@@ -52,6 +52,7 @@ def _agreement(job)->dict:
     return {**found, "rows": job.table.rows, "question": job.table.question,
             "solution": job.table.solution, "sha256": files.sha256(job.path)}
 
+# %% ../nbs/11d_blocks.ipynb #1d12b58c
 def _agree(job):
     "Write the agreement, or raise `VerifierError` where another one is in force."
     mine, path = _agreement(job), job.parts/"job.json"
@@ -65,23 +66,27 @@ def _agree(job):
     raise VerifierError(f"these parts were scored with another {', '.join(other)}", job.parts, fix)
 
 # %% ../nbs/11d_blocks.ipynb #4b8e5c96
+def _what_tells(adapter, root)->tuple:  # (the folder of the weights, files that tell this verifier from others)
+    "Where a verifier lies, with the calibration that its run keeps elsewhere."
+    from verifier_nb import ask
+    folder = ask.default_adapter() if adapter == "default" else Path(adapter).expanduser()
+    if (folder/"adapter_config.json").exists(): return folder, sorted(folder.glob("*.json"))
+    run = ask.find_adapter(adapter, root)
+    folder = run.adapter if run.adapter.exists() else run.merged
+    return folder, [run.report("calibration.json"), *sorted(folder.glob("*.json"))]
+
+# %% ../nbs/11d_blocks.ipynb #04222b50
 def identity(
     adapter:str,  # "default", an adapter's folder, or a run
     root=".",
 )->str:
     "What tells this verifier from others: a hash of its calibration and configuration, and the sizes of its weights."
-    from verifier_nb import ask
-    folder = ask.default_adapter() if adapter == "default" else Path(adapter).expanduser()
-    if not (folder/"adapter_config.json").exists():
-        run = ask.find_adapter(adapter, root)
-        folder = run.adapter if run.adapter.exists() else run.merged
-        told = [run.report("calibration.json")]
-    else: told = []
-    told += sorted(folder.glob("*.json"))
+    folder, told = _what_tells(adapter, root)
     sizes = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
-    told = json.dumps([sizes, *(files.sha256(p) for p in told if p.exists())])
-    return hashlib.sha256(told.encode()).hexdigest()
+    known = json.dumps([sizes, *(files.sha256(p) for p in told if p.exists())])
+    return hashlib.sha256(known.encode()).hexdigest()
 
+# %% ../nbs/11d_blocks.ipynb #9b97a489
 def plan(
     path,  # the table
     out,  # the result
@@ -127,9 +132,17 @@ def open_judge(
     verifier = open_verifier(adapter, root, say)
     return verifier if job.aim is job.prior is None else verifier.aim_at(job.aim, job.prior)
 
+# %% ../nbs/11d_blocks.ipynb #c4551887
 def _pieces(block, rows):
     return (block.iloc[i:i + rows] for i in range(0, len(block), rows))
 
+# %% ../nbs/11d_blocks.ipynb #dcd0b9f1
+def _part_lines(found)->str:
+    "The scores of a piece, every column of them, as lines of a part."
+    rows = found[list(score_file.columns_of(True))].to_numpy(object).tolist()
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+# %% ../nbs/11d_blocks.ipynb #30380bd7
 def score_block(
     verifier,  # Verifier
     job:Job,
@@ -140,9 +153,7 @@ def score_block(
     if job.part(number).exists(): return 0
     block, hybrid = reader.read(number), score_file.has_hybrid(verifier) and not job.alone
     scored = score_file.score_pieces(verifier, _pieces(block, job.piece), job.table, hybrid, job.batch_tokens)
-    columns = list(score_file.columns_of(True))
-    rows = [row for _, found, _ in scored for row in found[columns].to_numpy(object).tolist()]
-    files.write_text(job.part(number), "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(job.part(number), "".join(map(_part_lines, (found for _, found, _ in scored))))
     return len(block)
 
 # %% ../nbs/11d_blocks.ipynb #a92e2016
@@ -167,27 +178,40 @@ def _forget(job):
     for path in job.parts.glob("*.js*"): path.unlink()
     job.parts.rmdir()
 
+# %% ../nbs/11d_blocks.ipynb #0f62b0cc
+def _read_part(path, block):  # -> DataFrame, by the block's rows
+    "The scores of a block. Raises `VerifierError` for a part of another length."
+    import pandas as pd
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(rows) != len(block):
+        what = f"the part has {len(rows)} rows, the block {len(block)}"
+        raise VerifierError(what, path, "remove it and score the block again")
+    return pd.DataFrame(rows, columns=list(score_file.columns_of(True)), dtype=object).set_axis(block.index)
+
+# %% ../nbs/11d_blocks.ipynb #26d65ff9
 def _from_parts(job):
     "Pieces with the scores that the parts hold, as `score_pieces` yields them."
-    import pandas as pd
-    columns, reader = list(score_file.columns_of(True)), BlockReader(job)
+    reader = BlockReader(job)
     for number in range(job.blocks):
-        rows = [json.loads(line) for line in job.part(number).read_text(encoding="utf-8").splitlines()]
         block = reader.read(number).reindex(columns=job.table.columns)
-        if len(rows) != len(block):
-            fix = "remove it and score the block again"
-            raise VerifierError(f"the part has {len(rows)} rows, the block {len(block)}", job.part(number), fix)
-        found = pd.DataFrame(rows, columns=columns, dtype=object).set_axis(block.index)
+        found = _read_part(job.part(number), block)
         for piece in _pieces(block, job.piece):
             mine = found.loc[piece.index]
             yield piece, mine, [i for i, verdict in enumerate(mine.verdict) if not verdict]
 
+# %% ../nbs/11d_blocks.ipynb #0cee309e
+def _refuse_unfinished(job):
+    "Raises `VerifierError` when a block has no part."
+    missing = job.missing()
+    if not missing: return
+    some = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
+    fix = "let the shards finish, or run again what was killed: finished blocks are not repeated"
+    raise VerifierError(f"{len(missing)} of {job.blocks} blocks have no part yet: {some}", job.parts, fix)
+
+# %% ../nbs/11d_blocks.ipynb #76276985
 def merge(job:Job, more:bool=False, progress:bool=True)->dict:  # as `write_scored` gives
     "Write the result from all parts, in order, and remove them. Raises `VerifierError` when one lacks."
-    if missing := job.missing():
-        some = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-        fix = "let the shards finish, or run again what was killed: finished blocks are not repeated"
-        raise VerifierError(f"{len(missing)} of {job.blocks} blocks have no part yet: {some}", job.parts, fix)
+    _refuse_unfinished(job)
     done = score_file.write_scored(job.out, job.table, _from_parts(job), score_file.columns_of(more), progress)
     _forget(job)
     return done

@@ -81,8 +81,9 @@ def run(
 ):
     "Run all stages of a preset and write a report."
     from verifier_nb import parallel as parallel_, runs
+    from verifier_nb.stages import PUBLISH, STAGES
     parallel_.ask_for(processes, parallel)
-    stages = (*runs.STAGES, runs.PUBLISH) if publish else runs.STAGES
+    stages = (*STAGES, PUBLISH) if publish else STAGES
     with runs.mirrored(mirror, root): runs.start(config, override, root, strict, stages)
 
 # %% ../nbs/12_cli.ipynb #3ab7dafd

@@ -9,7 +9,8 @@ __all__ = ['NOT_COMPARED', 'environment_differences', 'suspects', 'differences',
 import hashlib
 from . import files, setup
 from .folders import Run, new_run
-from .runs import code_hash, finish, read_manifest, snapshot
+from .runs import finish, read_manifest, snapshot
+from .stages import code_hash
 
 # %% ../nbs/10a_reproduce.ipynb #5d6bc217
 NOT_COMPARED = ("environment.json", "training.json", "model.json", "preflight.csv", "memory.csv", "config.yaml")
