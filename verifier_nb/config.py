@@ -52,6 +52,7 @@ class DataSettings(Settings):
     problems_of: dict[str, Count] = {}  # the same for single sources: {everyday: 5000, sampled: 7000} sets their shares
     # for source sampled: the folder that `verifier-nb sample` made, or the preset that makes it
     sampled: Optional[str] = None
+    sampled_repeats: Count = 1  # times that each sampled solution is told, each time in a form of its own
     validation_fraction: Fraction01 = 0.1  # share of problems held out for choosing; ignored when the source has splits
     test_fraction: Fraction01 = 0.1  # share of problems held out for the final number
     columns: dict[str, str] = {}  # rename: {"our name": "the file's name"}

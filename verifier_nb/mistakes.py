@@ -149,7 +149,7 @@ ARITHMETIC = (_false_result,) * 5 + (_bad_copy,)
 # %% ../nbs/02c_mistakes.ipynb #b9bbdf93
 # chance of an error that shows so: more or fewer steps, a fraction, more digits, a number said twice, another sum,
 # a division gone
-_SELDOM = {"longer": 0.2, "shorter": 0.3, "fraction": 0.03, "larger": 0.12, "repeated": 0.1, "sum": 0.4,
+_SELDOM = {"longer": 0.2, "shorter": 0.3, "fraction": 0.0, "larger": 0.12, "repeated": 0.1, "sum": 0.4,
            "undivided": 0.4}
 
 def _is_whole(plan)->bool: return all(value.denominator == 1 for value in (*plan.results(), plan.answer))

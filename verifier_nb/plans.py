@@ -180,4 +180,4 @@ def asked(
     "A question with its numbers and words."
     question = text.format(**{**slots, **_spoken(text, values, rng)})
     question = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", question)
-    return question[0].upper() + question[1:]
+    return re.sub(r"(?:^|(?<=[.?!] ))[a-z]", lambda first: first[0].upper(), question)

@@ -9,15 +9,18 @@ __all__ = ['SAMPLED_FILE', 'MADE', 'NEAR_TEXT', 'NEAR_TEMPLATE', 'everyday_probl
 
 # %% ../nbs/02d_sources.ipynb #8306ebf1
 import itertools
+import os
 import random
 import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
+from .appearance import balanced_features
+from .balance import Trial, mapped, tilts_of
 from .config import DataSettings
 from .errors import in_plain_style
-from .everyday import Shares, everyday, everyday_templates
+from .everyday import Shares, everyday, everyday_templates, trial_texts
 from .files import VerifierError
 from verifier_nb.rows import (
     COLUMNS,
@@ -60,18 +63,45 @@ def _ready_pair(number, key, made)->Problem:
     return Problem(key, number, "everyday", made.question, made.correct, ready=(correct, flawed), restyle=like_gsm8k)
 
 # %% ../nbs/02d_sources.ipynb #8b803894
+def _trials_of_everyday(task):
+    "Trials of some everyday problems; runs in a worker process."
+    topics, kinds, shares, seed = task
+    made = [(n, *trial_texts(f"{seed}/{n}", topic, kinds, shares)) for n, topic in topics]
+    looks = [(n, kind, text) for n, correct, wrong in made for kind, texts in [("correct", [correct]), *wrong.items()]
+             for text in texts]
+    return [Trial(n, kind, tuple(balanced_features(text))) for n, kind, text in looks]
+
+def _everyday_tilts(topics, cfg, seed, shares, workers)->dict:  # kind -> Tilt, or None
+    "What gives the errors of everyday problems away, learned from those of the training split."
+    few = [*enumerate(random.Random(f"everyday/trials/{seed}").choices(topics, k=1200))] if len(topics) >= 400 else []
+    tasks = [(few[i:i+50], sorted(cfg.types), shares, seed) for i in range(0, len(few), 50)]
+    trials = [trial for chunk in mapped(_trials_of_everyday, tasks, workers) for trial in chunk]
+    return tilts_of(trials, cfg.types, seed, rounds=30)
+
+# %% ../nbs/02d_sources.ipynb #ca648f65
+def _everyday_pairs(task):
+    "Everyday problems with their numbers; runs in a worker process."
+    numbered, keys, *how = task
+    seed, *settings = how
+    made = [(n, topic, everyday(f"{seed}/{n}", topic, *settings)) for n, topic in numbered]
+    return [_ready_pair(n, keys[topic], one) for n, topic, one in made]
+
 def everyday_problems(
     cfg:DataSettings,
     seed:int,
 )->dict:  # split -> list of Problem
-    "Short everyday problems, split by template; each template is drawn equally often."
-    topics = [*range(len(everyday_templates()))]
-    drawn = templates_by_split(topics, cfg.limit("everyday"), cfg, seed)
-    number, shares = itertools.count(), Shares(cfg.turned, cfg.one_expression)
-    def one(topic):
-        n = next(number)
-        return _ready_pair(n, topic, everyday(f"{seed}/{cfg.draw}/{n}", topic, cfg.types, shares))
-    return {split: [one(topic) for topic in topics] for split, topics in drawn.items()}
+    "Short everyday problems, split by their story; each template is drawn equally often."
+    stories = [template.story for template in everyday_templates()]
+    keys = pd.factorize(pd.Series(stories))[0].tolist()
+    drawn = templates_by_split([*range(len(stories))], cfg.limit("everyday"), cfg, seed, keys)
+    shares = Shares(cfg.turned, cfg.one_expression)
+    numbered = [*enumerate(topic for topics in drawn.values() for topic in topics)]
+    workers = os.cpu_count() or 1 if len(numbered) > 4000 else 1
+    tilts = _everyday_tilts(drawn.get("train", []), cfg, seed, shares, workers) if cfg.balance else None
+    how = (keys, f"{seed}/{cfg.draw}", cfg.types, shares, tilts)
+    tasks = [(numbered[i:i+250], *how) for i in range(0, len(numbered), 250)]
+    made = (one for chunk in mapped(_everyday_pairs, tasks, workers) for one in chunk)
+    return {split: [*itertools.islice(made, len(topics))] for split, topics in drawn.items()}
 
 # %% ../nbs/02d_sources.ipynb #0fcaca67
 def _gsm8k():
@@ -254,10 +284,13 @@ def _sampled_table(cfg)->pd.DataFrame:
            "`verifier-nb run` makes that of a preset itself")
     raise VerifierError(f"there is no sampled data set {cfg.sampled}", "data.sampled", fix)
 
-def _sampled_rows(rows)->tuple:
+def _sampled_rows(
+    rows:pd.DataFrame,  # question, solution, label
+    times:int=1,  # that each is told; every place has a form of its own
+)->tuple:  # of Ready
     "The rows of a problem: the first right and the first wrong one share a place, and so on."
     places, ready = Counter(), []
-    for solution, label, question in zip(rows.solution, rows.label, rows.question):
+    for solution, label, question in [*zip(rows.solution, rows.label, rows.question)] * times:
         kind, subtype = ("unknown", "sampled") if label else ("correct", "correct")
         ready.append(Ready(places[label], question, solution, int(label), kind, subtype, 0))
         places[label] += 1
@@ -274,7 +307,7 @@ def sampled_problems(
     place = _carve({"train": [*asked]}, cfg, seed)
     out = {split: [] for split in SPLITS}
     for number, (key, rows) in enumerate(table.groupby(asked, sort=False)):
-        ready = _sampled_rows(rows)
+        ready = _sampled_rows(rows, cfg.sampled_repeats)
         problem = Problem(number, number, "sampled", ready[0].question, ready=ready, restyle=True)
         out[place["train", key]].append(problem)
     return _sample(out, cfg.limit("sampled"), seed)

@@ -127,15 +127,17 @@ def templates_by_split(
     count:int,  # problems in all splits together
     cfg:DataSettings,
     seed:int,
+    kin:list=None,  # of each template a key; those with equal ones stay in one split
 )->dict:  # split -> the template of each of its problems
     "Templates shared out to the splits, each drawn equally often, in a random order."
-    place = split_problems(templates, cfg.validation_fraction, cfg.test_fraction, seed)
+    kin = dict(zip(templates, kin or templates))
+    place = split_problems(kin.values(), cfg.validation_fraction, cfg.test_fraction, seed)
     order = random.Random(f"templates/{seed}").sample(templates, len(templates))
     share = {"validation": cfg.validation_fraction, "test": cfg.test_fraction}
     share["train"] = 1 - sum(share.values())
     out = {}
     for split in SPLITS:
-        mine = [template for template in order if place[template] == split]
+        mine = [template for template in order if place[kin[template]] == split]
         wanted = round(count * share[split]) if mine else 0
         if wanted: out[split] = [mine[i % len(mine)] for i in range(wanted)]
     return out
