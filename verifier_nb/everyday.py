@@ -39,7 +39,8 @@ def _template(entry)->Template:
     draw = {name: _range(text) for name, text in entry["draw"].items()}
     ways = tuple(tuple((str(how), said) for how, said in way) for way in entry["ways"])
     let = {name: str(how) for name, how in entry.get("let", {}).items()}
-    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, tuple(entry.get("need", ())), entry.get("pick", {}))
+    need, pick = tuple(entry.get("need", ())), entry.get("pick", {})
+    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, need, pick)
 
 # %% ../nbs/02c_everyday.ipynb #c5bf528c
 @functools.lru_cache(maxsize=None)

@@ -116,7 +116,8 @@ def _joins(text, piece, line, sections):
     "Whether a line belongs to the piece before it. `sections`: whether the steps have headings that number them."
     if line.goes_on: return True
     if piece.open: return line.kind is not LineKind.ANSWER
-    if line.kind is LineKind.BLOCK: return piece.words or piece.last.kind is LineKind.BLOCK and _is_row(text, piece.last, line)
+    if line.kind is LineKind.BLOCK:
+        return piece.words or piece.last.kind is LineKind.BLOCK and _is_row(text, piece.last, line)
     if line.kind is LineKind.CONTINUED: return True
     if line.kind in (LineKind.ANSWER, LineKind.HEADING, LineKind.MARKER): return False
     if piece.last.kind is LineKind.BLOCK and text[line.start+line.indent].islower(): return True  # where …
