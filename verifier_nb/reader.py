@@ -97,7 +97,7 @@ def _second_number(reader, before, token, after):
     thousands = token.end - token.start == 3 and before.kind is NUMBER  # 10 000
     if not reader.words and (fraction or thousands): reader.doubt = UNTIL_STOP
     joined = not reader.words or reader.unit_word in _JOINING
-    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches, 2 and 30 minutes; not = 7 and 5 + 2
+    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches; not = 7 and 5 + 2
     if reader.unit_word == "and" and after.kind is OPERATOR and reader.has_equals(): smaller_unit = False
     reader.close(UNTIL_STOP if joined or smaller_unit else SURE)
 
