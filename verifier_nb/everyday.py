@@ -39,8 +39,7 @@ def _template(entry)->Template:
     draw = {name: _range(text) for name, text in entry["draw"].items()}
     ways = tuple(tuple((str(how), said) for how, said in way) for way in entry["ways"])
     let = {name: str(how) for name, how in entry.get("let", {}).items()}
-    need, pick = tuple(entry.get("need", ())), entry.get("pick", {})
-    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, need, pick)
+    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, tuple(entry.get("need", ())), entry.get("pick", {}))
 
 # %% ../nbs/02c_everyday.ipynb #c5bf528c
 @functools.lru_cache(maxsize=None)
