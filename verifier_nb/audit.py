@@ -23,6 +23,15 @@ def _placements(score, label)->tuple:  # ([positive rows], [negative rows])
     return below, above
 
 # %% ../nbs/02f_audit.ipynb #494382e4
+def _error_by_problem(
+    flawed, below,  # problem and placement of each flawed row, without their mean
+    correct, above,  # the same for each correct one
+)->float:
+    "Standard error of an AUROC whose rows come in problems."
+    k = max(flawed.max(), correct.max()) + 1
+    a, b = np.bincount(flawed, below, k) / len(below), np.bincount(correct, above, k) / len(above)
+    return np.sqrt(max(k / max(k - 1, 1) * ((a + b) ** 2).sum(), 0))
+
 def auroc(
     score,  # [n] higher: more likely flawed
     label,  # [n] 0 or 1
@@ -36,10 +45,7 @@ def auroc(
     below, above = _placements(score, label)
     area = below.mean()
     code = np.unique(np.asarray(group), return_inverse=True)[1]
-    k = code.max() + 1
-    a = np.bincount(code[label == 1], below - area, k) / len(below)
-    b = np.bincount(code[label == 0], above - area, k) / len(above)
-    half = 1.96 * np.sqrt(max(k / max(k - 1, 1) * ((a + b) ** 2).sum(), 0))
+    half = 1.96 * _error_by_problem(code[label == 1], below - area, code[label == 0], above - area)
     return tuple(round(float(x), 4) for x in (area, max(area - half, 0), min(area + half, 1)))
 
 # %% ../nbs/02f_audit.ipynb #6c2ac80a
@@ -84,16 +90,20 @@ def _balanced_accuracy(score, label)->float:
 def _lines_of(name, score, df)->list:
     "What a baseline reaches over all rows, and for each type of error against all correct rows."
     label, group = df.label.to_numpy(), df.group.to_numpy()
-    kinds = ["all", *[t for t in ERROR_TYPES[1:] if (df.error_type == t).any()]]
-    lines = []
-    for kind in kinds:
-        mine = np.ones(len(df), bool) if kind == "all" else (label == 0) | (df.error_type == kind).to_numpy()
+    def line(kind, mine):
         area, low, high = auroc(score[mine], label[mine], group[mine])
-        lines.append(dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high,
-                          balanced_accuracy=_balanced_accuracy(score[mine], label[mine])))
-    return lines
+        return dict(baseline=name, error_type=kind, n=int(mine.sum()), auroc=area, lower=low, upper=high,
+                    balanced_accuracy=_balanced_accuracy(score[mine], label[mine]))
+    kinds = [kind for kind in ERROR_TYPES[1:] if (df.error_type == kind).any()]
+    each = [line(kind, (label == 0) | (df.error_type == kind).to_numpy()) for kind in kinds]
+    return [line("all", np.ones(len(df), bool)), *each]
 
 # %% ../nbs/02f_audit.ipynb #f09bbdc2
+def _baselines(solutions)->dict:  # name -> features
+    "What the three baselines see."
+    return {"surface": surface_features(solutions).to_numpy(), "words": _words(solutions),
+            "equations": equation_features(solutions).to_numpy()}
+
 def audit(
     dataset,  # a Dataset or a table with solution, label, error_type and index (or problem)
     rows:int=20_000,  # at most so many rows, whole problems at a time
@@ -108,7 +118,5 @@ def audit(
     if len(set(label)) < 2 or len(set(group)) < 2:
         what = "an audit needs correct and flawed solutions of at least two problems"
         raise VerifierError(what, "dataset", "give more rows")
-    baselines = {"surface": surface_features(df.solution).to_numpy(), "words": _words(df.solution),
-                 "equations": equation_features(df.solution).to_numpy()}
-    scores = {name: _held_out_scores(features, label, group) for name, features in baselines.items()}
+    scores = {name: _held_out_scores(features, label, group) for name, features in _baselines(df.solution).items()}
     return pd.DataFrame([line for name, score in scores.items() for line in _lines_of(name, score, df)])

@@ -130,7 +130,7 @@ class PairMaker(Retelling):
     def key(self, problem)->str: return f"{self.seed}/{problem.source}/{problem.number}"
 
     def examples(self, problem, place, counts):  # yields dicts
-        "Candidates for one place: instances of the problem, with other words and fewer steps where their turn has come."
+        "Candidates for one place: instances of the problem, with other words and fewer steps where their turn is."
         key, fresh = self.key(problem), self.cfg.fresh_numbers
         for example in instances(problem, f"{key}/{place if fresh else 0}", fresh):
             if not example: counts["refused", "fresh numbers", example.reason] += 1
@@ -245,7 +245,8 @@ def _known_subtypes(weights):
     known = [*errors.COMPUTATIONAL, *errors.CONCEPTUAL]
     unknown = [n for n in weights if n not in known]
     if not unknown: return
-    raise VerifierError(f"there is no subtype {', '.join(unknown)}", "data.subtypes", f"choose from: {', '.join(known)}")
+    what = f"there is no subtype {', '.join(unknown)}"
+    raise VerifierError(what, "data.subtypes", f"choose from: {', '.join(known)}")
 
 # %% ../nbs/02e_build.ipynb #8df7e449
 def _stride(problems, cfg)->int:

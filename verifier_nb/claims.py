@@ -130,7 +130,7 @@ _LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
 _REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
 
 def _fills_a_line(left, right, draft):
-    "Whether nothing but a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
+    "Whether only a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
     text = draft.parsed.text
     line = text.rfind("\n", 0, left.start) + 1
     alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)

@@ -284,18 +284,9 @@ def _summary(prepared, max_length):
     return pd.DataFrame(lines)
 
 # %% ../nbs/03_data.ipynb #1ed1dafb
-def run_stage(
-    run:Run,
-)->pd.DataFrame:  # one line for each split
-    "Load, check and save the run's data; write catalog, summary and the histogram of lengths."
-    seed_everything(run.config.seed, run.config.deterministic)
-    max_length, building = run.config.data.max_length, run.artifacts/".building"
-    try:
-        prepared = _prepare(run, building)
-        catalog = _catalog(prepared.kept)
-        _save(prepared.kept, catalog, run.dataset)
-    finally: shutil.rmtree(building, ignore_errors=True)
-    write_csv(run.report("catalog.csv"), catalog)
+def _write_tables(run, prepared):
+    "Write what the data are like: summary, holes, counts and the histogram of lengths. Returns the summary."
+    max_length = run.config.data.max_length
     found = {split: holes(rows, seed=run.config.seed) for split, rows in prepared.kept.items()}
     summary = _summary(prepared, max_length).assign(holes=[len(found[split]) for split in prepared.fits])
     write_csv(run.report("data_summary.csv"), summary)
@@ -303,6 +294,20 @@ def run_stage(
     if prepared.counts: write_csv(run.report("data_counts.csv"), count_table(prepared.counts))
     _write_lengths(run, {split: fit.lengths for split, fit in prepared.fits.items()}, max_length)
     return summary
+
+def run_stage(
+    run:Run,
+)->pd.DataFrame:  # one line for each split
+    "Load, check and save the run's data; write catalog, summary and the histogram of lengths."
+    seed_everything(run.config.seed, run.config.deterministic)
+    building = run.artifacts/".building"
+    try:
+        prepared = _prepare(run, building)
+        catalog = _catalog(prepared.kept)
+        _save(prepared.kept, catalog, run.dataset)
+    finally: shutil.rmtree(building, ignore_errors=True)
+    write_csv(run.report("catalog.csv"), catalog)
+    return _write_tables(run, prepared)
 
 # %% ../nbs/03_data.ipynb #3b73c704
 def load_split(

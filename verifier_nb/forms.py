@@ -375,7 +375,8 @@ def _shape(text)->str: return re.sub(r"[$\\]*\d[\d,.]*", "#", text)
 def _read_alike(sources)->bool:
     "Whether steps that differ by numbers alone have as many equations in each source."
     told = [[(_shape(s.text[span.start:span.end]), len(s.equations_in(span))) for span in s.spans] for s in sources]
-    return all(len({count for _, count in steps}) == 1 for steps in zip(*told) if len({shape for shape, _ in steps}) == 1)
+    def differs(steps, k): return len({step[k] for step in steps}) > 1
+    return not any(differs(steps, 1) and not differs(steps, 0) for steps in zip(*told))
 
 # %% ../nbs/02_forms.ipynb #ebd6b5ab
 _DRAWS = 5  # styles that are tried before the simple one

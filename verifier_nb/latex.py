@@ -32,7 +32,8 @@ def _names(section): return frozenset(name for line in _latex()[section] for nam
 # %% ../nbs/02_latex.ipynb #57f26a24
 _NEWLINE = re.compile(r"[ \t]*(?:\[[\d.]+ ?(?:pt|em|ex|mm|cm)\])?[ \t]*\n?")
 _ESCAPED_TWICE = re.compile(r"""
-    \\ (?= (?: d?frac | times | cdot | div | text | boxed | left | right | sqrt | approx | begin | end | quad ) (?![A-Za-z])
+    \\ (?= (?: d?frac | times | cdot | div | text | boxed | left | right | sqrt | approx | begin | end | quad )
+              (?![A-Za-z])
          | [()$%] )
 """, re.VERBOSE)
 

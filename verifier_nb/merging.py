@@ -93,6 +93,13 @@ MOST_SIGNS = 6  # in one expression of several steps
 
 def _is_alone(step, p, lines)->bool: return _line_of(step, lines).steps == [step.index]
 
+def _can_take_in(user, step, p)->bool:
+    "Whether the expression of a step can stand in that of its user: in one place, with few signs in all."
+    inside = [i for i in _repeats(step, p) if i in leaves_of(user.trees[-1])]
+    elsewhere = [i for i in _repeats(step, p) if i not in user.operands]
+    if len(inside) != 1 or elsewhere or not _is_exact(user, p): return False
+    return len(operators_of(step.trees[-1]) + operators_of(user.trees[-1])) <= MOST_SIGNS
+
 def _mergeable(p, lines)->list:
     "Pairs (step, its only user) that can become one."
     found = []
@@ -100,11 +107,7 @@ def _mergeable(p, lines)->list:
         is_sure = _is_exact(step, p) and _is_alone(step, p, lines) and not _in_doubt(step, p)
         if len(step.users) != 1 or not is_sure: continue
         user = p.steps[step.users[0]]
-        inside = [i for i in _repeats(step, p) if i in leaves_of(user.trees[-1])]
-        elsewhere = [i for i in _repeats(step, p) if i not in user.operands]
-        if len(inside) != 1 or elsewhere or not _is_exact(user, p): continue
-        signs = operators_of(step.trees[-1]) + operators_of(user.trees[-1])
-        if len(signs) <= MOST_SIGNS: found.append((step, user))
+        if _can_take_in(user, step, p): found.append((step, user))
     return found
 
 def _without_line(text, line): return text[:line.start] + text[line.end:]

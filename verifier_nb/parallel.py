@@ -198,7 +198,8 @@ def _said_by(path:Path)->VerifierError:
     said, log = files.read_json(path), path.with_suffix(".log")
     if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
     rank = path.stem.removeprefix("rank-")
-    return VerifierError(f"process {rank} failed: {said['what']}", log, "read the log; mend the cause, then resume the run")
+    fix = "read the log; mend the cause, then resume the run"
+    return VerifierError(f"process {rank} failed: {said['what']}", log, fix)
 
 def _killed(run, rank)->VerifierError:
     again = "finished checkpoints are kept: resume the run, with as many processes as you like"

@@ -149,6 +149,7 @@ def _holds(condition:str, values)->bool:
         if not (one > two if sign == ">" else one != two): return False
     return True
 
+# %% ../nbs/02c_plans.ipynb #163edb54
 def numbers_of(
     template,  # with topic, draw, let and need
     rng:random.Random,

@@ -242,8 +242,7 @@ def _label_pair(
     prompt = _read(tokenizer, messages(question, solution), True).ids
     zero, one = (_read(tokenizer, messages(question, solution, label), False).ids for label in (0, 1))
     n = len(prompt)
-    for whole in (zero, one):
-        if whole[:n] == prompt and len(whole) > n: continue
+    if any(whole[:n] != prompt or len(whole) <= n for whole in (zero, one)):
         raise VerifierError("the prompt is not how the whole conversation begins", "the tokenizer's chat template",
                             "use a model whose template keeps the text before the answer as it is")
     differ_in_one = zero[n] != one[n] and zero[n+1:] == one[n+1:]
@@ -435,6 +434,14 @@ def _style(piece, number, control):
     return f"background:{shade}"
 
 # %% ../nbs/02c_prompt.ipynb #e24be85b
+_ANSWER = "background:#e8590c;color:#fff;border-radius:3px;padding:0 4px"
+
+def _tokens_shown(tokenizer, ids)->str:
+    "Tokens as HTML, each with its position and id as a title."
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return "".join(_span(piece.text, _style(piece, number, control), f"position {piece.start}, id {piece.id}")
+                   for number, piece in enumerate(_pieces(tokenizer, ids)))
+
 def show_sample(
     tokenizer,
     row,  # a mapping with question, solution and label
@@ -446,13 +453,7 @@ def show_sample(
     if got is None: return HTML("<p>This row is too long and is dropped.</p>")
     ids, label = got["input_ids"], label_ids(tokenizer)[int(row["label"])]
     n = len(ids)
-    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    spans = []
-    for number, piece in enumerate(_pieces(tokenizer, ids)):
-        title = f"position {piece.start}, id {piece.id}"
-        spans.append(_span(piece.text, _style(piece, number, control), title))
-    answer_style = "background:#e8590c;color:#fff;border-radius:3px;padding:0 4px"
-    answer = _span(tokenizer.decode([label]), answer_style, f"label position {n}, id {label}")
+    answer = _span(tokenizer.decode([label]), _ANSWER, f"label position {n}, id {label}")
     return HTML('<div style="white-space:pre-wrap;font-family:monospace;line-height:1.5">'
-                f'{"".join(spans)}{answer}</div><p>{n} prompt tokens; the label is token {n} (counted from 0) '
-                f'and is predicted by the logits at position {n-1}.</p>')
+                f'{_tokens_shown(tokenizer, ids)}{answer}</div><p>{n} prompt tokens; the label is token {n} (counted '
+                f'from 0) and is predicted by the logits at position {n-1}.</p>')

@@ -73,7 +73,8 @@ SENTENCES = (
 def _patterns():
     "The sentences, compiled."
     ends = r"(?![\d%]|[.,]\d|\s*[-+*/^=×÷])"
-    def compiled(sentence): return re.compile(r"(?<![\w.,$])" + sentence.pattern.format(**_grammar()) + ends, re.IGNORECASE)
+    def compiled(sentence):
+        return re.compile(r"(?<![\w.,$])" + sentence.pattern.format(**_grammar()) + ends, re.IGNORECASE)
     return [(compiled(sentence), sentence) for sentence in SENTENCES]
 
 # %% ../nbs/02_prose.ipynb #e140337c
@@ -94,9 +95,11 @@ def _worth(found, sentence):
 
 # %% ../nbs/02_prose.ipynb #8c869f43
 _GOES_ON = re.compile(r"\s*(?:[A-Za-z]+\s*){0,3}(?:[.;!?)](?!\d)|,(?!\d)|\n|$)")
-_COMPARES = re.compile(r"\s*(?:\w+\s+)?(?:more|less|fewer|times|out|percent|as|and|or|plus|minus|th|st|nd|rd|to|than)\b")
+_COMPARES = re.compile(r"\s*(?:\w+\s+)?"
+                       r"(?:more|less|fewer|times|out|percent|as|and|or|plus|minus|th|st|nd|rd|to|than)\b")
 _CALCULATES_BEFORE = re.compile(r"""
-    (?: [-+*/^=(×÷] | \b (?: plus | minus | times | by | of | and | than | steps? | days? | week | numbers? ) ) \s* [$€£]? $
+    (?: [-+*/^=(×÷] | \b (?: plus | minus | times | by | of | and | than | steps? | days? | week | numbers? ) )
+    \s* [$€£]? $
 """, re.VERBOSE | re.IGNORECASE)
 
 def _certain(text, found):
@@ -235,8 +238,8 @@ def _judged(text, above, below, stated, value):
     return Equation(text[start:end], start, end, above.value.rstrip(" .,;"), plain, value, ok, expected)
 
 # %% ../nbs/02_prose.ipynb #62e9df1d
-_BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
-    about roughly around exactly just approximately nearly almost""".split())
+_BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to
+    in of us him her them you about roughly around exactly just approximately nearly almost""".split())
 _LAST_LETTERS = "|".join(sorted({word[-2:] for word in _BEFORE_A_RESULT}))
 # two letters of the word before it tell most others apart
 _RESULT = re.compile(rf" (?=[$€£]?\d)(?<=(?:{_LAST_LETTERS}) )(?!.[\d,.]* ?[-+*/^=×÷%])")

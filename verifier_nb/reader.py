@@ -97,8 +97,8 @@ def _second_number(reader, before, token, after):
     thousands = token.end - token.start == 3 and before.kind is NUMBER  # 10 000
     if not reader.words and (fraction or thousands): reader.doubt = UNTIL_STOP
     joined = not reader.words or reader.unit_word in _JOINING
-    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches, 2 and 30 minutes
-    if reader.unit_word == "and" and after.kind is OPERATOR and reader.has_equals(): smaller_unit = False  # = 7 and 5 + 2
+    smaller_unit = reader.words == 1 and reader.unit_word in MEASURES  # 5 feet 6 inches; not = 7 and 5 + 2
+    if reader.unit_word == "and" and after.kind is OPERATOR and reader.has_equals(): smaller_unit = False
     reader.close(UNTIL_STOP if joined or smaller_unit else SURE)
 
 def _is_mixed(reader, token):
@@ -113,9 +113,9 @@ def _is_mixed(reader, token):
 
 def _is_tight_fraction(reader, token):
     "Whether a number stands over another one without blanks, and over nothing else: 1/2, not 1/2/3."
-    slash, below = reader.tokens[reader.at+1], reader.tokens[reader.at+2]
-    if slash.text != "/" or slash.start != token.end or below.kind is not NUMBER or below.start != slash.end: return False
-    return all(behind.text != "/" for behind in reader.tokens[reader.at+3:reader.at+4])
+    slash, below = reader.tokens[reader.at+1:reader.at+3]
+    tight = slash.text == "/" and slash.start == token.end and below.kind is NUMBER and below.start == slash.end
+    return tight and all(behind.text != "/" for behind in reader.tokens[reader.at+3:reader.at+4])
 
 # %% ../nbs/02_reader.ipynb #105e3118
 _SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/"}  # how else operators are written

@@ -116,16 +116,20 @@ def _undecided_by_unit(p, doubtful, units):
     left = [i for i in doubtful if not _decide(p, p.numbers[i], units, decided)]
     return [i for i in left if not _decide_like_its_twin(p, p.numbers[i], decided)]
 
+def _with_its_unit(p, n, units)->list:
+    "What has the value and the unit of a number: steps in question, and the problem (None)."
+    unit = singular(unit_behind(n, p))
+    if len(unit) < 3: return []
+    same = [step for step in n.doubt if singular(unit_behind(_result(p, step, 0), p)) == unit]
+    return same + [None] if n.given and unit in units.get(n.value, ()) else same
+
 def _decide(p, n, units, decided):
     "Whether the unit behind a number in the prose tells which step, or the problem, it repeats."
     if n.annotation or n.given and n.value not in units: return False
     if any(_result(p, step, -1).start > n.start for step in n.doubt): return False  # it may anticipate a step
-    unit = singular(unit_behind(n, p))
-    same = [step for step in n.doubt if singular(unit_behind(_result(p, step, 0), p)) == unit]
-    stated = n.given and unit in units.get(n.value, ())
-    by_problem, by_step = stated and not same, len(same) == 1 and not stated
-    if len(unit) < 3 or not (by_problem or by_step): return False
-    _assign(n, None if stated else same[0])
+    sources = _with_its_unit(p, n, units)
+    if len(sources) != 1: return False
+    _assign(n, sources[0])
     decided[n.step, n.value] = n.source
     return True
 
@@ -186,12 +190,10 @@ def _share_out(p, group, trees, used, unused, elsewhere):
     if not stated and _is_only_one(max(perhaps), perhaps, unused): return [max(perhaps)]*most
     idle = [step for step in perhaps if step not in used]
     if not idle or min(map(len, trees)) < len(idle): return []
-    shared = [*idle, *[None]*(most - len(idle))]
     as_many = len(trees[0]) == len(idle)
-    any_order = all(map(_any_order, p.steps[group.step].trees))
-    if any_order and (stated or as_many): return shared
-    one_place = as_many and len(idle) == 1
-    return shared if one_place and not (stated and elsewhere) else []
+    in_any_order = all(map(_any_order, p.steps[group.step].trees)) and (stated or as_many)
+    one_place = as_many and len(idle) == 1 and not (stated and elsewhere)
+    return [*idle, *[None]*(most - len(idle))] if in_any_order or one_place else []
 
 def _is_only_one(step, perhaps, unused):
     "Whether a step is the only one of these that is unused."

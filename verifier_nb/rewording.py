@@ -89,14 +89,13 @@ def _pairs(entry)->list:
 def _stands_alone(word, text)->bool:
     "Whether a word is joined to no other noun or adjective wherever it stands."
     lists = _lists()
-    for found in re.finditer(rf"\b{word}\b", text, re.I):
-        before = re.search(r"([\w$.,>'-]+) $", text[:found.start()])
-        behind = re.match(r" ([A-Za-z-]+)", text[found.end():])
+    def is_alone(start, end):
+        before, behind = re.search(r"([\w$.,>'-]+) $", text[:start]), re.match(r" ([A-Za-z-]+)", text[end:])
         last = before[1].lower() if before else ""
         fits = not last or last in lists["before"] or last[-1] in "0123456789>," or last.endswith("'s")
-        if not fits or behind and behind[1].lower() not in lists["behind"]: return False
-        if text[found.end():found.end()+1] in ("-", "'"): return False
-    return True
+        if behind and behind[1].lower() not in lists["behind"]: return False
+        return fits and text[end:end+1] not in ("-", "'")
+    return all(is_alone(*found.span()) for found in re.finditer(rf"\b{word}\b", text, re.I))
 
 # %% ../nbs/02c_rewording.ipynb #46961b00
 def _exchange(old, new)->dict:
@@ -151,21 +150,22 @@ def _replaced(text, changes)->str:
     return pattern.sub(one, text)
 
 # %% ../nbs/02c_rewording.ipynb #2aea775e
+def _new_words(text, rng)->dict:
+    "Other people, things, units and places for those of a text: old word -> new word."
+    changes, lists = _new_people(text, rng), _lists()
+    for entry in lists["things"].values(): changes |= _new_of_kind(entry, text, rng)
+    for entry in lists["units"].values(): changes |= _new_units(entry, text, rng)
+    return changes | _new_places(text, rng)
+
 def reword(
     example:dict,  # question, solution
     rng:random.Random,
 )->dict:  # the same with other words, and `words`: old -> new; empty where nothing could be replaced
     "The same problem with other people, things, places and units; its numbers stay."
     texts = example["question"], example["solution"]
-    both = "\n".join(texts)
-    lists = _lists()
-    changes = _new_people(both, rng)
-    for entry in lists["things"].values(): changes |= _new_of_kind(entry, both, rng)
-    for entry in lists["units"].values(): changes |= _new_units(entry, both, rng)
-    changes |= _new_places(both, rng)
-    if not changes: return {**example, "words": {}}
-    question, solution = (_replaced(text, changes) for text in texts)
+    changes = _new_words("\n".join(texts), rng)
+    question, solution = (_replaced(text, changes) for text in texts) if changes else texts
     numbers = NUMBER_PATTERN.findall
     same = all(numbers(old) == numbers(new) for old, new in zip(texts, (question, solution)))
-    if not same: return {**example, "words": {}}
+    if not changes or not same: return {**example, "words": {}}
     return {**example, "question": question, "solution": solution, "words": changes}

@@ -111,7 +111,7 @@ _SOME_MARKS = {  # a sign, and what must stand around it to make it a mark
     ",": re.compile(r",(?<=\d,)\d{1,2}(?!\d)")}
 
 def _looks_marked(text):
-    "Whether a text may hold markup. One with GSM8K's annotations has its style, but for what is LaTeX or bold without doubt."
+    "Whether a text may hold markup. One with GSM8K's annotations has its style, but for what is surely LaTeX or bold."
     if "\\" in text or "**" in text: return True
     if "<<" in text and ">>" in text: return False
     if any(mark in text for mark in ("`", "$$", "{,}")) or _LINE_MARKS.search("\n" + text): return True
@@ -333,7 +333,8 @@ def composed(first, second):
     for piece in second.pieces:
         if piece.copied: pieces += _cut_out(first, piece.start, piece.end)
         else: pieces.append(MappedPiece(piece.text, *first.to_original(piece.start, piece.end), False))
-    return Canonical(first.original, second.text, tuple(_merged(pieces, list.append)))  # nothing is cut: the text is made
+    merged = _merged(pieces, list.append)  # nothing is cut: the text is made
+    return Canonical(first.original, second.text, tuple(merged))
 
 def _part_of(piece, at, start, end):
     "What of a piece that stands at an offset lies between two others."

@@ -37,7 +37,8 @@ def _read_csv(path): return read_csv(path, na_values={"index": [""], "label": ["
 
 def _read_jsonl(path): return pd.DataFrame(list(json_lines(path)))
 
-READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}  # by a file's suffix
+# by a file's suffix
+READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
 
 # %% ../nbs/02d_rows.ipynb #80c1338e
 def _renamed(df, columns, path):
@@ -441,7 +442,9 @@ def by_split_column(
 )->dict:  # split -> its rows
     "A table by its `split` column, in the order of the rows. Raises `VerifierError` for a row without a split."
     nowhere = int(df["split"].isna().sum())
-    if nowhere: raise VerifierError(f"{nowhere} of {len(df)} rows have no split", where, "fill in the column split, or drop it")
+    if nowhere:
+        what = f"{nowhere} of {len(df)} rows have no split"
+        raise VerifierError(what, where, "fill in the column split, or drop it")
     parts = df.groupby("split", sort=False)
     return {str(s): part.drop(columns="split").reset_index(drop=True) for s, part in parts}
 

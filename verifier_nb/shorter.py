@@ -133,14 +133,19 @@ def _loses_number(story, question, parsed)->bool:
 # %% ../nbs/02c_shorter.ipynb #34d8d7d3
 _COMMAND = re.compile(r"\b(?:calculate|find|determine|compute|work out)\b", re.I)
 
-def _needed(lines, parsed)->list:
-    "The lines on which the last step depends."
-    used, open_ = set(), [parsed.steps[-1].index]
+def _reached(steps, last)->set:
+    "The steps that one of them uses, directly or not, and itself."
+    used, open_ = set(), [last]
     while open_:
         index = open_.pop()
         if index in used: continue
         used.add(index)
-        open_ += parsed.steps[index].uses
+        open_ += steps[index].uses
+    return used
+
+def _needed(lines, parsed)->list:
+    "The lines on which the last step depends."
+    used = _reached(parsed.steps, len(parsed.steps) - 1)
     def line_of(step): return parsed.text.count("\n", 0, step.start)
     idle = {line_of(step) for step in parsed.steps} - {line_of(parsed.steps[index]) for index in used}
     return [line for k, line in enumerate(lines) if k not in idle]

@@ -38,25 +38,29 @@ _TOKEN = re.compile(r"""
     | [^\W\d_]+          # a word
     """, re.VERBOSE)
 
+def _word(token, numbers)->str:
+    "A word in small letters; a number by its value, or as # where numbers do not count."
+    word = NUMBER_WORDS.get(token.casefold(), token.casefold())
+    is_number = word[0].isdigit() or word[0] == "."
+    if not is_number: return word
+    return _number(word) if numbers else "#"
+
 def _shape(
     text:str,
     names:set,  # see `_names`
     numbers:bool,  # keep them
 )->str:
     "A question's words, with names as name0, name1, … in order of appearance."
-    seen, out = {}, []
+    seen = {}
     plain = re.sub(r"['’]s\b", "", unicodedata.normalize("NFKC", text))
-    for token in _TOKEN.findall(plain):
-        if token in names:
-            out.append(seen.setdefault(token, f"name{len(seen)}"))
-            continue
-        word = NUMBER_WORDS.get(token.casefold(), token.casefold())
-        is_number = word[0].isdigit() or word[0] == "."
-        if not is_number: out.append(word)
-        else: out.append(_number(word) if numbers else "#")
-    return " ".join(out)
+    def shaped(token): return seen.setdefault(token, f"name{len(seen)}") if token in names else _word(token, numbers)
+    return " ".join(map(shaped, _TOKEN.findall(plain)))
 
 # %% ../nbs/02d_similarity.ipynb #b2500836
+def _jaccard(one, other)->float:
+    "Jaccard similarity of two sets: what they share, of all that they hold."
+    return len(one & other) / len(one | other)
+
 def _shingles(shape:str)->frozenset:
     "Runs of three words."
     words = shape.split()
@@ -108,11 +112,9 @@ def _near(
     for i, minhash in enumerate(theirs.hashes): index.insert(i, minhash)
     found = {}
     for question, mine, minhash in zip(a, ours.shingles, ours.hashes):
-        best, place = 0, 0
-        for i in sorted(index.query(minhash)):  # of equally near ones the first
-            similarity = len(mine & theirs.shingles[i]) / len(mine | theirs.shingles[i])
-            if similarity > best: best, place = similarity, i
-        if best >= near: found[question] = Match("near", round(best, 3), b[place])
+        alike = {i: _jaccard(mine, theirs.shingles[i]) for i in sorted(index.query(minhash))}
+        place = max(alike, key=alike.get, default=None)  # of equally near ones the first
+        if place is not None and alike[place] >= near: found[question] = Match("near", round(alike[place], 3), b[place])
     return found
 
 # %% ../nbs/02d_similarity.ipynb #9f15592f

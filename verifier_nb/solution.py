@@ -340,7 +340,8 @@ def _placed_tree(tree, plain):
     "A tree whose signs have their places in the original."
     if tree is None or type(tree) is int: return tree
     start, end = plain.to_original(tree.start, tree.end)
-    return tree._replace(left=_placed_tree(tree.left, plain), right=_placed_tree(tree.right, plain), start=start, end=end)
+    left, right = _placed_tree(tree.left, plain), _placed_tree(tree.right, plain)
+    return tree._replace(left=left, right=right, start=start, end=end)
 
 # %% ../nbs/02_solution.ipynb #f8ab71b5
 def _place_number(n, plain):
@@ -456,7 +457,7 @@ def _places(plain, equations):
 def findings(
     solution:str,  # a worked solution, in any style
 )->Findings:  # both lists are empty when the text cannot be read at all
-    "The equations of a solution, and what looks like one and could not be read, with their places in the text as given."
+    "The equations of a solution, and what looks like one and could not be read; places are those in the text given."
     plain = _plain(solution)
     if plain is None: return Findings([], [])
     equations = _equations_in(plain)

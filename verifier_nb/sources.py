@@ -196,6 +196,17 @@ def _in_splits(tables):
     return by_split_column(df)
 
 # %% ../nbs/02d_sources.ipynb #851489b1
+def _asked_once(
+    tables:dict,  # split -> data frame with question and solution
+    keyed:dict,  # split -> key of each question
+):  # yields (split, key, question, solution)
+    "The rows of tables in order, each question where it stands first."
+    seen = set()
+    for split, df in tables.items():
+        for key, question, solution in zip(keyed[split], df.question.astype(str), df.solution.astype(str)):
+            if key not in seen: yield split, key, question, solution
+            seen.add(key)
+
 def text_problems(
     tables:dict,  # split -> data frame with question and solution
     cfg:DataSettings,
@@ -209,13 +220,10 @@ def text_problems(
     _require_known_splits(tables, cfg.source)
     keyed = {split: [normalise(str(q)) for q in df.question] for split, df in tables.items()}
     place = _carve(keyed, cfg, seed)
-    numbers, out = {}, {split: [] for split in SPLITS}
-    for split, df in tables.items():
-        for key, question, solution in zip(keyed[split], df.question.astype(str), df.solution.astype(str)):
-            if key in numbers: continue  # the same question again
-            number = numbers[key] = len(numbers)
-            plain = in_plain_style(solution.strip())  # its flawed twin will be in that style, too
-            out[place[split, key]].append(Problem(number, number, source, question.strip(), plain))
+    out = {split: [] for split in SPLITS}
+    for number, (split, key, question, solution) in enumerate(_asked_once(tables, keyed)):
+        plain = in_plain_style(solution.strip())  # its flawed twin will be in that style, too
+        out[place[split, key]].append(Problem(number, number, source, question.strip(), plain))
     return _sample(out, cfg.limit(source), seed)
 
 # %% ../nbs/02d_sources.ipynb #c829b1a0
@@ -313,19 +321,22 @@ def sampled_problems(
     return _sample(out, cfg.limit("sampled"), seed)
 
 # %% ../nbs/02d_sources.ipynb #66eb94ba
+def _each(problems): return [(split, p) for split, found in problems.items() for p in found]
+
+def _free(problems, name:str)->int:
+    "The first number (or key) behind those that problems have."
+    return 1 + max((getattr(p, name) for _, p in _each(problems)), default=-1)
+
 def with_short(
     problems:dict,  # split -> list of Problem
 )->dict:
     "The problems, and behind them the shorter ones that their solutions hold."
     from verifier_nb.shorter import short_problems
-    number = itertools.count(1 + max((p.number for ps in problems.values() for p in ps), default=-1))
-    out = {}
-    for split, found in problems.items():
-        out[split] = list(found)
-        for p in found:
-            shorter = short_problems({"question": p.question, "solution": p.solution}) if p.solution else []
-            out[split] += [replace(p, number=next(number), **short) for short in shorter]
-    return out
+    number = itertools.count(_free(problems, "number"))
+    def shorter(p):
+        short = short_problems({"question": p.question, "solution": p.solution}) if p.solution else []
+        return [replace(p, number=next(number), **example) for example in short]
+    return {split: [*found, *(short for p in found for short in shorter(p))] for split, found in problems.items()}
 
 # %% ../nbs/02d_sources.ipynb #506b7b2c
 def _joined(source:str)->list:
@@ -343,13 +354,12 @@ def short_name(
     return "+".join(Path(part).name for part in parts) + mark + tail
 
 # %% ../nbs/02d_sources.ipynb #f2ba0a0d
-def _each(problems): return [(split, p) for split, found in problems.items() for p in found]
 def _home(problem): return normalise(problem.question) if problem.question else None
 
 def _load_joined(cfg, seed, parts):
     "Problems of several sources in one numbering, and counts of what was left out."
     out, counts = {split: [] for split in SPLITS}, Counter()
-    keys, numbers = 0, 0  # the first that are free
+    keys = numbers = 0  # the first that are free
     homes = {}  # normalised question -> (split, key) of the source that asked it first
     for part in parts:
         problems, dropped = load_problems(cfg.model_copy(update={"source": part}), seed)
@@ -359,9 +369,7 @@ def _load_joined(cfg, seed, parts):
             home, key = homes.get(_home(p), (split, p.key))
             out[home].append(replace(p, key=key))
         homes |= {_home(p): (split, p.key) for split, p in moved if _home(p) not in homes}
-        used = [p for _, p in _each(out)]
-        keys = 1 + max((p.key for p in used), default=-1)
-        numbers = 1 + max((p.number for p in used), default=-1)
+        keys, numbers = _free(out, "key"), _free(out, "number")
     return out, counts
 
 # %% ../nbs/02d_sources.ipynb #c7a43ef3
@@ -407,7 +415,6 @@ def held_out(
 
 # %% ../nbs/02d_sources.ipynb #f5775604
 NEAR_TEXT = 0.7  # Jaccard similarity from which a text counts as held out
-
 NEAR_TEMPLATE = 0.5  # the same for one draw of a template
 
 def _asked_by(problem):

@@ -76,18 +76,20 @@ class Line(NamedTuple):
 
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
+def _line(found, words, in_display, gap)->Line:
+    "A line as it was found; `words`: without the blanks before it."
+    kind = LineKind.BLOCK if in_display else kind_of(words)
+    return Line(*found.span(), kind, len(found[0]) - len(words), in_display, gap)
+
 def lines_of(text:str)->list:  # of Line
     "The lines of a text that are not blank. Joined they are all of it but blank lines before the first."
     displays, out, gap = Displays(text), [], False
     has_displays = "\\" in text or "$$" in text or "```" in text
     for found in _LINES.finditer(text):
         words = found[0].lstrip()
-        if not words: gap = True
-        else:
-            kind = LineKind.BLOCK if displays.open else kind_of(words)
-            out.append(Line(*found.span(), kind, len(found[0]) - len(words), bool(displays.open), gap))
-            gap = False
-        if not words and out: out[-1] = out[-1]._replace(end=found.end())
+        if words: out.append(_line(found, words, bool(displays.open), gap))
+        elif out: out[-1] = out[-1]._replace(end=found.end())
+        gap = not words
         if has_displays: displays.read(text, *found.span())
     return out
 
@@ -116,7 +118,8 @@ def _joins(text, piece, line, sections):
     "Whether a line belongs to the piece before it. `sections`: whether the steps have headings that number them."
     if line.goes_on: return True
     if piece.open: return line.kind is not LineKind.ANSWER
-    if line.kind is LineKind.BLOCK: return piece.words or piece.last.kind is LineKind.BLOCK and _is_row(text, piece.last, line)
+    if line.kind is LineKind.BLOCK:
+        return piece.words or piece.last.kind is LineKind.BLOCK and _is_row(text, piece.last, line)
     if line.kind is LineKind.CONTINUED: return True
     if line.kind in (LineKind.ANSWER, LineKind.HEADING, LineKind.MARKER): return False
     if piece.last.kind is LineKind.BLOCK and text[line.start+line.indent].islower(): return True  # where …
