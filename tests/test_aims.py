@@ -216,7 +216,7 @@ def test_the_card_begins_with_what_is_worst(run):
 
 def test_the_report_tells_what_each_aim_is_worth(run):
     from verifier_nb import analysis
-    analysis.write_report(run)
+    analysis.write_report_page(run)
     page = run.report("report.html").read_text(encoding="utf-8")
     test, kept = pd.read_csv(run.report("predictions.csv")), files.read_json(run.report("calibration.json"))["thresholds"]
     recall, _ = shares(test.p_calibrated, test.true_label, kept["recall"])
@@ -232,7 +232,7 @@ def test_the_report_shows_calibration_where_there_are_several_styles(run, tmp_pa
     table = pd.read_csv(folder/"calibration_by_group.csv")
     other = table[table.group == "form"].assign(value="markdown", ece=0.321, low=0.2, high=0.4)
     files.write_csv(folder/"calibration_by_group.csv", pd.concat([table, other]))
-    analysis.write_report(folders.open_run(folder))
+    analysis.write_report_page(folders.open_run(folder))
     page = (folder/"report.html").read_text(encoding="utf-8")
     shown = page.split("By source and by style")[1].split("</table>")[0]
     assert "markdown" in shown and "0.321" in shown and "annotated" in shown and "made up" not in shown

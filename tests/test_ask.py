@@ -39,7 +39,7 @@ def test_check_says_whether_the_probability_is_calibrated(adapter):
 
 def test_what_is_printed_is_what_the_library_says(adapter):
     verifier = load(adapter)
-    row = ask_.judge(verifier, [PROBLEM], [FALSE], files.read_json(adapter/"calibration.json")).iloc[0]
+    row = ask_.judge_solutions(verifier, [PROBLEM], [FALSE], files.read_json(adapter/"calibration.json")).iloc[0]
     said = answer(PROBLEM, FALSE, "--adapter", adapter)
     assert said["p_flawed"] == pytest.approx(row.p_hybrid) and said["verifier"]["p_flawed"] == pytest.approx(row.p_calibrated) and said["verdict"] == row.hybrid_verdict
     assert verifier.score([PROBLEM], [FALSE]).p_calibrated[0] == pytest.approx(row.p_calibrated)

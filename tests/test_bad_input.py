@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from verifier_nb import prompt, rows as rows_, data, model, lock, runs, cli
+from verifier_nb import prompt, rows as rows_, data, model, lock, runs, stages, cli
 from verifier_nb.config import ModelSettings, load_config, presets
 from verifier_nb.folders import new_run, open_run
 
@@ -509,7 +509,7 @@ def test_a_failing_stage_keeps_its_notebook_and_says_where(place, monkeypatch):
     parameters = new_code_cell('config = "smoke"  # preset\nrun_dir = ""  # folder\noverrides = {}  # settings', metadata={"tags": ["parameters"]})
     work = new_code_cell("from verifier_nb import data\nfrom verifier_nb.folders import open_run\ndata.run_stage(open_run(run_dir, config, overrides))")
     nbformat.write(new_notebook(cells=[parameters, work], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), place/"03_data.ipynb")
-    monkeypatch.setattr(runs, "notebook", lambda stage: place/f"{stage}.ipynb")
+    for module in (runs, stages): monkeypatch.setattr(module, "notebook", lambda stage: place/f"{stage}.ipynb")
     csv(rows(row(9) | {"label": 2}))(place/"in")
     run = new_run(load_config("smoke", {**SMALL, "data.source": "rows.csv"}), place/"out")
     result = invoke(lambda: runs.run_stages(run, ["03_data"]))

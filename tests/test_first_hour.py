@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from typer.testing import CliRunner
 from asking import load, make_adapter
 
-from verifier_nb import ahead, cli, files, preflight, runs, setup, warm
+from verifier_nb import ahead, cli, files, preflight, runs, setup, stages, warm
 from verifier_nb.config import load_config
 from verifier_nb.files import VerifierError
 from verifier_nb.folders import new_run
@@ -150,7 +150,7 @@ def test_a_run_leaves_lessons_out_and_keeps_the_rest():
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), nbformat.v4.new_code_cell("config = 'smoke'", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("#| export\ndef f(): return 1"), nbformat.v4.new_code_cell("import math\nfrom os import path"), nbformat.v4.new_code_cell("assert f() == 1"),
         nbformat.v4.new_markdown_cell("## Run this stage"), nbformat.v4.new_code_cell("f()")])
-    assert [cell.source.split("\n")[-1] for cell in runs.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
+    assert [cell.source.split("\n")[-1] for cell in stages.without_lessons(nb).cells] == ["# T", "config = 'smoke'", "def f(): return 1", "from os import path", "## Run this stage", "f()"]
 
 
 def test_a_notebook_is_written_before_its_first_cell_and_at_its_end_and_after_an_error_too(tmp_path):

@@ -26,7 +26,7 @@ def page_of(run): return run.report("report.html").read_text(encoding="utf-8")
 def test_report_is_one_file_and_the_same_each_time(run):
     analysis.run_stage(run)
     first = run.report("report.html").read_bytes()
-    assert analysis.write_report(run) in page_of(run) and run.report("report.html").read_bytes() == first
+    assert analysis.write_report_page(run) in page_of(run) and run.report("report.html").read_bytes() == first
     assert all(bad not in page_of(run) for bad in ("http:", "https:", "src=\"figures", "<link", "@import"))
     for figure in run.figures.glob("*.png"): assert len(pd.read_csv(figure.with_suffix(".csv"))), figure
     assert {"confusion", "error_types", "reliability", "risk_coverage", "scores", "learning_curves"} <= {p.stem for p in run.figures.glob("*.png")}

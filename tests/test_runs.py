@@ -8,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from verifier_nb import setup, lock, runs, cli as cli_
+from verifier_nb import setup, lock, runs, stages, cli as cli_
 from verifier_nb.config import load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
@@ -64,7 +64,7 @@ def test_no_path_of_the_machine_in_what_is_kept(full_run):
 @pytest.fixture
 def stage_folder(tmp_path, monkeypatch):
     "A folder of notebooks of our own, in the place of nbs/."
-    monkeypatch.setattr(runs, "notebook", lambda stage: tmp_path/f"{stage}.ipynb")
+    for module in (runs, stages): monkeypatch.setattr(module, "notebook", lambda stage: tmp_path/f"{stage}.ipynb")
     def write(stage, *sources, tag=True):
         first = new_code_cell("config = ''\nrun_dir = ''\noverrides = {}", metadata={"tags": ["parameters"]} if tag else {})
         nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)]), tmp_path/f"{stage}.ipynb")

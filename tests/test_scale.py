@@ -274,7 +274,7 @@ def test_an_address_is_tried_before_ray_waits_for_it():
 def test_paths_are_whole_before_they_travel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/"mine").mkdir()
-    job = blocks.Job("in.csv", "~/out.csv", score_file.Table(1, [], "question", "solution"), "v", 64)
+    job = blocks.Job("in.csv", "~/out.csv", score_file.TableLayout(1, [], "question", "solution"), "v", 64)
     whole, adapter, root = cluster._from_anywhere(job, "mine", ".")
     assert (whole.path, whole.out) == (str(tmp_path/"in.csv"), str(Path.home().resolve()/"out.csv")) and whole.piece == 64
     assert adapter == str(tmp_path/"mine") and root == str(tmp_path) and cluster._from_anywhere(job, "default", ".")[1] == "default"
@@ -309,7 +309,7 @@ def test_a_late_comer_cuts_as_the_first_did(table):
 
 
 def test_a_reader_goes_back(table):
-    reader = blocks.Reader(blocks.plan(table, table.with_name("out.csv"), "v", 64))
+    reader = blocks.BlockReader(blocks.plan(table, table.with_name("out.csv"), "v", 64))
     first = {n: reader.read(n).id.iloc[0] for n in (0, 2, 3, 1, 1, 0)}
     assert first == {0: "000", 2: "128", 3: "192", 1: "064"}
     with pytest.raises(VerifierError, match="no block 4"): reader.read(4)
@@ -318,7 +318,7 @@ def test_a_reader_goes_back(table):
 def test_a_finished_block_is_not_scored_again(table, adapter):
     job = blocks.plan(table, table.with_name("out.csv"), "v", 64)
     job.part(3).write_text("mine")
-    guess, reader = _verifier(adapter), blocks.Reader(job)
+    guess, reader = _verifier(adapter), blocks.BlockReader(job)
     assert blocks.score_block(guess, job, reader, 3) == 0 and job.part(3).read_text() == "mine"
     assert blocks.score_block(guess, job, reader, 1) == 64 and job.missing() == [0, 2]
 
@@ -332,7 +332,7 @@ def test_what_a_person_wishes_reaches_the_blocks(tmp_path):
     for alone in (False, True):
         job = blocks.plan(table, tmp_path/f"{alone}.csv", "v", 64, alone=alone, aim="recall")
         guess = blocks.open_judge(job, str(folder))
-        blocks.score_block(guess, job, blocks.Reader(job), 3)
+        blocks.score_block(guess, job, blocks.BlockReader(job), 3)
         found[alone] = pd.DataFrame(map(json.loads, job.part(3).read_text().splitlines()), columns=score_file.columns_of(True))
     scored = found[True][found[True].verdict != ""]
     assert (scored.p_flawed == scored.p_calibrated).all() and guess.threshold == 0.2

@@ -12,7 +12,7 @@ from test_interrupted import hashes
 from typer.testing import CliRunner
 from zygote import SMALL
 
-from verifier_nb import files, runs, cli
+from verifier_nb import files, runs, stages, cli
 from verifier_nb.config import load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
@@ -75,7 +75,7 @@ def stage(tmp_path, monkeypatch):
         first = new_code_cell("config = ''\nrun_dir = ''\noverrides = {}\nparameter = ''", metadata={"tags": ["parameters"]})
         (tmp_path/"nbs").mkdir(exist_ok=True)
         nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)], metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}), tmp_path/"nbs"/"00_setup.ipynb")
-        monkeypatch.setattr(runs, "notebook", lambda name: tmp_path/"nbs"/f"{name}.ipynb")
+        for module in (runs, stages): monkeypatch.setattr(module, "notebook", lambda name: tmp_path/"nbs"/f"{name}.ipynb")
         real = runs.execute
         monkeypatch.setattr(runs, "execute", lambda run, name, label, kernels=None: real(run, name, label, {"parameter": " ".join([*SHAPES.values(), *URLS, ENVIRONMENT["MY_SECRET"]])}))
         return new_run(load_config("smoke"), tmp_path/"out")

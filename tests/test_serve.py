@@ -50,9 +50,9 @@ def test_ranking(client, verifier):
     assert client.post("/rank", json={"question": "x", "solutions": []}).json() == {"best": None, "rows": []}
 
 def test_the_hybrid_counts_where_there_is_one(tmp_path):
-    from verifier_nb.ask import judge
+    from verifier_nb.ask import judge_solutions
     both = load(make_adapter(tmp_path/"a", calibration=PLAIN | {"baselines": {"hybrid": {**HYBRID, "features": HYBRID["features"][:4], "mean": HYBRID["mean"][:4], "scale": HYBRID["scale"][:4], "coef": HYBRID["coef"][:4]}}}))
-    wanted = judge(both, QUESTIONS[:3], SOLUTIONS[:3], both.calibration, progress=False)
+    wanted = judge_solutions(both, QUESTIONS[:3], SOLUTIONS[:3], both.calibration, progress=False)
     got = serve.judge_pairs(both, list(zip(QUESTIONS[:3], SOLUTIONS[:3])))
     assert [row["p_flawed"] for row in got] == wanted.p_hybrid.tolist() and [row["p_calibrated"] for row in got] == wanted.p_calibrated.tolist()
 
@@ -129,7 +129,7 @@ def test_the_page_needs_no_network(client):
     assert outside(said.text) == [("openapi.json", "")] and "default-src 'none'" in said.text
     assert {"/score", "/rank", "/steps", "/get_reward", "/health", "/metrics"} == set(schema["paths"])
     for path in schema["paths"]: assert f"http://testserver{path}" in said.text
-    for shape in ("Verdict", "Ranking", "Steps", "Rewards", "Pair"):
+    for shape in ("Verdict", "Ranking", "Steps", "Rewards", "AskedSolution"):
         assert f'id="{shape}"' in said.text
         for field, told in schema["components"]["schemas"][shape]["properties"].items(): assert f"<td>{field}</td>" in said.text and told.get("description", "") in said.text
     assert "HTTPValidationError" not in said.text and client.get("/redoc").status_code == 404
@@ -202,7 +202,7 @@ def test_a_full_queue_says_so_and_an_error_is_only_theirs():
         if any(q == "bad" for q, _ in pairs): raise RuntimeError("boom")
         return [q for q, _ in pairs]
     answers, waiting = run_queue(judge, serve.Limits(batch=1, waiting=4), [([("a", "")],), ([("bad", "")],), ([("b", ""), ("c", "")],), ([("d", "")],)])
-    assert answers[0] == ["a"] and isinstance(answers[1], RuntimeError) and answers[2] == ["b", "c"] and isinstance(answers[3], serve.Refusal) and answers[3].status == 429 and waiting == 0
+    assert answers[0] == ["a"] and isinstance(answers[1], RuntimeError) and answers[2] == ["b", "c"] and isinstance(answers[3], serve.RefusedRequest) and answers[3].status == 429 and waiting == 0
 
 def test_a_busy_server_answers_429(verifier, monkeypatch):
     gate = threading.Event()

@@ -500,7 +500,7 @@ def test_a_step_labelled_set_is_scored_with_its_own_steps(learned_steps, tmp_pat
     steps = training.pd.read_csv(folder/"steps.csv")
     assert len(steps) == 60 and found["steps"]["n"] == {"rows": 20, "flawed": 10, "clean": 10, "problems": 20}
     assert set(found["steps"]["thresholds"]) == {"f1", "clean", "best_here"}
-    analysis.write_report(run)
+    analysis.write_report_page(run)
     assert "Another set: labelled" in run.report("report.html").read_text()
 
 

@@ -125,14 +125,14 @@ def child(request):
 
 def prepare(request):
     "Slim notebooks, stages in this process, the trigger, and limits on what may be written."
-    from verifier_nb import setup, files, runs, cli
+    from verifier_nb import setup, files, runs, stages, cli
     argv = request["argv"]
     root = argv[argv.index("--root") + 1] if "--root" in argv else os.getcwd()
     events = os.open(request["events"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     in_kernels, kill, kernel_execute = request["kernels"], request["kill"], runs.execute
     before = [place for place in [os.environ.get("PYTHONPATH")] if place]  # a kernel imports the library from where this process does
     slim = slim_notebooks(Path(request["log"]).parent/"nbs")
-    runs.notebook = lambda stage: slim/f"{stage}.ipynb"
+    runs.notebook = stages.notebook = lambda stage: slim/f"{stage}.ipynb"
     trigger = Trigger(os.path.abspath(root), kill if not in_kernels else None, events)
     progress = setup.progress
     setup.progress = lambda *a, **k: (trigger.change(), progress(*a, **k))[1]

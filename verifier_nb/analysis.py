@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mistakes', 'Catch', 'caught', 'load_texts', 'Evaluated', 'read_evaluated', 'Section', 'MetricLine', 'Executed',
-           'aim_rows', 'report_page', 'write_report', 'evaluate_if_missing', 'run_stage']
+           'aim_rows', 'report_page', 'write_report_page', 'evaluate_if_missing', 'run_stage']
 
 # %% ../nbs/08_analysis.ipynb #4676d838
 import math
@@ -62,6 +62,12 @@ def _column(texts, name:str, n:int)->list[str]:
     "A column of texts; empty ones where there are no texts."
     return [""]*n if texts is None else list(texts[name])
 
+# %% ../nbs/08_analysis.ipynb #32fa2868
+def _with_texts(test:pd.DataFrame, texts)->pd.DataFrame:
+    "Predictions with question and solution. Raises `VerifierError` when rows and texts do not fit."
+    _check_texts(test, texts)
+    return test.assign(**{name: _column(texts, name, len(test)) for name in ("question", "solution")})
+
 # %% ../nbs/08_analysis.ipynb #c11ec9f3
 def mistakes(
     test:pd.DataFrame,  # predictions
@@ -69,10 +75,8 @@ def mistakes(
     threshold:float,
 )->pd.DataFrame:  # the predictions' columns, question, solution, wrong_by (log odds from the threshold)
     "Rows with a wrong verdict, the surest first. Raises `VerifierError` when rows and texts do not fit."
-    _check_texts(test, texts)
-    question, solution = (_column(texts, name, len(test)) for name in ("question", "solution"))
     wrong_by = np.abs(logit(test.p_calibrated) - logit(threshold))
-    out = test.assign(question=question, solution=solution, wrong_by=wrong_by)
+    out = _with_texts(test, texts).assign(wrong_by=wrong_by)
     wrong = out[out.true_label != out.predicted_label]
     in_order = wrong.sort_values(["wrong_by", "index"], ascending=[False, True], kind="stable")
     return in_order.reset_index(drop=True)
@@ -108,7 +112,7 @@ _LOOKED_AT = 200  # catches; the surest of them have every kind of reason that t
 
 def _surest_catches(test:pd.DataFrame, texts)->list[dict]:
     "Flawed rows that were found, the surest first, with their texts."
-    rows = test.assign(question=list(texts["question"]), solution=list(texts["solution"]))
+    rows = _with_texts(test, texts)
     found = rows[(rows.true_label == 1) & (rows.predicted_label == 1)]
     return found.sort_values("p_calibrated", ascending=False, kind="stable").head(_LOOKED_AT).to_dict("records")
 
@@ -158,10 +162,15 @@ class Evaluated:
         "Surprisal that 95 of 100 correct solutions stay below; infinite where it was not measured."
         return self.calibration.get("baselines", {}).get("hybrid", {}).get("usual_surprisal", math.inf)
 
+# %% ../nbs/08_analysis.ipynb #23e37358
+def _table_if_there(path:Path)->pd.DataFrame|None:
+    "A table of the run; None where its stage had nothing to write."
+    return pd.read_csv(path) if path.exists() else None
+
 # %% ../nbs/08_analysis.ipynb #52206527
 def read_evaluated(run:Run)->Evaluated:
     "Read a run's files."
-    def table(name): return pd.read_csv(run.report(name)) if run.report(name).exists() else None
+    def table(name): return _table_if_there(run.report(name))
     groups = run.report(evaluation.CALIBRATION_BY_GROUP)
     return Evaluated(
         run=run, test=read_predictions(run.report("predictions.csv")), result=read_metrics(run.report("metrics.json")),
@@ -213,6 +222,7 @@ class MetricLine:
 # %% ../nbs/08_analysis.ipynb #c23cd060
 def _number(value)->str: return "–" if value is None else f"{value:.4f}"
 
+# %% ../nbs/08_analysis.ipynb #deafe1f4
 def _all_metrics(result:dict)->list[MetricLine]:
     "Every metric that has an interval, or a reason to have none."
     lines = []
@@ -230,7 +240,7 @@ class Executed(NamedTuple):
     page: str
 
 def _notebooks(run:Run)->list[Executed]:
-    "The executed notebooks of a run; this one's is written after the report, and so is its page, where others have one."
+    "A run's executed notebooks. This one's is written after the report, and so is its page, where others have one."
     paths = {path.stem: path for path in run.reports.glob("*.ipynb")}
     if paths: paths["08_analysis"] = run.reports/"08_analysis.ipynb"
     pages = {name: path.with_suffix(".html") for name, path in sorted(paths.items())}
@@ -248,30 +258,33 @@ def _names(run:Run)->dict:
 
 # %% ../nbs/08_analysis.ipynb #0dc54067
 def aim_rows(found:Evaluated)->list[dict]:
-    "For each aim its threshold, and recall and specificity with it on the test split; none in reports of earlier versions."
+    "For each aim its threshold, and recall and specificity with it on test; none in reports of earlier versions."
     lines = []
     for aim, threshold in found.calibration.get("thresholds", {}).items():
         rows = as_rows(found.test, "p_calibrated", threshold)
         with_it = metrics(rows, 1000, found.run.config.seed, [Numbers.COUNTS])
-        lines.append({"aim": aim, "threshold": threshold, "chosen": aim == found.calibration["aim"], "about": AIMS[aim],
-                      "metrics": with_it})
+        lines.append({"aim": aim, "threshold": threshold, "chosen": aim == found.calibration["aim"],
+                      "about": AIMS[aim], "metrics": with_it})
     return lines
 
-# %% ../nbs/08_analysis.ipynb #8d34722e
-def _result_values(found:Evaluated)->dict:
-    "The numbers of the page, as its template wants them."
-    result, types = found.result, found.types
+# %% ../nbs/08_analysis.ipynb #ca64311b
+def _verdict_values(found:Evaluated)->dict:
+    "Who was taken for what, and how often each kind was judged rightly; sources where there are several."
+    types = found.types
     has_sources = (types.group == "source").sum() > 1
-    return {"headline": found.headline, "lead": lead(result), "cards": cards(result), "result": result,
-            "confusion": matrix_cells(confusion(found.test)), "error_matrix": matrix_cells(error_matrix(found.test)),
+    return {"confusion": matrix_cells(confusion(found.test)), "error_matrix": matrix_cells(error_matrix(found.test)),
             "types": type_rows(types, "error_type") + type_rows(types, "subtype"),
-            "sources": type_rows(types, "source") if has_sources else [],
-            "judges": judges(result) if result.get("baselines") else [],
-            "calibration_words": calibration_words(result),
-            "calibration_rows": [] if found.calibration_by is None else calibration_rows(found.calibration_by),
-            "aim_rows": aim_rows(found), "abstention_words": abstention_words(result),
-            "all_metrics": _all_metrics(result), **_step_values(found), **_behaviour_values(found)}
+            "sources": type_rows(types, "source") if has_sources else []}
 
+# %% ../nbs/08_analysis.ipynb #f565ed04
+def _probability_values(found:Evaluated)->dict:
+    "How far the probabilities can be believed, and what other thresholds are worth."
+    groups = found.calibration_by
+    return {"calibration_words": calibration_words(found.result),
+            "calibration_rows": [] if groups is None else calibration_rows(groups),
+            "aim_rows": aim_rows(found), "abstention_words": abstention_words(found.result)}
+
+# %% ../nbs/08_analysis.ipynb #205d5a89
 def _behaviour_values(found:Evaluated)->dict:
     "What the page says of the behavioural suite; empty where it was not asked about."
     table = found.behaviour
@@ -279,13 +292,23 @@ def _behaviour_values(found:Evaluated)->dict:
     changes = table[table["test"] != "capability"].astype(object)
     return {"behaviour_words": " ".join(behaviour_words(table)), "behaviour_changes": changes.to_dict("records")}
 
+# %% ../nbs/08_analysis.ipynb #0b3b49ff
 def _step_values(found:Evaluated)->dict:
     "What the page says of steps; empty where none was judged."
     steps, limit = found.result.get("steps"), found.run.config.evaluation.review_rows
     if not steps or found.steps is None: return {"step_words": "", "step_rows": [], "step_examples": []}
     rule = StepRule.from_json(found.calibration["steps"])
     examples = step_examples(found.test, found.steps, found.texts, rule) if limit else []
-    return {"step_words": step_words(steps), "step_rows": step_rows(steps, rule.clean_at_least), "step_examples": examples}
+    rows = step_rows(steps, rule.clean_at_least)
+    return {"step_words": step_words(steps), "step_rows": rows, "step_examples": examples}
+
+# %% ../nbs/08_analysis.ipynb #8d34722e
+def _result_values(found:Evaluated)->dict:
+    "The numbers of the page, as its template wants them."
+    result = found.result
+    return {"headline": found.headline, "lead": lead(result), "cards": cards(result), "result": result,
+            "judges": judges(result) if result.get("baselines") else [], "all_metrics": _all_metrics(result),
+            **_verdict_values(found), **_probability_values(found), **_step_values(found), **_behaviour_values(found)}
 
 # %% ../nbs/08_analysis.ipynb #b28f22ac
 def _mistake_values(found:Evaluated)->dict:
@@ -312,17 +335,23 @@ def report_page(
                        notes=notes_of(found.result, found.calibration), **values)
 
 # %% ../nbs/08_analysis.ipynb #130cc909
+def _figures(found:Evaluated)->dict:  # name -> a matplotlib figure
+    "What can be drawn of this run."
+    figures, of_steps = figure_set(found.test, found.result, found.history, found.kept), distance_figure(found.result)
+    if of_steps: figures["first_error"] = of_steps
+    if found.behaviour is not None: figures["behaviour"] = behaviour_figure(found.behaviour)
+    return figures
+
+def _picture_of_lengths(path:Path):  # -> Picture
+    "The figure that was drawn with the data."
+    alt = "Histogram of the samples' lengths in tokens, with the limit."
+    return picture(path.read_bytes(), None, "Token lengths", alt)
+
 def _pictures(found:Evaluated)->dict:  # name -> Picture
     "Draw the figures anew; the one of the token lengths was drawn with the data."
-    run, of_steps = found.run, distance_figure(found.result)
-    figures = figure_set(found.test, found.result, found.history, found.kept) | ({"first_error": of_steps} if of_steps else {})
-    if found.behaviour is not None: figures["behaviour"] = behaviour_figure(found.behaviour)
-    pictures = save_figures(run, figures)
-    lengths = run.figures/"token_lengths.png"
-    if lengths.exists():
-        alt = "Histogram of the samples' lengths in tokens, with the limit."
-        pictures["token_lengths"] = picture(lengths.read_bytes(), None, "Token lengths", alt)
-    return pictures
+    lengths = found.run.figures/"token_lengths.png"
+    pictures = save_figures(found.run, _figures(found))
+    return pictures | ({"token_lengths": _picture_of_lengths(lengths)} if lengths.exists() else {})
 
 # %% ../nbs/08_analysis.ipynb #bbd53e72
 def _write(found:Evaluated):
@@ -330,7 +359,7 @@ def _write(found:Evaluated):
     write_text(found.run.report("report.html"), report_page(found, _pictures(found)))
 
 # %% ../nbs/08_analysis.ipynb #6534faff
-def write_report(
+def write_report_page(
     run,  # a Run whose evaluation is done
 )->str:  # the headline
     """Write the figures and report.html anew from the run's files.

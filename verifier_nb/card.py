@@ -55,6 +55,7 @@ METRICS = {
     "brier": "Brier score (lower is better)",
     "ece": "ECE (lower is better)"}
 
+# %% ../nbs/09_card.ipynb #3dcf9364
 def report_or_empty(run, name):
     "A JSON report of the run, or an empty mapping when the stage has not run."
     return read_json(run.report(name)) if run.report(name).exists() else {}
@@ -139,32 +140,47 @@ class Measured(NamedTuple):
     value: float  # in percent
     what: str
 
+# %% ../nbs/09_card.ipynb #03aba506
+def _between(interval)->str:
+    "An interval in percent, to stand behind what was measured; nothing where there is none."
+    low, high = interval or (None, None)
+    return f", 95 % interval {100*low:.1f} to {100*high:.1f}" if low is not None else ""
+
+# %% ../nbs/09_card.ipynb #ce005030
 def _headline_number(found:dict)->Measured:
     "ProcessBench's F1 where first wrong steps are known, else the accuracy."
     steps, n = found.get("steps", {}), found["n"]["rows"]
     named = steps.get("thresholds", {}).get(steps.get("aim", "f1"))
     if named: return Measured(round(100*named["f1"], 2), f"F1 of the first wrong step, in percent, n = {n}")
-    low, high = found["intervals"]["accuracy"] or (None, None)
-    interval = f", 95 % interval {100*low:.1f} to {100*high:.1f}" if low is not None else ""
-    right = f"share of solutions judged rightly, in percent, n = {n}{interval}"
+    right = f"share of solutions judged rightly, in percent, n = {n}{_between(found['intervals']['accuracy'])}"
     return Measured(round(100*found["accuracy"], 2), right)
 
 # %% ../nbs/09_card.ipynb #5bd24034
-_BENCHMARK = re.compile(r"([\w.-]+/[\w.-]+)#([\w.-]+)")  # owner/name#task
+def _dataset_and_task(benchmark:str)->tuple:
+    "The two parts of owner/name#task. Raises `VerifierError`."
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)#([\w.-]+)", benchmark)
+    if found: return found.groups()
+    what = f"{benchmark!r} is not owner/name#task"
+    raise VerifierError(what, "publish.benchmarks", "such as Qwen/ProcessBench#gsm8k")
 
+# %% ../nbs/09_card.ipynb #479505d9
+def _tested_on(run, tested)->dict:
+    "The metrics of the test split, or of another set. Raises `VerifierError` when there are none."
+    found = report_or_empty(run, "metrics.json" if tested == "test" else f"external/{tested}/metrics.json")
+    if found: return found
+    fix = "first: verifier-nb evaluate RUN FILE"
+    raise VerifierError(f"the run was not tested on {tested!r}", "publish.benchmarks", fix)
+
+# %% ../nbs/09_card.ipynb #28d207da
 def _entry(run:Run, tested:str, benchmark:str)->bytes:
     "One file of `.eval_results`. Raises `VerifierError`."
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    known, setting = _BENCHMARK.fullmatch(benchmark), "publish.benchmarks"
-    if not known:
-        raise VerifierError(f"{benchmark!r} is not owner/name#task", setting, "such as Qwen/ProcessBench#gsm8k")
-    found = report_or_empty(run, "metrics.json" if tested == "test" else f"external/{tested}/metrics.json")
-    if not found:
-        raise VerifierError(f"the run was not tested on {tested!r}", setting, "first: verifier-nb evaluate RUN FILE")
-    number = _headline_number(found)
-    entry = EvalResultEntry(dataset_id=known[1], task_id=known[2], value=number.value, notes=number.what)
+    owner, task = _dataset_and_task(benchmark)
+    number = _headline_number(_tested_on(run, tested))
+    entry = EvalResultEntry(dataset_id=owner, task_id=task, value=number.value, notes=number.what)
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()
 
+# %% ../nbs/09_card.ipynb #e50e0c27
 def eval_results(
     run:Run,
 )->dict[str, bytes]:  # path in the repository -> content
@@ -218,6 +234,7 @@ def _as_shipped():
 verifier = Verifier.from_pretrained("default")
 print(verifier.score(["Tom has 3 apples and buys 2. How many has he?"], ["3 + 2 = 6\\n#### 6"]))''')
 
+# %% ../nbs/09_card.ipynb #bf643cc9
 def _loadable(run):
     "The base as `load_base` takes it, without paths of this machine."
     base = run.config.model.base
@@ -257,12 +274,16 @@ def _weights_file(run:Run)->Path:
     return run.adapter/"adapter_model.safetensors" if is_adapter(run) else run.merged/"model.safetensors"
 
 # %% ../nbs/09_card.ipynb #c8735fe8
+def _versions(packages:dict)->Optional[str]:
+    "Of the packages that computed it; None where they are not known."
+    names = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+    return ", ".join(f"{name} {packages[name]}" for name in names if packages.get(name)) or None
+
+# %% ../nbs/09_card.ipynb #3a97ab41
 def provenance(run:Run)->dict:  # name -> value; None where a stage has not run
     "Where the adapter comes from: commit, config, data, weights, versions."
     env = report_or_empty(run, "environment.json")
-    git, packages = env.get("git") or {}, env.get("packages") or {}
-    names = ("torch", "transformers", "peft", "trl", "bitsandbytes")
-    named = [f"{name} {packages[name]}" for name in names if packages.get(name)]
+    git = env.get("git") or {}
     return {
         "run": run.reports.name,
         "commit": git.get("commit"),
@@ -273,7 +294,7 @@ def provenance(run:Run)->dict:  # name -> value; None where a stage has not run
         "data catalog SHA-256": _hash_or_none(run.report("catalog.csv")),
         "weights SHA-256": _hash_or_none(_weights_file(run)),
         "predictions SHA-256": _hash_or_none(run.report("predictions.csv")),
-        "versions": ", ".join(named) or None}
+        "versions": _versions(env.get("packages") or {})}
 
 # %% ../nbs/09_card.ipynb #3d50c292
 def _what_was_trained(c)->str:
@@ -282,17 +303,20 @@ def _what_was_trained(c)->str:
     return (f"LoRA (r {c.lora.r}, alpha {c.lora.alpha:g}, dropout {c.lora.dropout:g}, bias {c.lora.bias}, "
             f"targets {c.lora.targets})")
 
+# %% ../nbs/09_card.ipynb #ddd9390d
 def _how_long(t)->str:
     "Steps or epochs."
     if t.max_steps: return f"at most {t.max_steps} steps"
     return f"{t.epochs:g} epoch" + ("" if t.epochs == 1 else "s")
 
+# %% ../nbs/09_card.ipynb #dd9041f2
 def _what_the_loss_sees(t)->str:
     "The label, and the steps where they were trained."
     if t.steps == "off": return "The loss sees one token a sample: the label."
     where = "at the last token of each step" if t.steps == "ends" else "at every token of a solution"
     return f"The loss sees the label, and {where} whether an error has occurred so far (weight {t.step_weight:g})."
 
+# %% ../nbs/09_card.ipynb #6548bd01
 def _recipe_lines(run):
     "How it was trained, in one paragraph of numbers."
     c, t = run.config, run.config.training
@@ -327,21 +351,27 @@ def _base_note(run):
     return "".join(note + "\n\n" for note in _base_notes(settings.base, settings.quantization == "nf4"))
 
 # %% ../nbs/09_card.ipynb #db4c4b1a
-def _operating(run)->str:
-    "The sentence about temperature and threshold, or nothing."
-    cal = report_or_empty(run, "calibration.json")
-    if not cal.get("temperature"): return ""
+def _fitted(cal)->str:
+    "Temperature, bias and threshold in words."
     bias = f", bias {cal['bias']:+.3f}" if cal.get("bias") else ""
     aim = f" (aim: {cal['aim']})" if cal.get("aim") else ""
-    fitted = f"temperature {cal['temperature']:.3f}{bias}, threshold {cal.get('threshold', 0.5):.3f}{aim}"
-    return f"Calibration: {fitted}, both chosen on the validation split. {_other_aims(cal)}"
+    return f"temperature {cal['temperature']:.3f}{bias}, threshold {cal.get('threshold', 0.5):.3f}{aim}"
 
+# %% ../nbs/09_card.ipynb #95bc92c0
 def _other_aims(cal)->str:
     "The thresholds for the aims that were not chosen, as a sentence."
     others = {name: threshold for name, threshold in cal.get("thresholds", {}).items() if name != cal["aim"]}
     told = ", ".join(f"{name} {threshold:.3f}" for name, threshold in others.items())
     return f"Thresholds for other aims: {told}. " if told else ""
 
+# %% ../nbs/09_card.ipynb #9ef59158
+def _operating(run)->str:
+    "The sentence about temperature and threshold, or nothing."
+    cal = report_or_empty(run, "calibration.json")
+    if not cal.get("temperature"): return ""
+    return f"Calibration: {_fitted(cal)}, both chosen on the validation split. {_other_aims(cal)}"
+
+# %% ../nbs/09_card.ipynb #68e31c04
 def _facts(run)->str:
     "Provenance as lines of a Markdown table."
     return "\n".join(f"| {name} | {value} |" for name, value in provenance(run).items() if value is not None)
@@ -396,6 +426,25 @@ def _step_note(run)->str:
     if run.config.training.steps == "off" or "thresholds" not in steps: return ""
     return f"It also says of every step whether an error has occurred so far. {step_words(steps)}"
 
+# %% ../nbs/09_card.ipynb #3b59fb6f
+def _how_well(run)->dict:  # name in the template -> Markdown
+    "What was measured, and where it fails."
+    return {"results": _results(run), "weak": _weak_table(run), "calibration": _calibration_table(run),
+            "steps": _step_note(run), "behaviour": _behaviour(run), "operating": _operating(run)}
+
+def _made_from(run)->dict:  # name in the template -> text
+    "Base and data, and under which licences they stand."
+    base, note = public_base(run.config.model.base), data_note(run.config.data.source)
+    unknown = "no licence is stated for it: ask its authors before you redistribute anything made from it"
+    return {"base": base, "base_license": BASE_LICENSE.get(base, "see its own licence"), "base_note": _base_note(run),
+            "data": note.what, "data_license": note.license or unknown}
+
+def _how_to_load(run, repo_id, ships)->dict:  # name in the template -> Markdown
+    "Lines to paste; what ships with this library needs no other."
+    libraries = "peft and transformers" if is_adapter(run) else "transformers"
+    if ships: return {"libraries": libraries, "with_library": _as_shipped(), "with_peft": ""}
+    return {"libraries": libraries, "with_library": _with_library(run, repo_id), "with_peft": _with_peft(run, repo_id)}
+
 # %% ../nbs/09_card.ipynb #f58022ce
 def model_card(
     run:Run,
@@ -404,15 +453,7 @@ def model_card(
 )->str:  # Markdown with a YAML header
     "The model card of a run, generated from its files."
     repo_id = repo_id or run.config.publish.repo_id or f"YOUR-NAME/verifier-{run.config.name}"
-    base, note = public_base(run.config.model.base), data_note(run.config.data.source)
-    unknown = "no licence is stated for it: ask its authors before you redistribute anything made from it"
     name = "The verifier in the box" if ships else repo_id.split("/")[-1]
     return scrub(markdown_templates().get_template("model_card").render(
-        metadata=card_metadata(run, repo_id), name=name, what=_what(run), results=_results(run),
-        weak=_weak_table(run), calibration=_calibration_table(run), steps=_step_note(run),
-        behaviour=_behaviour(run), operating=_operating(run),
-        libraries="peft and transformers" if is_adapter(run) else "transformers",
-        with_library=_as_shipped() if ships else _with_library(run, repo_id),
-        with_peft="" if ships else _with_peft(run, repo_id), recipe=_recipe_lines(run),
-        base_note=_base_note(run), data=note.what, facts=_facts(run), base=base,
-        base_license=BASE_LICENSE.get(base, "see its own licence"), data_license=note.license or unknown))
+        metadata=card_metadata(run, repo_id), name=name, what=_what(run), **_how_well(run), **_made_from(run),
+        **_how_to_load(run, repo_id, ships), recipe=_recipe_lines(run), facts=_facts(run)))

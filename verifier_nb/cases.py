@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import pandas as pd
 from .handwriting import FORMS, Hand, Written, draw_hand, expression, write
-from .plans import Op, Plan, in_one, value_of
+from .plans import Op, Plan, compute, in_one
 from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
@@ -40,7 +40,7 @@ _BACK = {"+": "-", "-": "+", "*": "/", "/": "*"}
 def longer(plan:Plan)->Plan:
     "A plan that ends with a check: back from the answer by the opposite operation."
     tree = plan.steps[-1].tree
-    other = value_of(tree.right, plan.names)
+    other = compute(tree.right, plan.names)
     back = Op(_BACK[tree.sign], f"s{len(plan.steps)}", other)
     line, prose = "As a check, {e}, as it should be", "going back we arrive at {r} again"
     check = SuiteStep(back, "the number to check with", line, prose)

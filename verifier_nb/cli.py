@@ -16,8 +16,7 @@ from contextlib import suppress
 from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
-from . import files as files_
-from .files import VerifierError
+from .files import VerifierError, clean_cell, read_json, scrub
 
 # %% ../nbs/12_cli.ipynb #7e508d89
 class _Group(TyperGroup):
@@ -32,7 +31,7 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as e:
             why = f": {e}" if str(e) else ""
             code, said = 130, f"stopped{why}; verifier-nb resume latest goes on from here"
-        typer.echo(files_.scrub(f"error: {said}"), err=True)
+        typer.echo(scrub(f"error: {said}"), err=True)
         raise typer.Exit(code)
 
 # %% ../nbs/12_cli.ipynb #9a77ae94
@@ -82,8 +81,9 @@ def run(
 ):
     "Run all stages of a preset and write a report."
     from verifier_nb import parallel as parallel_, runs
+    from verifier_nb.stages import PUBLISH, STAGES
     parallel_.ask_for(processes, parallel)
-    stages = (*runs.STAGES, runs.PUBLISH) if publish else runs.STAGES
+    stages = (*STAGES, PUBLISH) if publish else STAGES
     with runs.mirrored(mirror, root): runs.start(config, override, root, strict, stages)
 
 # %% ../nbs/12_cli.ipynb #3ab7dafd
@@ -179,7 +179,7 @@ def evaluate(
     for name, metrics in results.items():
         typer.echo(f"{name}: {wording.with_interval(metrics, 'accuracy')} accuracy")
         if "steps" in metrics: typer.echo(f"  {wording.step_words(metrics['steps'])}")
-    analysis.write_report(found)
+    analysis.write_report_page(found)
     typer.echo(f"report: {short_path(found.report('report.html'))}")
 
 # %% ../nbs/12_cli.ipynb #f3a9a8c7
@@ -252,7 +252,7 @@ def build(
 def _measured(run)->dict:
     "What a run has on test; NaN where it has nothing."
     path = run.report("metrics.json") if run else None
-    found = files_.read_json(path) if path and path.exists() else {}
+    found = read_json(path) if path and path.exists() else {}
     return {name: float("nan") if found.get(name) is None else found[name] for name in ("accuracy", "auroc", "ece")}
 
 def _sweep_table(rows)->str:  # of (settings, run, how it ended)
@@ -325,7 +325,7 @@ def export(
 # %% ../nbs/12_cli.ipynb #f05ebb7a
 def _question_and_solution(question, solution, file)->tuple:
     "Both texts, from the arguments, a file or a pipe. Raises `VerifierError` for an empty one."
-    from verifier_nb.ask import read_pair
+    from verifier_nb.pair import read_pair
     question, solution = read_pair(question, solution, file, sys.stdin)
     for name, text in (("question", question), ("solution", solution)):
         if not text.strip(): raise VerifierError(f"the {name} is empty", file or name.upper(), f"give the text of the {name}")
@@ -359,7 +359,7 @@ def check(
     question, solution = _question_and_solution(question, solution, file)
     as_wished = _wished(aim, prior)
     if not as_json:
-        typer.echo("\n".join(ask.equation_lines(files_.clean_cell(solution))))
+        typer.echo("\n".join(ask.equation_lines(clean_cell(solution))))
         sys.stdout.flush()  # before the model is opened, also into a pipe
     found = ask.examine(as_wished(_open(adapter, root, max_length)), question, [solution])[0]
     typer.echo(_as_json(found) if as_json else "\n".join(ask.verdict_lines(found)))
@@ -441,7 +441,7 @@ def probe(
     if answers: found = probe_.answered(answers)
     else:
         from verifier_nb.ask import open_verifier
-        found = probe_.probe(as_wished(open_verifier(adapter, root, _say_aside)), rows)
+        found = probe_.probe_verifier(as_wished(open_verifier(adapter, root, _say_aside)), rows)
     table = behaviour.behaviour_table(found)
     Console(width=None if sys.stdout.isatty() else 100).print(*probe_.screen_tables(table))
     for text in behaviour.behaviour_words(table): typer.echo(text)

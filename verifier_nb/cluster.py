@@ -33,6 +33,7 @@ def _ray():
         raise VerifierError(f"Ray is not installed: {e}", "--ray", 'pip install "verifier_nb[scale]"') from None
     return ray
 
+# %% ../nbs/11e_cluster.ipynb #e9132cfc
 def _knock(address:str, seconds:float=5.0):
     "Raises `VerifierError` when nothing listens at host:port."
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -51,6 +52,7 @@ def _start_here(ray, quiet):
         fix = "try again when the machine is less busy, or start one with `ray start --head` and give its address"
         raise VerifierError(f"Ray did not start on this machine: {str(e)[:200]}", "--ray", fix) from None
 
+# %% ../nbs/11e_cluster.ipynb #ef465bea
 @contextmanager
 def joined(address:str="auto"):  # yields the module ray
     "Be part of a Ray cluster while the block runs. Raises `VerifierError`."
@@ -65,6 +67,7 @@ def joined(address:str="auto"):  # yields the module ray
     try: yield ray
     finally: ray.shutdown()
 
+# %% ../nbs/11e_cluster.ipynb #6bd0339f
 def seats(
     there:dict,  # the cluster's resources, such as {"CPU": 16.0, "GPU": 1.0}
     wanted:int=None,  # workers; none: one for each GPU, or for each core where there is no GPU
@@ -79,18 +82,20 @@ def seats(
 class Scorer:
     "A worker: a verifier that scores blocks. Called with {'block': number}."
     def __init__(self, job:blocks.Job, adapter:str, root:str):
-        self.job, self.reader, self.verifier = job, blocks.Reader(job), blocks.open_judge(job, adapter, root)
+        self.job, self.reader, self.verifier = job, blocks.BlockReader(job), blocks.open_judge(job, adapter, root)
 
     def __call__(self, row:dict)->dict:
         rows = blocks.score_block(self.verifier, self.job, self.reader, row["block"])
         return {"block": row["block"], "rows": rows}
 
+# %% ../nbs/11e_cluster.ipynb #2f436834
 def _from_anywhere(job, adapter, root)->tuple:
     "The same with whole paths: a worker's folder is that of the cluster, not of whoever asks."
     path, out, folder = (Path(name).expanduser() for name in (job.path, job.out, adapter))
     if folder.is_dir(): adapter = str(folder.resolve())
     return replace(job, path=str(path.resolve()), out=str(out.resolve())), adapter, str(Path(root).resolve())
 
+# %% ../nbs/11e_cluster.ipynb #d7f05233
 @contextmanager
 def _in_a_sentence(ray, job):
     "What stopped the workers, as a `VerifierError` without the places in Ray where it passed."
@@ -102,6 +107,13 @@ def _in_a_sentence(ray, job):
         fix = "mend that, then give the same command again: finished blocks are kept"
         raise VerifierError(f"the workers could not go on: {words[0]}", job.parts, fix) from None
 
+# %% ../nbs/11e_cluster.ipynb #4faa64a6
+def _pool(ray, todo:int, workers)->dict:
+    "How the work is shared: never more workers than there are blocks to do."
+    many, needs = seats(ray.cluster_resources(), workers)
+    return {"compute": ray.data.ActorPoolStrategy(size=min(many, todo)), **needs}
+
+# %% ../nbs/11e_cluster.ipynb #d3e4eeb8
 def score_blocks(
     job:blocks.Job,
     adapter:str,  # "default", an adapter's folder, or a run
@@ -114,10 +126,8 @@ def score_blocks(
     missing, done = job.missing(), 0
     if not missing: return 0
     with joined(address) as ray, score_file.bar(sum(map(job.rows_of, missing)), progress) as shown:
-        many, needs = seats(ray.cluster_resources(), workers)
-        pool = ray.data.ActorPoolStrategy(size=min(many, len(missing)))
         todo = ray.data.from_items([{"block": n} for n in missing], override_num_blocks=len(missing))
-        who = {"fn_constructor_args": _from_anywhere(job, adapter, root), "compute": pool, **needs}
+        who = {"fn_constructor_args": _from_anywhere(job, adapter, root), **_pool(ray, len(missing), workers)}
         with _in_a_sentence(ray, job):
             for row in todo.map(Scorer, **who).iter_rows():
                 done += row["rows"]
@@ -169,14 +179,18 @@ class Watched:
     "A run that is looked at from validation to validation."
     def __init__(self, process:Process): self.process, self.seen, self.auroc = process, 0, float("nan")
 
+    def _saw_another(self, run)->bool:
+        "Whether there is a validation that was not told yet; it is taken."
+        found = validations(run) if run else []
+        if len(found) <= self.seen: return False
+        self.auroc, self.seen = found[self.seen], self.seen + 1
+        return True
+
     def step(self, wait:float=1.0)->dict:  # auroc (validation), validation (how many), done, run
         "Wait for the next validation or the end. Raises `RuntimeError` with the run's last words when it failed."
         while True:
             run, over = self.process.run(), self.process.ended()
-            found = validations(run) if run else []
-            if len(found) > self.seen:
-                self.auroc, self.seen = found[self.seen], self.seen + 1
-                return self._said(run, False)
+            if self._saw_another(run): return self._said(run, False)
             if over and (words := self.process.failed()): raise RuntimeError(words)
             if over: return self._said(run, True)
             time.sleep(wait)
@@ -184,6 +198,7 @@ class Watched:
     def _said(self, run, done):
         return {"auroc": self.auroc, "validation": self.seen, "done": done, "run": str(run.reports) if run else ""}
 
+# %% ../nbs/11e_cluster.ipynb #ca9a4f26
 def _trial(config:str, root:str):
     "The class that Ray Tune drives; `settings` is what differs between trials."
     from ray import tune
@@ -203,11 +218,26 @@ def _trial(config:str, root:str):
 # %% ../nbs/11e_cluster.ipynb #a944a141
 def _absolute(config:str)->str: return str(Path(config).resolve()) if Path(config).is_file() else config
 
+# %% ../nbs/11e_cluster.ipynb #246767bf
 def _row(settings, result, shared)->tuple:  # (what differs, the run or nothing, how it ended)
     told = result.metrics or {}
     how = "failed" if result.error else "done" if told.get("done") else "stopped early"
     return settings[shared:], folders.open_run(told["run"]) if told.get("run") else None, how
 
+# %% ../nbs/11e_cluster.ipynb #92b7d456
+def _seat(needs:dict)->dict:
+    "What a worker takes, under the names that Ray Tune has for it."
+    return {name.removeprefix("num_").removesuffix("s"): n for name, n in needs.items()}
+
+# %% ../nbs/11e_cluster.ipynb #69ff3fa3
+def _compared(stop_early):  # -> tune.TuneConfig
+    "Trials are compared by their AUROC on validation; with `stop_early` half of them end at each."
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    asha = ASHAScheduler(time_attr="validation", max_t=10_000, grace_period=1, reduction_factor=2)
+    return tune.TuneConfig(metric="auroc", mode="max", scheduler=asha if stop_early else None)
+
+# %% ../nbs/11e_cluster.ipynb #d78c5ad1
 def sweep(
     config:str,  # preset or YAML file
     combinations:list,  # of lists of overrides
@@ -220,13 +250,9 @@ def sweep(
     root = Path(root).resolve()
     with joined(address) as ray, tempfile.TemporaryDirectory(prefix="verifier_nb-sweep-") as scratch:
         from ray import tune
-        from ray.tune.schedulers import ASHAScheduler
-        asha = ASHAScheduler(time_attr="validation", max_t=10_000, grace_period=1, reduction_factor=2)
         _, needs = seats(ray.cluster_resources())
-        seat = {name.removeprefix("num_").removesuffix("s"): n for name, n in needs.items()}
-        how = tune.TuneConfig(metric="auroc", mode="max", scheduler=asha if stop_early else None)
-        trainable = tune.with_resources(_trial(_absolute(config), str(root)), seat)
-        tuner = tune.Tuner(trainable, param_space={"settings": tune.grid_search(combinations)}, tune_config=how,
-                           run_config=tune.RunConfig(storage_path=scratch, verbose=0))
+        trainable = tune.with_resources(_trial(_absolute(config), str(root)), _seat(needs))
+        asked, kept = {"settings": tune.grid_search(combinations)}, tune.RunConfig(storage_path=scratch, verbose=0)
+        tuner = tune.Tuner(trainable, param_space=asked, tune_config=_compared(stop_early), run_config=kept)
         results = {json.dumps(r.config["settings"]): r for r in tuner.fit()}
     return [_row(settings, results[json.dumps(settings)], shared) for settings in combinations]

@@ -37,16 +37,20 @@ def _name_lines(ax, pairs:pd.DataFrame, heights:np.ndarray, colours:Theme):
         ax.annotate(f"{a} − {b}", (0, height), fontsize=8, color=colours.soft, **above)
 
 # %% ../nbs/08a_comparisons.ipynb #392b92e0
+def _draw_lines(ax, pairs:pd.DataFrame, colours:Theme):
+    "A line for each pair, the first on top, and one at zero."
+    heights = np.arange(len(pairs))[::-1]
+    middle, down, up = _points(pairs)
+    ax.axvline(0, color=colours.soft, lw=1)
+    ax.errorbar(middle, heights, xerr=[down, up], fmt="s", ms=6, lw=1.8, color=colours.accent)
+    _name_lines(ax, pairs, heights, colours)
+
 def plot_forest(pairs:pd.DataFrame, theme:str="light"):
     "Differences of accuracy of each pair, with 95 % intervals."
     import matplotlib.pyplot as plt
-    heights = np.arange(len(pairs))[::-1]
-    middle, down, up = _points(pairs)
     with themed(theme) as colours:
         fig, ax = plt.subplots(figsize=(7.2, 1.5 + 0.62*len(pairs)))
-        ax.axvline(0, color=colours.soft, lw=1)
-        ax.errorbar(middle, heights, xerr=[down, up], fmt="s", ms=6, lw=1.8, color=colours.accent)
-        _name_lines(ax, pairs, heights, colours)
+        _draw_lines(ax, pairs, colours)
         ax.set(yticks=[], ylim=(-0.7, len(pairs) - 0.2), title=_wrap(forest_finding(pairs), 78),
                xlabel="difference in accuracy, percentage points (95 % interval)")
         ax.grid(axis="x", lw=.5)
@@ -80,13 +84,17 @@ def _joined(table:pd.DataFrame)->pd.DataFrame:
     return out
 
 # %% ../nbs/08a_comparisons.ipynb #864c9e33
+def _headline(finding:str, names)->str:
+    "A finding as a heading: with a capital, unless it begins with a run's name."
+    begins_with_a_name = any(finding.startswith(str(name)) for name in names)
+    return finding if begins_with_a_name else finding[:1].upper() + finding[1:]
+
+# %% ../nbs/08a_comparisons.ipynb #dd7d5cfd
 SHOWN = 200  # rows where verdicts differ; the CSV has all
 
 def _comparison_page(found, forest:Picture)->str:
     "The comparison as HTML."
-    title = forest_finding(found.pairs)
-    begins_with_a_name = any(title.startswith(str(name)) for name in found.table.name)
-    headline = title if begins_with_a_name else title[:1].upper() + title[1:]
+    headline = _headline(forest_finding(found.pairs), found.table.name)
     pairs = found.pairs.drop(columns=["words", "n"])
     return render_page(
         "comparison", title=headline, headline=headline, names=list(found.table.name), notes=found.notes,

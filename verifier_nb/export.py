@@ -36,6 +36,7 @@ def _refusal(net, to:str, why:str)->VerifierError:
     fix = "use --to hf, the merged causal model" if to != "hf" else "please report it"
     return VerifierError(f"{type(net).__name__} cannot be exported to {to}: {why}", f"--to {to}", fix)
 
+# %% ../nbs/11c_export.ipynb #0b172a6b
 def score_head(
     net,  # a causal language model
     label_tokens:tuple,  # (id of "0", id of "1")
@@ -49,20 +50,25 @@ def score_head(
     return head
 
 # %% ../nbs/11c_export.ipynb #2ca29c7a
+def _empty_classifier(net, pad_id):
+    "transformers' classifier of the same family with one output; its weights are nowhere yet."
+    from transformers import AutoModelForSequenceClassification
+    cfg = copy.deepcopy(net.config)
+    cfg.num_labels, cfg.pad_token_id = 1, pad_id
+    cfg.id2label, cfg.label2id = {0: "flawed"}, {"flawed": 0}
+    try:
+        with torch.device("meta"): return AutoModelForSequenceClassification.from_config(cfg)
+    except ValueError:
+        raise _refusal(net, "vllm", "transformers has no class for sequence classification of it") from None
+
+# %% ../nbs/11c_export.ipynb #70b240bb
 def as_classifier(
     net,  # a causal language model
     label_tokens:tuple,  # (id of "0", id of "1")
     pad_id:int,
 ):  # -> a model for sequence classification, which shares the body's weights
     "The same model with one output, log p(1) − log p(0). Raises `VerifierError` where transformers has no such class."
-    from transformers import AutoModelForSequenceClassification
-    cfg, prefix = copy.deepcopy(net.config), net.base_model_prefix
-    cfg.num_labels, cfg.pad_token_id = 1, pad_id
-    cfg.id2label, cfg.label2id = {0: "flawed"}, {"flawed": 0}
-    try:
-        with torch.device("meta"): made = AutoModelForSequenceClassification.from_config(cfg)
-    except ValueError:
-        raise _refusal(net, "vllm", "transformers has no class for sequence classification of it") from None
+    made, prefix = _empty_classifier(net, pad_id), net.base_model_prefix
     if not hasattr(made, "score") or not hasattr(made, prefix) or not hasattr(net, prefix):
         raise _refusal(net, "vllm", "its class for sequence classification is built in another way")
     setattr(made, prefix, getattr(net, prefix))
@@ -127,6 +133,7 @@ def _saved(net, dtype, folder):
     if net.dtype != wanted: net = copy.deepcopy(net).to(wanted)
     net.save_pretrained(folder)
 
+# %% ../nbs/11c_export.ipynb #5d6f862a
 def _write_hf(verifier, folder, dtype):
     "The merged causal model, as anyone would publish it."
     before, verifier.model.config.use_cache = verifier.model.config.use_cache, True
@@ -134,12 +141,18 @@ def _write_hf(verifier, folder, dtype):
     verifier.model.config.use_cache = before
     verifier.tokenizer.save_pretrained(folder)
 
-def _write_vllm(verifier, folder, dtype):
-    "The classifier, its prompt in the chat template."
-    _saved(as_classifier(verifier.model, verifier.label_tokens, verifier.tokenizer.pad_token_id), dtype, folder)
+# %% ../nbs/11c_export.ipynb #a8e914b0
+def _save_tokenizer(verifier, folder):
+    "The tokenizer, with the verifier's prompt in its chat template."
     tokenizer = copy.deepcopy(verifier.tokenizer)
     tokenizer.chat_template = classifier_template(tokenizer)
     tokenizer.save_pretrained(folder)
+
+# %% ../nbs/11c_export.ipynb #f339e378
+def _write_vllm(verifier, folder, dtype):
+    "The classifier, its prompt in the chat template."
+    _saved(as_classifier(verifier.model, verifier.label_tokens, verifier.tokenizer.pad_token_id), dtype, folder)
+    _save_tokenizer(verifier, folder)
 
 # %% ../nbs/11c_export.ipynb #69580055
 class _LogOdds(nn.Module):
@@ -154,6 +167,7 @@ class _LogOdds(nn.Module):
         last = attention_mask.sum(1) - 1
         return self.head(hidden[rows, last])[:, 0]
 
+# %% ../nbs/11c_export.ipynb #92a5b5e3
 def _need_onnx():
     "Raises `VerifierError` when a package is missing."
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -174,6 +188,16 @@ def _quietly():
         finally:
             for logger, level in zip(named, before): logger.setLevel(level)
 
+# %% ../nbs/11c_export.ipynb #5e45fae5
+def _traced(net, ids):
+    "PyTorch's exported program; batch and length are free."
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with _quietly():
+        return torch.onnx.export(net, (ids, torch.ones_like(ids)), dynamo=True, verbose=False,
+                                 input_names=["input_ids", "attention_mask"], output_names=["log_odds"],
+                                 dynamic_shapes=(free, free))
+
+# %% ../nbs/11c_export.ipynb #f29efd27
 def _graph(verifier):
     "The exported program. Raises `VerifierError` where PyTorch cannot trace the model."
     net = verifier.model
@@ -181,14 +205,11 @@ def _graph(verifier):
     if body is None: raise _refusal(net, "onnx", "its body has no name of its own")
     whole = _LogOdds(body, score_head(net, verifier.label_tokens)).eval()
     ids = torch.tensor([verifier.sample("2 + 3?", "2 + 3 = 5")["input_ids"]]*2)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    try:
-        with _quietly(): return torch.onnx.export(
-            whole, (ids, torch.ones_like(ids)), dynamo=True, verbose=False, input_names=["input_ids", "attention_mask"],
-            output_names=["log_odds"], dynamic_shapes=(free, free))
+    try: return _traced(whole, ids)
     except Exception as e:  # whatever the tracer cannot do, it says in its own classes
         raise _refusal(net, "onnx", f"PyTorch cannot trace it ({type(e).__name__})") from e
 
+# %% ../nbs/11c_export.ipynb #040f1fdc
 _BLOCK = 64  # numbers that share a scale
 _IN_INTEGERS = 4  # ONNX Runtime's name for products of 8-bit blocks
 
@@ -201,6 +222,7 @@ def _quantise(graph, out):
     made.process()
     made.model.save_model_to_file(str(out), False)
 
+# %% ../nbs/11c_export.ipynb #5b6b1d05
 def _write_onnx(verifier, folder, dtype):
     "The graph in float32 and in int8. Raises `VerifierError`."
     if dtype != "float32":
@@ -209,9 +231,7 @@ def _write_onnx(verifier, folder, dtype):
     with _quietly():
         program.save(str(folder/"model.onnx"))
         _quantise(folder/"model.onnx", folder/"model-int8.onnx")
-    tokenizer = copy.deepcopy(verifier.tokenizer)
-    tokenizer.chat_template = classifier_template(tokenizer)
-    tokenizer.save_pretrained(folder)
+    _save_tokenizer(verifier, folder)
 
 # %% ../nbs/11c_export.ipynb #ae937660
 def _odds_hf(folder, verifier, ids):
@@ -222,12 +242,14 @@ def _odds_hf(folder, verifier, ids):
     with torch.no_grad(): logits = [net(torch.tensor([some])).logits[0, -1] for some in ids]
     return [(each[one] - each[zero]).item() for each in logits]
 
+# %% ../nbs/11c_export.ipynb #65994e13
 def _odds_vllm(folder, verifier, ids):
     "Log odds of prompts by the classifier in a folder."
     from transformers import AutoModelForSequenceClassification
     net = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad(): return [net(torch.tensor([some])).logits.item() for some in ids]
 
+# %% ../nbs/11c_export.ipynb #57ad51d6
 def run_graph(
     session,  # onnxruntime.InferenceSession
     prompts,  # token ids of each
@@ -240,6 +262,7 @@ def run_graph(
     ids[mask == 1] = np.concatenate(prompts)
     return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
+# %% ../nbs/11c_export.ipynb #95793beb
 def _odds_onnx(folder, verifier, ids):
     "Log odds of prompts by the float32 graph in a folder."
     import onnxruntime
@@ -252,21 +275,20 @@ _PROBES = (("Tom has 3 apples and buys 2. How many has he?", "3 + 2 = 6\n#### 6"
 def _prompt_ids(folder, pairs, marks)->list:
     "The tokens that a user of this folder gets for its texts."
     from transformers import AutoTokenizer
-    tokenizer, made = AutoTokenizer.from_pretrained(folder), []
-    own = tokenizer.chat_template
-    is_ours = "said.problem" in own
-    for pair in pairs:
-        read = prompt.as_read(*pair, marks)
-        talk = _pair(*read) if is_ours else prompt.messages(*read)
-        ids = tokenizer.apply_chat_template(talk, add_generation_prompt=not is_ours, enable_thinking=False)
-        made.append(list(ids["input_ids"]))
-    return made
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    is_ours = "said.problem" in tokenizer.chat_template
+    how = {"add_generation_prompt": not is_ours, "enable_thinking": False}
+    read = [prompt.as_read(*pair, marks) for pair in pairs]
+    talks = [_pair(*pair) if is_ours else prompt.messages(*pair) for pair in read]
+    return [list(tokenizer.apply_chat_template(talk, **how)["input_ids"]) for talk in talks]
 
+# %% ../nbs/11c_export.ipynb #a536516d
 def _ask(folder, to, verifier)->list:
     "Log odds of the probes by what was written."
     ids = _prompt_ids(folder, _PROBES, verifier.marks)
     return list(_FORMS[to].odds(folder, verifier, ids))
 
+# %% ../nbs/11c_export.ipynb #2c97cc9d
 def _compare(folder, to, verifier, dtype):
     "Ask what was written. Raises `VerifierError` when it says something else than the verifier."
     allowed = 1e-3 if dtype == "float32" else 0.05
@@ -291,6 +313,7 @@ _FORMS = {
                   "A graph for ONNX Runtime, in float32 and in int8; its output is the log odds of a flaw.")}
 FORMS = tuple(_FORMS)
 
+# %% ../nbs/11c_export.ipynb #8d48dd23
 def calibrating(
     calibration:Calibration,
 )->str:  # a Python expression of `odds`
@@ -324,31 +347,45 @@ def _calibration_words(verifier)->str:
     alone = "This is the verifier alone; what it says together with the equation checker needs verifier_nb."
     return f"{applied} {alone}" if ask.hybrid_of(verifier.calibration) else applied
 
+# %% ../nbs/11c_export.ipynb #02ae9883
+def _sizes(folder)->list:
+    "(name, bytes) of every file."
+    return sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+
+# %% ../nbs/11c_export.ipynb #4a2c4f9b
+def _how_it_reads(verifier)->dict:
+    "What who uses it has to know of the verifier, as the template wants it."
+    return {"threshold": f"{verifier.threshold:.3f}", "marks": verifier.marks, "max_length": verifier.max_length,
+            "control": verifier.tokenizer.eos_token}
+
 def export_readme(
     to:str,  # hf | vllm | onnx
     folder:Path,  # what was written
     verifier,
 )->str:  # Markdown
     "The README of an export."
-    calibration, is_served = Calibration.from_json(verifier.calibration), to == "vllm"
-    expected = float(calibration.apply(_ask(folder, to, verifier)[:1])[0])
-    base = verifier.model.config.name_or_path
+    is_served, base = to == "vllm", verifier.model.config.name_or_path
+    expected = Calibration.from_json(verifier.calibration).apply(_ask(folder, to, verifier)[:1])[0]
     return markdown_templates().get_template("export").render(
         what=_FORMS[to].what, base=f"`{HUB_NAME.get(base, Path(base).name)}`", serve=is_served, about=to == "onnx",
         lines=readme_lines("server" if is_served else to, verifier), transformers_lines=readme_lines(to, verifier),
-        expected=f"{expected:.3f}", threshold=f"{verifier.threshold:.3f}", marks=verifier.marks,
-        calibration=_calibration_words(verifier), max_length=verifier.max_length,
-        control=verifier.tokenizer.eos_token, files=_sizes(folder))
-
-def _sizes(folder)->list:
-    "(name, bytes) of every file."
-    return sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+        calibration=_calibration_words(verifier), expected=f"{expected:.3f}", files=_sizes(folder),
+        **_how_it_reads(verifier))
 
 # %% ../nbs/11c_export.ipynb #e5ab3b94
 def _is_free(place):
     "Raises `VerifierError` when a folder is there already."
     if place.exists(): raise VerifierError("this folder is there already", place, "give another one, or remove it")
 
+# %% ../nbs/11c_export.ipynb #f2d68e7a
+def _rename(folder, place):
+    "Give a folder its name. Raises `VerifierError` when somebody was faster."
+    try: os.rename(folder, place)
+    except OSError:
+        _is_free(place)
+        raise
+
+# %% ../nbs/11c_export.ipynb #b013d8ba
 @contextmanager
 def new_folder(
     place,  # the folder that shall appear, whole
@@ -364,18 +401,15 @@ def new_folder(
         with files.disk_errors(place):
             files.flush(folder)
             folder.chmod(0o755)  # as mkdir would make it; a temporary one is its owner's alone
-            try: os.rename(folder, place)
-            except OSError:
-                _is_free(place)
-                raise
+            _rename(folder, place)
     finally: shutil.rmtree(folder, ignore_errors=True)
-
 
 # %% ../nbs/11c_export.ipynb #763ad1ab
 def _one_of(given, known, where):
     "Raises `VerifierError` for what is not known."
     if given not in known: raise VerifierError(f"{given!r} is not known", where, f"choose one of {', '.join(known)}")
 
+# %% ../nbs/11c_export.ipynb #fa819abc
 def check_wishes(to:str, folder, dtype:str):
     "What can be refused before a model is loaded. Raises `VerifierError`."
     _one_of(to, FORMS, "--to")
@@ -383,6 +417,7 @@ def check_wishes(to:str, folder, dtype:str):
     _is_free(Path(folder).expanduser())
     if to == "onnx": _need_onnx()
 
+# %% ../nbs/11c_export.ipynb #263edcb6
 def export_verifier(
     verifier:Verifier,  # without a peft adapter: merged, or folded
     to:str,  # hf | vllm | onnx
@@ -400,21 +435,25 @@ def export_verifier(
     return Path(folder).expanduser()
 
 # %% ../nbs/11c_export.ipynb #ff1047d2
+def _of_run(run)->Verifier:
+    "A run's verifier as it is exported, whatever it was trained in."
+    plain = {"device": "cpu", "dtype": "float32", "quantization": "none"}
+    run.config.model = run.config.model.model_copy(update=plain)
+    return Verifier.from_run(run, merged=True)
+
 def open_merged(
     name:str="default",  # "default", an adapter's folder, or a run
     root=".",
 )->Verifier:
     "A verifier in float32 on the CPU, its adapter merged into the base. Raises `VerifierError`."
     folder = ask.default_adapter() if name == "default" else Path(name).expanduser()
-    if (folder/"adapter_config.json").exists(): verifier = Verifier.from_pretrained(str(folder), device="cpu")
-    else:
-        run = ask.find_adapter(name, root)
-        plain = {"device": "cpu", "dtype": "float32", "quantization": "none"}
-        run.config.model = run.config.model.model_copy(update=plain)
-        verifier = Verifier.from_run(run, merged=True)
+    is_adapter = (folder/"adapter_config.json").exists()
+    if is_adapter: verifier = Verifier.from_pretrained(str(folder), device="cpu")
+    else: verifier = _of_run(ask.find_adapter(name, root))
     if hasattr(verifier.model, "merge_and_unload"): verifier.model = verifier.model.merge_and_unload().eval()
     return verifier
 
+# %% ../nbs/11c_export.ipynb #e5308fb6
 def export(
     name:str,  # "default", an adapter's folder, or a run
     to:str,  # hf | vllm | onnx

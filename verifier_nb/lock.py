@@ -93,6 +93,7 @@ def _refuse(holder:dict, path:Path):
     raise VerifierError(f"another process works on this run: {who}", path,
                         "wait for it, or stop it; if that machine is gone for good, delete the lock file")
 
+# %% ../nbs/09b_lock.ipynb #9370c631
 def _take(run:Run, path:Path)->str:  # the lock's mark
     "Write the lock, unless somebody holds it."
     holder, mine = _holder(path), {**_me(), "mark": secrets.token_hex(8)}
@@ -106,6 +107,14 @@ def _take(run:Run, path:Path)->str:  # the lock's mark
     return mine["mark"]
 
 # %% ../nbs/09b_lock.ipynb #7848c620
+def _release(path:Path, mark:str):
+    "End what was started under a lock, and remove it, unless it is somebody else's by now."
+    os.environ.pop(MARK, None)
+    with suppress(VerifierError): end_marked(mark)
+    with suppress(OSError):
+        if _holder(path).get("mark") == mark: path.unlink(missing_ok=True)
+
+# %% ../nbs/09b_lock.ipynb #ce2ca946
 @contextmanager
 def lock(run:Run):
     "Hold a run's lock. Raises `VerifierError` when another process holds it."
@@ -121,8 +130,4 @@ def lock(run:Run):
                             "check that the run's folder may be written to") from None
     os.environ[MARK] = mark
     try: yield
-    finally:
-        os.environ.pop(MARK, None)
-        with suppress(VerifierError): end_marked(mark)
-        with suppress(OSError):
-            if _holder(path).get("mark") == mark: path.unlink(missing_ok=True)
+    finally: _release(path, mark)

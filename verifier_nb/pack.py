@@ -31,6 +31,12 @@ def in_parts(
         parts[-1].append(name)
     return parts
 
+# %% ../nbs/09a_pack.ipynb #2a8b76f8
+def _part_names(many:int)->list:
+    "The files' names, as transformers gives them."
+    if many == 1: return ["adapter_model.safetensors"]
+    return [f"adapter_model-{k:05}-of-{many:05}.safetensors" for k in range(1, many + 1)]
+
 # %% ../nbs/09a_pack.ipynb #965f4766
 def save_weights(
     tensors:dict,  # name -> tensor
@@ -40,11 +46,9 @@ def save_weights(
     "Save an adapter's matrices in bfloat16, in one file or in parts."
     small = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     parts = in_parts({name: 2*tensor.numel() for name, tensor in small.items()}, largest)
-    names = [f"adapter_model-{k:05}-of-{len(parts):05}.safetensors" for k in range(1, len(parts) + 1)]
-    if len(parts) == 1: names = ["adapter_model.safetensors"]
-    for name, part in zip(names, parts):
-        save_file({key: small[key] for key in part}, Path(folder)/name, metadata={"format": "pt"})
-    return [Path(folder)/name for name in names]
+    paths = [Path(folder)/name for name in _part_names(len(parts))]
+    for path, part in zip(paths, parts): save_file({key: small[key] for key in part}, path, metadata={"format": "pt"})
+    return paths
 
 # %% ../nbs/09a_pack.ipynb #d8fc6ff7
 def measured(
@@ -57,6 +61,7 @@ def measured(
     found, doubted = (round(float(called[rows].mean()), 3) for rows in (conceptual, correct))
     return {"conceptual_recall": found, "false_alarms": doubted, "on": f"{len(test):,} solutions of unseen problems"}
 
+# %% ../nbs/09a_pack.ipynb #044b4eb4
 def shipped_calibration(run)->dict:
     "The calibration of what ships."
     known = files.read_json(run.report("calibration.json"))
@@ -68,6 +73,7 @@ def shipped_calibration(run)->dict:
 LARGEST_TOTAL = 40_000_000  # bytes of all weights
 MOST_APART = 0.05  # of P(flawed), mean over rows; bfloat16 costs a tenth of it
 
+# %% ../nbs/09a_pack.ipynb #8b98e55b
 def _write_box(run, folder):
     "Everything that ships."
     tensors = load_file(run.adapter/"adapter_model.safetensors")
@@ -76,6 +82,7 @@ def _write_box(run, folder):
     files.write_json(folder/"calibration.json", shipped_calibration(run))
     files.write_text(folder/"README.md", model_card(run, ships=True))
 
+# %% ../nbs/09a_pack.ipynb #6a5756e7
 def _agreement(run, folder, rows:int=64)->dict:
     "How far the shipped verifier's probabilities are from those that the run has measured."
     from verifier_nb.scoring import Verifier
@@ -87,12 +94,23 @@ def _agreement(run, folder, rows:int=64)->dict:
     apart = np.abs(found.p_flawed.to_numpy() - test.p_flawed.to_numpy())
     return {"rows": len(test), "mean_apart": float(apart.mean()), "largest_apart": float(apart.max())}
 
+# %% ../nbs/09a_pack.ipynb #19be33b0
+def _refuse_apart(apart:float, folder):
+    "Raises `VerifierError` for a folder that does not say what the run measured."
+    if apart <= MOST_APART: return
+    what = f"the packed verifier says something else than the run: {apart:.3f} apart on average"
+    raise VerifierError(what, folder, "the base is another one, or the adapter is damaged: evaluate the run again")
+
+# %% ../nbs/09a_pack.ipynb #c5e87c8d
+def _size_in_16_bits(tensors:dict)->int:  # bytes
+    return sum(2*tensor.numel() for tensor in tensors.values())
+
 def _refuse_unfit(run):
     "Raises `VerifierError` for a run that cannot ship."
     if not is_adapter(run):
         raise VerifierError("all weights were trained, which is too much to ship", "training.trainable",
                             "train an adapter: training.trainable: lora")
-    size = sum(2*tensor.numel() for tensor in load_file(run.adapter/"adapter_model.safetensors").values())
+    size = _size_in_16_bits(load_file(run.adapter/"adapter_model.safetensors"))
     if size <= LARGEST_TOTAL: return
     what = f"the adapter takes {size/1e6:.1f} MB in 16 bits; at most {LARGEST_TOTAL/1e6:.0f} ship"
     raise VerifierError(what, "lora.r", "choose a smaller lora.r")
@@ -110,9 +128,7 @@ def pack(
     with files.disk_errors(folder):
         _write_box(run, new)
         said = _agreement(run, new)
-        if said["mean_apart"] > MOST_APART:
-            what = f"the packed verifier says something else than the run: {said['mean_apart']:.3f} apart on average"
-            raise VerifierError(what, new, "the base is another one, or the adapter is damaged: evaluate the run again")
+        _refuse_apart(said["mean_apart"], new)
         shutil.rmtree(folder, ignore_errors=True)
         new.replace(folder)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

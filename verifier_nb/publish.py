@@ -69,9 +69,7 @@ def contents(
     _weights(model_folder(run), "adapter_model" if is_adapter(run) else "model")
     found = {**_files(model_folder(run)), **eval_results(run), "README.md": model_card(run, repo_id).encode()}
     if is_adapter(run): found["adapter_config.json"] = _public_adapter_config(run)
-    if merged and is_adapter(run):
-        whole = _files(save_merged(run))
-        found.update({f"merged/{name}": path for name, path in whole.items()})
+    if merged and is_adapter(run): found |= {f"merged/{name}": path for name, path in _files(save_merged(run)).items()}
     for name, content in found.items(): _refuse_secrets(name, content)
     return dict(sorted(found.items()))
 
@@ -96,6 +94,16 @@ def check_merge(
     raise VerifierError(what, run.report("metrics.json"), fix)
 
 # %% ../nbs/09_publish.ipynb #05393740
+def _merge(run:Run):
+    "Model and tokenizer in the run's folder, whole or not at all."
+    import shutil
+    from verifier_nb import model, prompt
+    tmp, base = run.merged.with_name("merged.tmp"), run.config.model
+    shutil.rmtree(tmp, ignore_errors=True)
+    model.merge_adapter(base, run.adapter).save_pretrained(tmp)
+    prompt.load_tokenizer(base.base, base.revision).save_pretrained(tmp)
+    tmp.replace(run.merged)
+
 def save_merged(
     run:Run,
 )->Path:  # the folder of the merged model and its tokenizer
@@ -103,14 +111,7 @@ def save_merged(
 
     Raises `VerifierError` unless the parity check passed."""
     check_merge(run)
-    if not (run.merged/"config.json").exists():
-        import shutil
-        from verifier_nb import model, prompt
-        tmp = run.merged.with_name("merged.tmp")
-        shutil.rmtree(tmp, ignore_errors=True)
-        model.merge_adapter(run.config.model, run.adapter).save_pretrained(tmp)
-        prompt.load_tokenizer(run.config.model.base, run.config.model.revision).save_pretrained(tmp)
-        tmp.replace(run.merged)
+    if not (run.merged/"config.json").exists(): _merge(run)
     _weights(run.merged, "model")
     return run.merged
 
@@ -119,6 +120,7 @@ def _size(content):
     "Number of bytes."
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
+# %% ../nbs/09_publish.ipynb #8ca86209
 def _digest(content):
     "SHA-256 of bytes or of a file."
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
@@ -197,17 +199,20 @@ def _may_write(state, names, repo_id, private, overwrite):
                             "choose another repository, or say publish.overwrite: true")
 
 # %% ../nbs/09_publish.ipynb #f7189a6d
+def _additions(found)->list:  # of CommitOperationAdd
+    "Contents as the Hub's client takes them."
+    from huggingface_hub import CommitOperationAdd
+    raw = {name: c if isinstance(c, bytes) else str(c) for name, c in found.items()}
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in raw.items()]
+
+# %% ../nbs/09_publish.ipynb #85c71a2d
 def _send(api, repo_id, found, private, overwrite):
     "Make the repository if need be and send all files in one commit; returns the commit's id."
-    from huggingface_hub import CommitOperationAdd
     state = _existing(api, repo_id)
     if state: _may_write(state, found, repo_id, private, overwrite)
     else: api.create_repo(repo_id, private=private)
-    raw = {name: c if isinstance(c, bytes) else str(c) for name, c in found.items()}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in raw.items()]
-    parent = state["sha"] if state else None
-    message = "Publish a verifier with its model card"
-    return api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent).oid
+    parent, message = state["sha"] if state else None, "Publish a verifier with its model card"
+    return api.create_commit(repo_id, _additions(found), commit_message=message, parent_commit=parent).oid
 
 # %% ../nbs/09_publish.ipynb #6dc709b4
 Scorer = Callable[[Path, pd.DataFrame], list]  # (adapter folder, rows with question and solution) -> P(flawed) of each
@@ -284,6 +289,7 @@ def _check_name(repo_id):
         raise VerifierError(f"{repo_id!r} is not owner/name", "publish.repo_id", fix)
     with _explained("use this name", repo_id): validate_repo_id(repo_id)
 
+# %% ../nbs/09_publish.ipynb #5644bec1
 def _check_upload(run, out, rows, scorer, api)->pd.DataFrame:  # scores here and there
     "Download what was sent and compare bytes and scores."
     with tempfile.TemporaryDirectory(prefix="verifier_nb-") as folder:
@@ -326,6 +332,16 @@ def evaluated(run:Run)->Run:
         evaluation.run_stage(run)
     return run
 
+# %% ../nbs/09_publish.ipynb #3de5cdad
+def _write_card(run):
+    "The model card, beside the weights and in the report."
+    card = model_card(run)
+    for path in (model_folder(run)/"README.md", run.report("model_card.md")): write_text(path, card)
+
+def _record(out:Push)->dict:
+    "What the report keeps of a push."
+    return {"repo_id": out.repo_id, "commit": out.commit, "private": out.private, "rows scored": len(out.scores)}
+
 # %% ../nbs/09_publish.ipynb #ccc48c3a
 def run_stage(
     run:Run,
@@ -336,12 +352,9 @@ def run_stage(
     if not dry_run and not to.repo_id:
         fix = "add -o publish.repo_id=your-name/verifier-level1"
         raise VerifierError("nothing was sent: the config does not say where to", "publish.repo_id", fix)
-    card = model_card(run)
-    write_text(model_folder(run)/"README.md", card)
-    write_text(run.report("model_card.md"), card)
+    _write_card(run)
     name = to.repo_id or f"YOUR-NAME/verifier-{run.config.name}"
     out = push(run, name, to.private, to.merged, to.overwrite, dry_run)
     write_csv(run.report("publish_plan.csv"), out.plan)
-    sent = {"repo_id": out.repo_id, "commit": out.commit, "private": out.private}
-    if out.sent: write_json(run.report("publish.json"), {**sent, "rows scored": len(out.scores)})
+    if out.sent: write_json(run.report("publish.json"), _record(out))
     return out

@@ -9,7 +9,8 @@ __all__ = ['NOT_COMPARED', 'environment_differences', 'suspects', 'differences',
 import hashlib
 from . import files, setup
 from .folders import Run, new_run
-from .runs import code_hash, finish, read_manifest, snapshot
+from .runs import finish, read_manifest, snapshot
+from .stages import code_hash
 
 # %% ../nbs/10a_reproduce.ipynb #5d6bc217
 NOT_COMPARED = ("environment.json", "training.json", "model.json", "preflight.csv", "memory.csv", "config.yaml")
@@ -28,6 +29,7 @@ def _told(fingerprint:dict)->dict:
     short = f"{len(diff.splitlines())} lines, {hashlib.sha256(diff.encode()).hexdigest()[:7]}" if diff else "none"
     return {**_flat_settings(fingerprint), "git.diff": short}
 
+# %% ../nbs/10a_reproduce.ipynb #d2ae5e7e
 def environment_differences(
     then:dict,  # the fingerprint of a run
     now:dict,  # the fingerprint of this machine
@@ -37,12 +39,17 @@ def environment_differences(
     return [(k, then.get(k), now.get(k)) for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
 
 # %% ../nbs/10a_reproduce.ipynb #69d2580f
+def _outputs(manifest)->dict:  # name -> sha256
+    "What all stages wrote; of a file that several wrote, what the last one did."
+    return {name: digest for entry in manifest["stages"].values() for name, digest in entry.get("outputs", {}).items()}
+
+# %% ../nbs/10a_reproduce.ipynb #3791a3fc
 def suspects(
     run:Run,
 )->dict:  # environment: [(what, then, now)], code: [stage], edited: [file], gone: [file]
     "What could make a repetition differ, known before it starts."
     manifest, now = read_manifest(run), snapshot(run)
-    written = {k: v for s in manifest["stages"].values() for k, v in s.get("outputs", {}).items()}
+    written = _outputs(manifest)
     then = files.read_json(run.report("environment.json"))
     return {"environment": environment_differences(then, setup.fingerprint()),
             "code": [s for s, entry in manifest["stages"].items() if entry["code"] != code_hash(s)],
@@ -66,15 +73,20 @@ def differences(
     one, two = snapshot(run), snapshot(again)
     return {name: _verdict(name, one, two) for name in sorted({*one, *two})}
 
+# %% ../nbs/10a_reproduce.ipynb #caf6753c
+def _suspect_lines(found:dict)->list:
+    "What `suspects` found, a line for each."
+    environment = [f"environment  {what}: {then} then, {now} now" for what, then, now in found["environment"]]
+    return [*(environment or ["environment  the same"]),
+            *(f"code         {stage} has changed since" for stage in found["code"]),
+            *(f"edited       {name} is not what the run wrote" for name in found["edited"]),
+            *(f"gone         {name} is not here to compare with" for name in found["gone"])]
+
 # %% ../nbs/10a_reproduce.ipynb #8af10777
 def reproduce_run(run:Run, root=".", say=print)->dict:  # suspects' keys, and files: {name: verdict}
     "Execute a finished run again in a fresh folder under `root`, and say what is identical."
     found = suspects(run)
-    for what, then, now in found["environment"]: say(f"environment  {what}: {then} then, {now} now")
-    if not found["environment"]: say("environment  the same")
-    for stage in found["code"]: say(f"code         {stage} has changed since")
-    for name in found["edited"]: say(f"edited       {name} is not what the run wrote")
-    for name in found["gone"]: say(f"gone         {name} is not here to compare with")
+    for line in _suspect_lines(found): say(line)
     again = finish(new_run(run.config, root), say=say)
     found["files"] = differences(run, again)
     for name, verdict in found["files"].items(): say(f"{verdict:12} {name}")

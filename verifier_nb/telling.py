@@ -14,12 +14,24 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import NamedTuple
 import yaml
-from .plans import Op, Plan, asked, at, numbers_of, places, put, renamed, tree_of, value_of, with_tree
+from verifier_nb.plans import (
+    Op,
+    Plan,
+    asked,
+    at,
+    compute,
+    numbers_of,
+    parse_expression,
+    places,
+    put,
+    renamed,
+    with_tree,
+)
 
 # %% ../nbs/07f_telling.ipynb #1d8dba4b
 class SuiteStep(NamedTuple):
     "One step of a solution: what is computed, and what is said about it."
-    tree: object  # see `plans.tree_of`
+    tree: object  # see `plans.parse_expression`
     find: str  # what is looked for
     line: str  # a sentence with the equation, {e}
     prose: str  # a sentence with the result only, {r}
@@ -46,7 +58,7 @@ class SuiteProblem:
 def _step(entry)->SuiteStep:
     "A step as the file describes it."
     said = (entry.get(name, "") for name in SuiteStep._fields[1:])
-    return SuiteStep(tree_of(str(entry["how"])), *said)
+    return SuiteStep(parse_expression(str(entry["how"])), *said)
 
 def _span(text)->tuple:
     "Least and greatest: 2-9."
@@ -130,7 +142,7 @@ def is_sensible(plan)->bool:
 
 def _check(problem, values):
     "Raises `ValueError` when formula and steps do not agree, or a result is none that one meets."
-    right = value_of(tree_of(problem.answer), values)
+    right = compute(parse_expression(problem.answer), values)
     answers = {Plan(values, way).answer for way in (problem.steps, *problem.ways)}
     if answers != {right}: raise ValueError(f"case {problem.topic!r}: the ways do not agree for {values}")
     if not is_sensible(Plan(values, problem.steps)):

@@ -26,10 +26,12 @@ PRELOADED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib", "torch",
              "sklearn.linear_model", "statsmodels.api",
              "verifier_nb.training", "verifier_nb.evaluation", "verifier_nb.analysis", "verifier_nb.preflight")
 
+# %% ../nbs/09c_warm.ipynb #557cea36
 def can_warm()->bool:
     "Whether kernels can be forked here: on Unix, and where no GPU would be inherited."
     return hasattr(os, "fork") and hasattr(socket, "AF_UNIX") and not os.path.exists("/dev/nvidiactl")
 
+# %% ../nbs/09c_warm.ipynb #ed0a5029
 def _preload(more=()):
     "Import what stages need; what is not installed is left out."
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel has it
@@ -65,6 +67,7 @@ def _fork(line:bytes, sockets)->int:  # the child's pid
 def _kill(pid):
     with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
 
+# %% ../nbs/09c_warm.ipynb #e16315c3
 def _read_line(one)->bytes:
     "A request, to its end."
     line = b""
@@ -74,6 +77,7 @@ def _read_line(one)->bytes:
         line += more
     return line
 
+# %% ../nbs/09c_warm.ipynb #d5a32a25
 class _Server:
     "Forks kernels and tells how they end."
     def __init__(self, path):
@@ -109,13 +113,17 @@ class _Server:
         ready, _, _ = select.select([sys.stdin, self.listener, *self.kernels], [], [], 0.05)
         if sys.stdin in ready and not os.read(sys.stdin.fileno(), 1): return False
         if self.listener in ready: self.take()
-        for one in [one for one in self.kernels if one in ready]:  # nobody writes: it was closed
-            _kill(self.kernels[one])
-            os.waitpid(self.kernels[one], 0)
-            self.drop(one)
+        for one in [one for one in self.kernels if one in ready]: self.end(one)  # nobody writes: it was closed
         self.reap()
         return True
 
+    def end(self, one):
+        "End the kernel of somebody who is gone."
+        _kill(self.kernels[one])
+        os.waitpid(self.kernels[one], 0)
+        self.drop(one)
+
+# %% ../nbs/09c_warm.ipynb #915181e6
 def serve(
     path,  # of the socket
     more=(),  # further modules to import
@@ -138,23 +146,32 @@ def _connect(path, seconds:float=20.0):
             time.sleep(0.02)
         else: return one
 
+# %% ../nbs/09c_warm.ipynb #97796072
+def _asked(one, argv):  # -> a file that the answers are read from
+    "Ask for a kernel in this process's folder and environment."
+    one.sendall(json.dumps({"argv": list(argv), "env": dict(os.environ), "cwd": os.getcwd()}).encode() + b"\n")
+    return one.makefile("rb")
+
+# %% ../nbs/09c_warm.ipynb #1c52928e
+def _end_as(code:int):
+    "End with a status, or by the signal that a negative one stands for."
+    if code >= 0: sys.exit(code)
+    if -code != signal.SIGKILL: signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+
+# %% ../nbs/09c_warm.ipynb #fb09b1b5
 def follow(
     path,  # of the socket
     argv,  # what a kernel is given
 ):
     "Ask for a kernel, pass signals on to it, and end as it ends; where nobody answers, with an error."
-    one = _connect(path)
-    one.sendall(json.dumps({"argv": list(argv), "env": dict(os.environ), "cwd": os.getcwd()}).encode() + b"\n")
-    said = one.makefile("rb")
+    said = _asked(_connect(path), argv)
     pid = json.loads(said.readline())["pid"]
     def pass_on(number, _):
         with suppress(ProcessLookupError): os.kill(pid, number)
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
     last = said.readline()
-    code = json.loads(last)["code"] if last else 1
-    if code >= 0: sys.exit(code)
-    signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
-    os.kill(os.getpid(), -code)
+    _end_as(json.loads(last)["code"] if last else 1)
 
 # %% ../nbs/09c_warm.ipynb #08f15861
 class WarmKernels:
@@ -184,6 +201,7 @@ class WarmKernels:
         self.server.wait()
         self.server.stdin.close()
 
+# %% ../nbs/09c_warm.ipynb #be42f9ed
 def _manager(warm):
     "A kernel manager whose kernels are forks."
     from jupyter_client.manager import AsyncKernelManager
@@ -196,6 +214,7 @@ def _manager(warm):
                               extra_arguments=None): return warm.command(super().format_kernel_cmd(extra_arguments))
     return WarmManager
 
+# %% ../nbs/09c_warm.ipynb #db0d6ec2
 _LONGEST = 90  # bytes of a folder's name: a socket's whole name has room for about a hundred
 
 @contextmanager

@@ -24,12 +24,17 @@ class Watch:
         self.label, self.path, self.live = label, path, sys.stdout.isatty()
         self.every, self.stop, self.start = every or (1 if self.live else 15), threading.Event(), time.time()
 
+    def _told(self)->dict:
+        "What the stage wrote last: at, unit, done, total; nothing before it has done any."
+        try: p = json.loads(self.path.read_text())
+        except (OSError, ValueError): return {}
+        is_older = p.get("at", 0) < self.start  # of the stage before
+        return {} if is_older or not p["done"] else p
+
     def line(self)->str:
         "What is shown: stage, count, time so far and time left."
-        now = time.time() - self.start
-        try: p = json.loads(self.path.read_text())
-        except (OSError, ValueError): return f"{self.label}  {clock(now)}"
-        if p.get("at", 0) < self.start or not p["done"]: return f"{self.label}  {clock(now)}"
+        now, p = time.time() - self.start, self._told()
+        if not p: return f"{self.label}  {clock(now)}"
         left = now * (p["total"] - p["done"]) / p["done"]
         return f"{self.label}  {p['unit']} {p['done']}/{p['total']}  {clock(now)} so far, about {clock(left)} left"
 
