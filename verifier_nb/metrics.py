@@ -454,7 +454,8 @@ def _calibration_line(group:Group, test, resamples, seed)->dict:
     low, high = found["intervals"]["ece"] or (None, None)
     return {"group": group.column, "value": group.value, "n": len(rows.y), "problems": rows.problems,
             "flawed": float(rows.y.mean()), "mean_p": float(rows.p.mean()),
-            "ece": found["ece"], "low": low, "high": high, "ideal": float(ece_floor(rows).mean()), "note": found["notes"].get("ece", "")}
+            "ece": found["ece"], "low": low, "high": high, "ideal": float(ece_floor(rows).mean()),
+            "note": found["notes"].get("ece", "")}
 
 # %% ../nbs/06a_metrics.ipynb #10e4c349
 def calibration_by(
