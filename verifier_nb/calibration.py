@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'LARGEST', 'ENOUGH', 'CANNOT_FIT', 'SAYS_NOTHING', 'fit_temperature', 'fit_platt', 'fit_isotonic',
-           'choose_threshold', 'thresholds_of', 'choose_margin', 'fit_calibration', 'calibrate_rows', 'with_thresholds',
+           'choose_threshold', 'thresholds_of', 'choose_margin', 'calibrate_rows', 'fit_calibration', 'with_thresholds',
            'apply_calibration', 'decide']
 
 # %% ../nbs/06b_calibration.ipynb #494cb456
@@ -120,14 +120,11 @@ def choose_threshold(
     p, y = np.asarray(p, float), np.asarray(y)
     levels = np.unique(p)
     low, high = np.r_[0.0, levels], np.r_[levels, 1.0]
-    called, found = _called_from(p, high), _called_from(p[y == 1], high)
-    score = count_metrics(float(len(y)), float(y.sum()), called, found)
+    score = count_metrics(float(len(y)), float(y.sum()), _called_from(p, high), _called_from(p[y == 1], high))
     value = _worth(aim, score, high, recall_at_least)
     if low[-1] == 1: value[-1] = -2.0  # a row at exactly 1 is called flawed whatever the threshold
-    candidates = _within(low, high)
-    best = np.flatnonzero(value >= value.max() - 1e-12)
-    nearest = best[np.abs(candidates[best] - 0.5).argmin()]
-    return float(candidates[nearest])
+    good = _within(low, high)[value >= value.max() - 1e-12]
+    return float(good[np.abs(good - 0.5).argmin()])
 
 # %% ../nbs/06b_calibration.ipynb #2ef5f194
 def thresholds_of(
@@ -173,7 +170,24 @@ def _fit_rule(
     if method == "platt": return Calibration(**_platt_of(z, y))
     return Calibration()
 
+# %% ../nbs/06b_calibration.ipynb #36925cd4
+def calibrate_rows(
+    predictions:pd.DataFrame,  # with p_flawed, and prob_0 and prob_1 where they are known
+    calibration:Calibration,
+)->np.ndarray:  # [n] calibrated probabilities
+    "Calibrated P(flawed) of rows, from their log odds where these are known."
+    return calibration.apply_to_probability(
+        predictions["p_flawed"], predictions.get("prob_0"), predictions.get("prob_1"))
+
 # %% ../nbs/06b_calibration.ipynb #ba32077a
+def _decisions(fitted:Calibration, validation, y)->dict:
+    "Thresholds for all aims, the one that is used, and the margin around it, chosen on calibrated probabilities."
+    q = calibrate_rows(validation, fitted)
+    thresholds = thresholds_of(q, y, fitted.recall_at_least)
+    threshold = thresholds[fitted.aim]
+    return {"threshold": threshold, "thresholds": thresholds, "margin": choose_margin(q, y, threshold, fitted.budget)}
+
+# %% ../nbs/06b_calibration.ipynb #e66d4134
 def fit_calibration(
     validation:pd.DataFrame,  # predictions on the validation split
     method:str="temperature",  # temperature | platt | isotonic | none
@@ -188,20 +202,7 @@ def fit_calibration(
     if len(np.unique(y)) < 2: return Calibration(**about, notes=(CANNOT_FIT.format(n),)).to_json()
     fitted = replace(_fit_rule(method, validation), **about)
     if fitted.temperature > 99: fitted = replace(fitted, notes=(SAYS_NOTHING,))
-    q = calibrate_rows(validation, fitted)
-    thresholds = thresholds_of(q, y, recall_at_least)
-    threshold, base_rate = thresholds[aim], float(y.mean())
-    return replace(fitted, threshold=threshold, margin=choose_margin(q, y, threshold, budget), thresholds=thresholds,
-                   base_rate=base_rate).to_json()
-
-# %% ../nbs/06b_calibration.ipynb #36925cd4
-def calibrate_rows(
-    predictions:pd.DataFrame,  # with p_flawed, and prob_0 and prob_1 where they are known
-    calibration:Calibration,
-)->np.ndarray:  # [n] calibrated probabilities
-    "Calibrated P(flawed) of rows, from their log odds where these are known."
-    return calibration.apply_to_probability(
-        predictions["p_flawed"], predictions.get("prob_0"), predictions.get("prob_1"))
+    return replace(fitted, **_decisions(fitted, validation, y), base_rate=float(y.mean())).to_json()
 
 # %% ../nbs/06b_calibration.ipynb #1c546ca9
 def with_thresholds(
@@ -211,14 +212,12 @@ def with_thresholds(
     "A calibration with thresholds for all aims and its base rate, also of its hybrid; as it is where it has them."
     y = validation["true_label"].to_numpy(int)
     if calibration.get("thresholds") or len(np.unique(y)) < 2: return calibration
-    at_least, rule = calibration.get("recall_at_least"), Calibration.from_json(calibration)
-    out = {**calibration, "base_rate": float(y.mean()),
-           "thresholds": thresholds_of(calibrate_rows(validation, rule), y, at_least)}
-    baselines = calibration.get("baselines", {})
-    if "hybrid" in baselines and "p_hybrid" in validation:
-        hybrid = {**baselines["hybrid"], "thresholds": thresholds_of(validation["p_hybrid"], y, at_least)}
-        out["baselines"] = {**baselines, "hybrid": hybrid}
-    return out
+    def chosen(q): return {"thresholds": thresholds_of(q, y, calibration.get("recall_at_least"))}
+    own = chosen(calibrate_rows(validation, Calibration.from_json(calibration)))
+    out, baselines = {**calibration, "base_rate": float(y.mean()), **own}, calibration.get("baselines", {})
+    if "hybrid" not in baselines or "p_hybrid" not in validation: return out
+    hybrid = baselines["hybrid"] | chosen(validation["p_hybrid"])
+    return out | {"baselines": baselines | {"hybrid": hybrid}}
 
 # %% ../nbs/06b_calibration.ipynb #20c1b8a5
 def apply_calibration(

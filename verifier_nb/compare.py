@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from .files import VerifierError
 from .metrics import Part, as_rows, bootstrap, difference, metrics
+from .tables import read_csv, reading
 
 # %% ../nbs/07a_compare.ipynb #b61f9734
 KNOWN_AS = {
@@ -29,12 +30,9 @@ def _load(
     if not isinstance(place, (str, Path)): return place, "data frame"
     file = Path(place)
     if file.is_dir(): file = file/"predictions.csv"
-    try: return pd.read_csv(file, float_precision="round_trip"), file
-    except FileNotFoundError:
-        what_to_do = "give a run with predictions.csv, or a CSV file"
-        raise VerifierError(f"{file.name} is missing", file.parent, what_to_do) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise VerifierError(f"this is not a CSV file: {e}", file, "give a CSV file with a header") from None
+    what_to_do = "give a run with predictions.csv, or a CSV file"
+    if not file.exists(): raise VerifierError(f"{file.name} is missing", file.parent, what_to_do)
+    with reading(file): return read_csv(file, keep_default_na=True, float_precision="round_trip"), file
 
 # %% ../nbs/07a_compare.ipynb #5768983f
 def _columns_of(frame)->str: return f"its columns are: {', '.join(map(str, frame.columns))}"

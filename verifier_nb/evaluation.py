@@ -435,18 +435,17 @@ def evaluate_and_write(
     "Score, calibrate and compare in this process, or in this one of several."
     from verifier_nb.scoring import Verifier
     seed_everything(run.config.seed, run.config.deterministic)
-    verifier = Verifier.from_run(run)
+    verifier, with_baselines = Verifier.from_run(run), run.config.evaluation.baselines
     scored = {split: score_split(run, verifier, split) for split in ("validation", "test")}
     calibration = calibrate_run(run, *scored["validation"])
     frames = {split: conclude(one, calibration) for split, one in scored.items()}
-    steps = [one.steps for one in scored.values() if one.steps is not None]
-    if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
+    if with_baselines: add_baselines(run, verifier, frames, calibration)
     behaviour = ask_suite(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
-    if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
+    if with_baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])
     if not parallel.is_first(): return {}  # the last score is in: from here on one process computes and writes
-    _write_rows(run, frames, calibration, steps)
+    _write_rows(run, frames, calibration, [one.steps for one in scored.values() if one.steps is not None])
     if check is not None: write_csv(run.report("merge_check.csv"), check)
     _write_behaviour(run, behaviour)
     return write_summary(run)

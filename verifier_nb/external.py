@@ -28,21 +28,26 @@ def _spans(steps)->list:
     if len(ends): ends[-1] -= len(BETWEEN)
     return list(zip([0, *ends[:-1].tolist()], ends.tolist()))
 
+# %% ../nbs/07a_external.ipynb #d645506f
+def _first_errors(rows:pd.DataFrame, name:str)->pd.Series:
+    "The column as numbers. Raises `VerifierError` where it is not there, or names a step that is not."
+    if "first_error" not in rows:
+        raise VerifierError("the column first_error is missing", name, "give the first wrong step from 0, -1 for none")
+    first, counts = pd.to_numeric(rows["first_error"], errors="coerce"), rows["steps"].map(len)
+    bad = first.isna() | (first < -1) | (first >= counts) | (first % 1 != 0)
+    if not bad.any(): return first
+    at = int(np.flatnonzero(bad)[0])
+    what = f"row {at + 1}: first_error is {rows['first_error'].iloc[at]!r}, and there are {counts.iloc[at]} steps"
+    raise VerifierError(what, name, "give the number of the first wrong step, from 0; -1 where none is wrong")
+
+# %% ../nbs/07a_external.ipynb #00fe4ae8
 def from_steps(
     rows:pd.DataFrame,  # question, steps, first_error, …
     name:str,  # of the set, for messages
 )->pd.DataFrame:
     "Rows with `solution`, `label` and `spans` made of labelled steps. Raises `VerifierError` for a missing step."
     if "steps" not in rows: return rows
-    if "first_error" not in rows:
-        raise VerifierError("the column first_error is missing", name, "give the first wrong step from 0, -1 for none")
-    first = pd.to_numeric(rows["first_error"], errors="coerce")
-    counts = rows["steps"].map(len)
-    bad = first.isna() | (first < -1) | (first >= counts) | (first % 1 != 0)
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        what = f"row {at + 1}: first_error is {rows['first_error'].iloc[at]!r}, and there are {counts.iloc[at]} steps"
-        raise VerifierError(what, name, "give the number of the first wrong step, from 0; -1 where none is wrong")
+    first = _first_errors(rows, name)
     return rows.assign(solution=rows["steps"].map(BETWEEN.join), spans=rows["steps"].map(_spans),
                        first_error=first.astype(int), label=(first >= 0).astype(int))
 
@@ -121,15 +126,13 @@ def _name_of(file)->str:
     "A file's name as a folder's name."
     return re.sub(r"\W+", "-", Path(file).stem).strip("-").lower()
 
+# %% ../nbs/07a_external.ipynb #5fd71e38
 def _read_sets(run, files, columns, trained)->list:
     "Every set, read and checked."
     from verifier_nb import rows as rows_
     sets = files if isinstance(files, dict) else {_name_of(file): rows_.read_table(file, columns) for file in files}
-    out = []
-    for name, rows in sets.items():
-        unseen, dropped = check_unseen(run, _checked(from_steps(rows, name), name), trained, name)
-        out.append(ExternalSet(name, unseen, dropped))
-    return out
+    good = {name: _checked(from_steps(rows, name), name) for name, rows in sets.items()}
+    return [ExternalSet(name, *check_unseen(run, rows, trained, name)) for name, rows in good.items()]
 
 # %% ../nbs/07a_external.ipynb #5f317b9d
 LONG = 4096  # tokens of a solution whose steps are given: it is read whole, whatever the run's own rows were
@@ -145,6 +148,7 @@ def _room_for(verifier, rows):
     try: yield
     finally: verifier.max_length = usual
 
+# %% ../nbs/07a_external.ipynb #28b314f9
 def _scored(run, verifier, one:ExternalSet)->Scored:
     "A set's predictions, and what was read at the ends of its steps by a verifier that was trained on steps."
     problems, solutions = list(one.rows["question"]), list(one.rows["solution"])
@@ -155,6 +159,14 @@ def _scored(run, verifier, one:ExternalSet)->Scored:
     frame = as_predictions(one.rows, scores, one.name)
     return Scored(frame, scored_steps(frame, solutions, spans, scores) if knows_steps else None)
 
+# %% ../nbs/07a_external.ipynb #fa59c0f7
+def _write_rows(folder:Path, one:ExternalSet, frame, steps):
+    "The predictions, what was read at the ends of steps, and how many rows were left out."
+    write_csv(folder/"predictions.csv", frame)
+    if steps is not None: write_csv(folder/"steps.csv", steps)
+    left_out = {"rows": one.dropped, "why": "the run learned from these problems"}
+    if one.dropped: write_json(folder/"dropped.json", left_out)
+
 def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
     "Score a set and write its files; returns what its metrics.json says."
     cfg, folder = run.config.evaluation, run.report("external")/one.name
@@ -162,13 +174,9 @@ def _score(run, verifier, one:ExternalSet, calibration:dict)->dict:
     with _room_for(verifier, one.rows):
         scored = _scored(run, verifier, one)
         frame = conclude(scored, calibration)
-        if calibration.get("baselines"): add_columns(frame, untouched(run, verifier), problems, solutions, calibration,
-                                                     cfg)
-    write_csv(folder/"predictions.csv", frame)
-    if scored.steps is not None: write_csv(folder/"steps.csv", scored.steps)
-    if one.dropped:
-        why = "the run learned from these problems"
-        write_json(folder/"dropped.json", {"rows": one.dropped, "why": why})
+        if calibration.get("baselines"):
+            add_columns(frame, untouched(run, verifier), problems, solutions, calibration, cfg)
+    _write_rows(folder, one, frame, scored.steps)
     chosen = choices(frame, solutions, cfg.resamples, run.config.seed, scored.steps, calibration)
     if chosen is not None: write_csv(folder/"best_of_n.csv", chosen)
     return write_summary(run, folder)

@@ -27,6 +27,7 @@ def _element(latex):
         element.attrib = {name: value for name, value in element.attrib.items() if name in _ATTRIBUTES}
     return root
 
+# %% ../nbs/07c_mathml.ipynb #dc53694a
 def _row(latex):
     "One row of a formula as HTML."
     if not latex.strip(): return Markup("")
@@ -52,25 +53,30 @@ def _prose(text):
     "What stands between formulas, as HTML: what is **bold** is bold, and an escaped dollar is a dollar."
     return Markup(_BOLD.sub(r"<b>\1</b>", str(escape(text.replace("\\$", "$")))))
 
+# %% ../nbs/07c_mathml.ipynb #af3f1ebb
 def _trimmed(rows, begins, ends):
     "Rows without the line end at the begin or the end of the whole formula."
     rows = rows.lstrip("\n") if begins else rows
     return rows.rstrip("\n") if ends else rows
+
+# %% ../nbs/07c_mathml.ipynb #a75284eb
+def _formula_in(text, at, f):
+    "As much of a formula as stands in a piece of a solution, as HTML."
+    first, last = max(f.inner_start, at), min(f.inner_end, at + len(text))
+    if first >= last: return Markup("")
+    return _trimmed(mathml(text[first-at:last-at]), first == f.inner_start, last == f.inner_end)
 
 def _shown(text, at, found):
     "A piece of a solution that begins at an offset, as HTML."
     out, place, end = [], at, at + len(text)
     for f in found:
         if f.end <= at or f.start >= end: continue
-        first, last = max(f.inner_start, at), min(f.inner_end, end)
-        out.append(_prose(text[place-at:max(f.start, at)-at]))
-        if first < last:
-            rows = mathml(text[first-at:last-at])
-            out.append(_trimmed(rows, first == f.inner_start, last == f.inner_end))
+        out += [_prose(text[place-at:max(f.start, at)-at]), _formula_in(text, at, f)]
         place = min(f.end, end)
     out.append(_prose(text[place-at:]))
     return Markup("").join(out)
 
+# %% ../nbs/07c_mathml.ipynb #70db9e0b
 def typeset(
     parts:list,  # of MarkedText, which together are the solution
 )->list:  # of MarkedText, their texts as HTML

@@ -62,10 +62,9 @@ def read_predictions(
         what_to_do = "restore the file or run the stage again"
         raise VerifierError(f"cannot read the predictions: {e}", path, what_to_do) from None
     missing = [column for column in COLUMNS if column not in frame]
-    if missing:
-        what_to_do = "give a predictions.csv written by this project, or map the columns"
-        raise VerifierError(f"these columns are missing: {', '.join(missing)}", path, what_to_do)
-    return frame
+    if not missing: return frame
+    what_to_do = "give a predictions.csv written by this project, or map the columns"
+    raise VerifierError(f"these columns are missing: {', '.join(missing)}", path, what_to_do)
 
 # %% ../nbs/06a_metrics.ipynb #2eca71e2
 def simulate(
@@ -343,6 +342,11 @@ def _warn_of_odd_probabilities(rows:ScoredRows, values:dict, notes:dict):
         notes["log_loss"] = f"{said}; they are taken as 1e-15 away from it"
 
 # %% ../nbs/06a_metrics.ipynb #83ac50d4
+def _interval_or_reason(values, name:str, value:float, rows:ScoredRows)->Interval:
+    "A metric's interval; where it is not defined itself, the reason."
+    return interval(values, name, value, rows) if math.isfinite(value) else Interval(None, explain_missing(name, rows))
+
+# %% ../nbs/06a_metrics.ipynb #d844109e
 def metrics(
     rows:ScoredRows,
     resamples:int=10_000,
@@ -353,17 +357,13 @@ def metrics(
     "Every metric with its 95 % interval; what cannot be computed is None, with the reason in `notes`."
     plain = weighted_metrics(rows, np.ones((rows.problems, 1)), parts)
     draws = draws or bootstrap(rows, resamples, seed, parts)
-    values, intervals, notes = {}, {}, {}
-    for name, found in plain.items():
-        value = float(found[0])
-        known = math.isfinite(value)
-        if known: bounds, note = interval(draws[name], name, value, rows)
-        else: bounds, note = None, explain_missing(name, rows)
-        values[name] = value if known else None
-        intervals[name] = None if bounds is None else list(bounds)
-        if note: notes[name] = note
+    values = {name: float(found[0]) for name, found in plain.items()}
+    known = {name: _interval_or_reason(draws[name], name, value, rows) for name, value in values.items()}
+    intervals = {name: None if bounds is None else list(bounds) for name, (bounds, _) in known.items()}
+    notes = {name: note for name, (_, note) in known.items() if note}
     _warn_of_odd_probabilities(rows, values, notes)
-    return values | {"intervals": intervals, "notes": notes}
+    defined = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return defined | {"intervals": intervals, "notes": notes}
 
 # %% ../nbs/06a_metrics.ipynb #2eb61036
 def show(
@@ -372,11 +372,8 @@ def show(
 )->pd.DataFrame:
     "A metrics dictionary as a table for reading."
     names = names or [name for name in result if name in result["intervals"]]
-    out = []
-    for name in names:
-        low, high = result["intervals"].get(name) or (None, None)
-        out.append({"value": result[name], "low": low, "high": high, "note": result["notes"].get(name, "")})
-    return pd.DataFrame(out, index=names, columns=["value", "low", "high", "note"])
+    def line(name): return result[name], *(result["intervals"].get(name) or (None, None)), result["notes"].get(name, "")
+    return pd.DataFrame(map(line, names), index=names, columns=["value", "low", "high", "note"])
 
 # %% ../nbs/06a_metrics.ipynb #a7182811
 def difference(
@@ -452,16 +449,15 @@ CALIBRATION_BY = "group value n problems flawed mean_p ece low high ideal note".
 
 def _calibration_line(group:Group, test, resamples, seed)->dict:
     "One line of `calibration_by`."
-    chosen = test[group.of(test)]
-    rows = as_rows(chosen, "p_calibrated")
+    rows = as_rows(test[group.of(test)], "p_calibrated")
     found = metrics(rows, resamples, seed, [Part.CALIBRATION])
     low, high = found["intervals"]["ece"] or (None, None)
-    counted = {"n": len(chosen), "problems": rows.problems}
-    means = {"flawed": float(rows.y.mean()), "mean_p": float(rows.p.mean())}
-    error = {"ece": found["ece"], "low": low, "high": high, "ideal": float(ece_floor(rows).mean())}
-    note = found["notes"].get("ece", "")
-    return {"group": group.column, "value": group.value, **counted, **means, **error, "note": note}
+    return {"group": group.column, "value": group.value, "n": len(rows.y), "problems": rows.problems,
+            "flawed": float(rows.y.mean()), "mean_p": float(rows.p.mean()),
+            "ece": found["ece"], "low": low, "high": high, "ideal": float(ece_floor(rows).mean()),
+            "note": found["notes"].get("ece", "")}
 
+# %% ../nbs/06a_metrics.ipynb #10e4c349
 def calibration_by(
     test:pd.DataFrame,  # predictions with p_calibrated, and form where it is known
     resamples:int=2_000,

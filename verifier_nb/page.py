@@ -118,6 +118,7 @@ class MatrixCell:
     share:float  # of the row
     tone:str  # correct | flawed: a colour of the style
 
+# %% ../nbs/07d_page.ipynb #772c5107
 @dataclass(frozen=True)
 class MatrixRow:
     "A row of a confusion matrix: what was true, and what it was called."
@@ -126,17 +127,17 @@ class MatrixRow:
     cells:list[MatrixCell]
 
 # %% ../nbs/07d_page.ipynb #46b3ed56
+def _matrix_row(name:str, passed:int, accused:int, n:int)->MatrixRow:
+    "Of the correct ones it is right to pass them, of all others to accuse them."
+    tones = ("correct", "flawed") if name == "correct" else ("flawed", "correct")
+    return MatrixRow(name, n, [MatrixCell(count, count/n, tone) for count, tone in zip((passed, accused), tones)])
+
+# %% ../nbs/07d_page.ipynb #e3d29ff5
 def matrix_cells(
     table:pd.DataFrame,  # what `figures.confusion` or `figures.error_matrix` returns
 )->list[MatrixRow]:
     "A matrix as the template wants it; kinds of which there was no row are left out."
-    out = []
-    for name, passed, accused, n in table[table.n > 0].itertuples(index=False):
-        right, wrong = "correct", "flawed"
-        tones = (right, wrong) if name == "correct" else (wrong, right)
-        cells = [MatrixCell(count, count/n, tone) for count, tone in zip((passed, accused), tones)]
-        out.append(MatrixRow(name, n, cells))
-    return out
+    return [_matrix_row(*row) for row in table[table.n > 0].itertuples(index=False)]
 
 # %% ../nbs/07d_page.ipynb #5d2acc32
 def type_rows(
@@ -171,6 +172,7 @@ def _points(share:float)->str:
     text = f"{100*share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
+# %% ../nbs/07d_page.ipynb #3c843b2f
 def _gain_text(gain)->str:
     "A difference in points, with a true minus sign."
     if not gain: return "–"
@@ -185,12 +187,11 @@ def judges(
     result:dict,  # metrics.json
 )->list[Judge]:
     "The verifier and its baselines, the best accuracy first."
-    rivals = result.get("baselines", {})
-    rows = [Judge("This verifier", result, own=True)]
-    for name, measured in rivals.items():
-        gain = _gain_text(measured.get("gain", {}).get("accuracy"))
-        rows.append(Judge(baselines.BASELINES.get(name, name), measured, gain=gain))
-    return sorted(rows, key=lambda judge: -(judge.metrics["accuracy"] or 0))
+    def rival(name, found):
+        return Judge(baselines.BASELINES.get(name, name), found, gain=_gain_text(found.get("gain", {}).get("accuracy")))
+    rivals = [rival(name, found) for name, found in result.get("baselines", {}).items()]
+    everyone = [Judge("This verifier", result, own=True), *rivals]
+    return sorted(everyone, key=lambda judge: -(judge.metrics["accuracy"] or 0))
 
 # %% ../nbs/07d_page.ipynb #715bfb3e
 @dataclass(frozen=True)
@@ -258,6 +259,7 @@ class BestRow:
     n:int  # candidates to choose among
     cells:list[str]  # accuracy by judge
 
+# %% ../nbs/07d_page.ipynb #01d7551e
 @dataclass(frozen=True)
 class BestOfN:
     "The best-of-N table of a test set."
@@ -276,8 +278,8 @@ def best_rows(
     table:pd.DataFrame,  # best_of_n.csv
 )->BestOfN:
     "Best of N as the template wants it: a row for each n, a column for each judge."
-    known = set(table.judge)
-    names = [name for name in ("random", "majority vote", "verifier", *STEP_JUDGES.values(), "oracle") if name in known]
+    in_order = ("random", "majority vote", "verifier", *STEP_JUDGES.values(), "oracle")
+    names = [name for name in in_order if name in set(table.judge)]
     cells = {(row.n, row.judge): _best_cell(row) for row in table.itertuples()}
     rows = [BestRow(int(n), [cells[n, name] for name in names]) for n in sorted(set(table.n))]
     return BestOfN(names, int(table.problems.iloc[0]), rows)
@@ -315,11 +317,11 @@ def _other_set(folder)->OtherSet:
     "A test set's section, from its folder."
     result, types = read_metrics(folder/"metrics.json"), read_types(folder/"metrics_by_type.csv")
     matrix = matrix_cells(error_matrix(read_predictions(folder/"predictions.csv")))
-    best = folder/"best_of_n.csv"
-    best = best_rows(pd.read_csv(best)) if best.exists() else None
-    steps = result.get("steps", {})
-    return OtherSet(folder.name, headline(result, types), _external_words(folder, result), judges(result), matrix, best,
-                    step_words(steps) if steps else "", step_rows(steps))
+    best, steps = folder/"best_of_n.csv", result.get("steps", {})
+    return OtherSet(
+        folder.name, headline(result, types), _external_words(folder, result), judges(result), matrix,
+        best=best_rows(pd.read_csv(best)) if best.exists() else None,
+        step_words=step_words(steps) if steps else "", steps=step_rows(steps))
 
 # %% ../nbs/07d_page.ipynb #ec326436
 def external_sections(run)->list[OtherSet]:

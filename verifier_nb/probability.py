@@ -26,6 +26,13 @@ def logit(
 # %% ../nbs/05a_probability.ipynb #a01c140e
 LARGEST = 700.0  # exp of more than this is infinite
 
+def _exact_log_odds(prob_0, prob_1)->np.ndarray:
+    "log p(1) − log p(0); ±`LARGEST` where a probability is zero."
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(np.asarray(prob_1, float)) - np.log(np.asarray(prob_0, float))
+    return np.clip(odds, -LARGEST, LARGEST)
+
+# %% ../nbs/05a_probability.ipynb #6012518f
 def log_odds_of(
     p,  # [n] P(flawed), the share of label 1
     prob_0=None, prob_1=None,  # [n] the two labels' probabilities among all tokens, where they are known
@@ -33,12 +40,9 @@ def log_odds_of(
     "log p(1) − log p(0); from the two probabilities themselves where their share is too near to 0 or 1 to tell."
     odds = logit(p)
     if prob_0 is None or prob_1 is None: return odds
-    with np.errstate(divide="ignore", invalid="ignore"):
-        exact = np.log(np.asarray(prob_1, float)) - np.log(np.asarray(prob_0, float))
-    exact = np.clip(exact, -LARGEST, LARGEST)
-    same_side = exact*odds > 0
+    exact = _exact_log_odds(prob_0, prob_1)
     at_the_edge = (np.asarray(p) <= EDGE) | (np.asarray(p) >= 1 - EDGE)
-    further = at_the_edge & same_side & (np.abs(exact) > np.abs(odds))
+    further = at_the_edge & (exact*odds > 0) & (np.abs(exact) > np.abs(odds))  # on the same side, and more
     return np.where(further, exact, odds)
 
 # %% ../nbs/05a_probability.ipynb #751928fa
@@ -149,6 +153,7 @@ def _threshold_for(line:dict, aim:str, whose:str)->float:
     raise VerifierError(f"{whose} has no threshold for the aim {aim!r}, only for: {had}", "calibration.json",
                         "choose one of these, or evaluate its run again with this version: verifier-nb run …")
 
+# %% ../nbs/05a_probability.ipynb #b51f85a4
 def check_wish(aim:str=None, prior:float=None):
     "Raises `VerifierError` for an aim that does not exist, or a prior that is no share."
     if aim is not None and aim not in AIMS:
@@ -157,6 +162,7 @@ def check_wish(aim:str=None, prior:float=None):
         raise VerifierError(f"{prior} is no share of solutions", "--prior",
                             "give a number between 0 and 1, such as 0.3")
 
+# %% ../nbs/05a_probability.ipynb #43e506cb
 def _shift_for(prior, calibration)->float:
     "The shift to a share of flawed solutions. Raises `VerifierError`."
     base_rate = calibration.get("base_rate")
@@ -179,6 +185,14 @@ def _hybrid_for(line:dict, aim, shift)->dict:
     threshold = line["threshold"] if aim is None else _threshold_for(line, aim, "the hybrid")
     return {**line, "threshold": threshold, "intercept": line["intercept"] + shift}
 
+# %% ../nbs/05a_probability.ipynb #4cd439e0
+def _decisions_for(calibration:dict, aim:str)->dict:
+    "The threshold that serves an aim, and that of the steps where there are any."
+    fitted = {"aim": "accuracy", "threshold": 0.5, **calibration}
+    out = {"aim": aim, "threshold": _threshold_for(fitted, aim, "this verifier")}
+    return out | ({"steps": _steps_for(calibration["steps"], aim)} if "steps" in calibration else {})
+
+# %% ../nbs/05a_probability.ipynb #e3d0af31
 def aimed(
     calibration:dict,  # the content of calibration.json
     aim:str=None,  # one of AIMS; none: as it was fitted
@@ -187,13 +201,11 @@ def aimed(
     "A calibration as the person wants it. Raises `VerifierError` for an aim or a share that it does not know."
     check_wish(aim, prior)
     if aim is None and prior is None: return calibration
-    out, shift = dict(calibration), 0.0 if prior is None else _shift_for(prior, calibration)
-    out["wish"] = {"aim": aim, "prior": prior}
-    if prior is not None: out |= {"base_rate": prior, "bias": (out.get("bias") or 0.0) + shift}
-    if aim is not None:
-        fitted = {"aim": "accuracy", "threshold": 0.5, **out}
-        out |= {"aim": aim, "threshold": _threshold_for(fitted, aim, "this verifier")}
-    if aim is not None and "steps" in out: out["steps"] = _steps_for(out["steps"], aim)
+    out, shift = calibration | {"wish": {"aim": aim, "prior": prior}}, 0.0
+    if prior is not None:
+        shift = _shift_for(prior, calibration)
+        out |= {"base_rate": prior, "bias": (out.get("bias") or 0.0) + shift}
+    if aim is not None: out |= _decisions_for(out, aim)
     hybrid = out.get("baselines", {}).get("hybrid")
     if hybrid: out["baselines"] = {**out["baselines"], "hybrid": _hybrid_for(hybrid, aim, shift)}
     return out

@@ -118,6 +118,7 @@ def _orders(candidates:pd.DataFrame)->tuple:  # (problems in the verifier's orde
     there = {judge: column for column, judge in STEP_JUDGES.items() if column in candidates}
     return ordered("p_flawed"), {judge: ordered(column) for judge, column in there.items()}
 
+# %% ../nbs/06d_selection.ipynb #84a4f1a5
 def _summary(
     values,  # [problems]
     weights,  # [problems, resamples] that sum to one in each resample
@@ -137,15 +138,11 @@ def best_of_n(
     "Accuracy of the verifier's choice among n beside random, majority vote and oracle. Raises `VerifierError`."
     _check_candidates(candidates)
     problems, by_steps = _orders(candidates)
-    count, fewest = len(problems), min(map(len, problems))
-    rng = np.random.default_rng(seed)
+    count, fewest, rng = len(problems), min(map(len, problems)), np.random.default_rng(seed)
     weights = np.concatenate(list(resample(count, resamples, seed, count)), 1)/count
-    out = []
-    for n in ns:
-        if n > fewest: continue
-        judged = _judge_all(problems, n, rng, draws, by_steps)
-        out += [{"n": n, "judge": judge, **_summary(values, weights)} for judge, values in judged.items()]
-    return pd.DataFrame(out)
+    judged = {n: _judge_all(problems, n, rng, draws, by_steps) for n in ns if n <= fewest}
+    return pd.DataFrame([{"n": n, "judge": judge, **_summary(values, weights)}
+                         for n, by_judge in judged.items() for judge, values in by_judge.items()])
 
 # %% ../nbs/06d_selection.ipynb #2ccd3700
 CANDIDATES = 3  # candidates of every problem from which a set is a choice among candidates, not a pair

@@ -89,7 +89,7 @@ def collate_lessons(
 
 # %% ../nbs/06e_solver.ipynb #54e31e46
 class LengthBatches(Sampler):
-    "Batches of rows of like lengths, of about so many tokens with what is filled up; their order is new in every epoch."
+    "Batches of rows of like lengths, of about so many tokens with what is filled up; in a new order in every epoch."
     def __init__(self, lengths, tokens:int, seed:int=0):
         self.seed, self.epoch = seed, 0
         self.batches = self._cut(np.argsort(lengths, kind="stable"), lengths, tokens)

@@ -39,6 +39,7 @@ def _is_missing(value)->bool:
     "None, NaN and an empty cell."
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
+# %% ../nbs/07a_verify.ipynb #e6e12452
 def _same(a, b, tolerance)->bool:
     "Equal, or numbers within a relative tolerance; NaN and None are the same."
     if _is_missing(a) or _is_missing(b): return _is_missing(a) and _is_missing(b)
@@ -54,12 +55,9 @@ def _line(file, what, written, computed)->dict: return dict(zip(COLUMNS, (file, 
 def _differences(file, written, computed, tolerance=1e-9)->list:
     "Lines of `verify`'s table for one JSON file."
     a, b = _flat_numbers(written), _flat_numbers(computed)
-    out = []
-    for name in sorted(set(a) | set(b)):
-        in_both = name in a and name in b
-        if in_both and _same(a[name], b[name], tolerance): continue
-        out.append(_line(file, name, a.get(name, "missing"), b.get(name, "missing")))
-    return out
+    same = {name for name in a.keys() & b.keys() if _same(a[name], b[name], tolerance)}
+    differ = sorted((a.keys() | b.keys()) - same)
+    return [_line(file, name, a.get(name, "missing"), b.get(name, "missing")) for name in differ]
 
 # %% ../nbs/07a_verify.ipynb #bc3a0ddf
 def _without_newer(computed:dict, written:dict)->dict:
@@ -80,6 +78,14 @@ def _column_difference(
     return where, written[first], computed[first]
 
 # %% ../nbs/07a_verify.ipynb #4643d404
+def _what_differs(name:str, written, computed, tolerance):  # -> what, and both values; or None
+    "How two tables differ in one column."
+    there = ["there" if name in table else "missing" for table in (written, computed)]
+    if "missing" in there: return f"column {name}", *there
+    found = _column_difference(written[name].tolist(), computed[name].tolist(), tolerance)
+    return found and (f"{name}, {found[0]}", *found[1:])
+
+# %% ../nbs/07a_verify.ipynb #944ebad4
 def _table_differences(
     file, written:pd.DataFrame, computed:pd.DataFrame,
     columns,  # that are compared
@@ -87,17 +93,8 @@ def _table_differences(
 )->list:
     "Lines of `verify`'s table for a CSV: the first differing row of each column."
     if len(written) != len(computed): return [_line(file, "rows", len(written), len(computed))]
-    there = lambda name, table: "there" if name in table else "missing"
-    out = []
-    for name in columns:
-        if name not in written or name not in computed:
-            out.append(_line(file, f"column {name}", there(name, written), there(name, computed)))
-            continue
-        found = _column_difference(written[name].tolist(), computed[name].tolist(), tolerance)
-        if found:
-            where, a, b = found
-            out.append(_line(file, f"{name}, {where}", a, b))
-    return out
+    found = {name: _what_differs(name, written, computed, tolerance) for name in columns}
+    return [_line(file, *line) for line in found.values() if line]
 
 # %% ../nbs/07a_verify.ipynb #ee8b9736
 PREDICTIONS = {"validation": "validation_predictions.csv", "test": "predictions.csv"}  # split -> file
@@ -125,17 +122,23 @@ def _as_written_then(again:dict, written:dict)->dict:
     return out | {"baselines": lines}
 
 # %% ../nbs/07a_verify.ipynb #441688e4
+def _computed_again(run, frames:dict, calibration:dict)->tuple:  # ({split: predictions}, calibration)
+    "Predictions with the calibration as it is written, and a calibration fitted anew."
+    steps = _read_steps(run)
+    again = calibrate_run(run, frames["validation"], steps["validation"])
+    fresh = {split: _from_the_model_on(frame, calibration, steps[split]) for split, frame in frames.items()}
+    if not calibration.get("baselines"): return fresh, again
+    fitted_elsewhere = {name: line for name, line in calibration["baselines"].items() if name == "start"}
+    again["baselines"] = fixed_lines(frames["test"]) | fitted_elsewhere
+    fit_baselines(fresh, again, run.config.evaluation)
+    return fresh, again
+
+# %% ../nbs/07a_verify.ipynb #b4fe919a
 def _check_rows(run)->list:
     "Lines for calibration.json and the two files of predictions."
     calibration = read_json(run.report("calibration.json"))
     frames = {split: read_predictions(run.report(name)) for split, name in PREDICTIONS.items()}
-    steps = _read_steps(run)
-    again = calibrate_run(run, frames["validation"], steps["validation"])
-    fresh = {split: _from_the_model_on(frame, calibration, steps[split]) for split, frame in frames.items()}
-    if calibration.get("baselines"):
-        fitted_elsewhere = {name: line for name, line in calibration["baselines"].items() if name == "start"}
-        again["baselines"] = fixed_lines(frames["test"]) | fitted_elsewhere
-        fit_baselines(fresh, again, run.config.evaluation)
+    fresh, again = _computed_again(run, frames, calibration)
     out = _differences("calibration.json", calibration, _as_written_then(again, calibration), 1e-6)
     for split, name in PREDICTIONS.items():
         columns = [column for column in frames[split] if column in fresh[split]]
