@@ -465,7 +465,8 @@ def open_verifier(
     "A verifier to ask. Raises `VerifierError` when there is none."
     folder = default_adapter() if adapter == "default" else Path(adapter).expanduser()
     run = None if (folder/"adapter_config.json").exists() else find_adapter(adapter, root)
-    if not _is_unpacked(_base_of(run, folder)): say("unpacking the base model; only the first time, about half a minute")
+    at_once = _is_unpacked(_base_of(run, folder))
+    if not at_once: say("unpacking the base model; only the first time, about half a minute")
     _wake()
     from verifier_nb import scoring
     length = {"max_length": max_length} if max_length else {}
