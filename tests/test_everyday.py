@@ -24,7 +24,7 @@ def test_the_answer_follows_from_the_numbers_in_the_question(made):
         rng = random.Random(f"ways/{topic}")
         for _ in range(30):
             values = plans.numbers_of(template, rng)
-            answers = {plans.Plan(values, tuple(plans.Step(plans.tree_of(how), said) for how, said in way)).answer for way in template.ways}
+            answers = {plans.Plan(values, tuple(plans.PlanStep(plans.parse_expression(how), said) for how, said in way)).answer for way in template.ways}
             assert len(answers) == 1, (template.topic, values, answers)  # all ways lead to one answer
             assert answers.pop() > 0
 
@@ -194,7 +194,7 @@ def test_sampled_pairs_share_their_form_and_know_no_step():
                  for place in range(8) for label in (0, 1))
     problem = sources.Problem(1, 2, "sampled", "3 * 4?", ready=rows, restyle=True)
     forms = ["original", "plain", "final_answer", "the_answer_is", "latex", "markdown", "numbered", "chat"]
-    made, _ = build.ready_rows(problem, 8, lambda place: build.Form(forms[place], random.Random(place)))
+    made, _ = build.ready_rows(problem, 8, lambda place: build.PairForm(forms[place], random.Random(place)))
     assert [row["first_error"] for row in made] == [-1, None] * 8
     for good, bad in zip(made[::2], made[1::2]): assert good["solution"] == bad["solution"].replace("13", "12")
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from verifier_nb import answer, ask, behaviour, cases, cli, files, probe, setup, telling
 from verifier_nb.everyday import everyday, everyday_templates
-from verifier_nb.plans import tree_of, value_of
+from verifier_nb.plans import parse_expression, compute
 from verifier_nb.similarity import overlap
 from verifier_nb.solution import check
 from verifier_nb.splitting import steps
@@ -33,7 +33,7 @@ def known(suite):
                 for part in ("people", "things", "numbers", "wording"):
                     seeds = cases.replace(telling.Seeds.of(seed), **{part: seed + letter})
                     told = telling.tell(problem, seeds)
-                    out[told.question] = value_of(tree_of(problem.answer), told.values)
+                    out[told.question] = compute(parse_expression(problem.answer), told.values)
     return out
 
 

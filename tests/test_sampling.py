@@ -71,7 +71,7 @@ def test_a_killed_run_loses_no_finished_block(done, sums, tmp_path):
         said.append(text)
         if len(said) == 4: raise Killed  # two solvers, two blocks
     with pytest.raises(Killed): sampling.sample(cfg, tmp_path, say=die)
-    folder = sampling.place_of(cfg, tmp_path).folder
+    folder = sampling.sampling_folders(cfg, tmp_path).folder
     before = {path.name: path.stat().st_mtime_ns for path in (folder/"blocks").iterdir()}
     assert len(before) == 2
     sampling.sample(cfg, tmp_path, say=lambda text: None)
@@ -82,7 +82,7 @@ def test_a_killed_run_loses_no_finished_block(done, sums, tmp_path):
 
 def test_a_time_limit_ends_between_blocks(done, tmp_path):
     cfg, _, whole = done
-    folder = sampling.place_of(cfg, tmp_path).folder
+    folder = sampling.sampling_folders(cfg, tmp_path).folder
     for half in (0, 1): shutil.copytree(whole/f"solver{half}", folder/f"solver{half}")
     assert sampling.sample(cfg, tmp_path, until=0.0, say=lambda text: None) == folder
     assert not (folder/"blocks").exists()
@@ -187,7 +187,7 @@ def test_every_row_is_learned_once_an_epoch():
 def test_the_loss_counts_on_the_solution_and_its_end():
     tokenizer = load_tokenizer("tiny:llama")
     lesson, = solver.lessons(tokenizer, [("Q?", "A")], 100)
-    labels = solver.collate([lesson, solver.Lesson([1, 2], 1)])["labels"]
+    labels = solver.collate_lessons([lesson, solver.Lesson([1, 2], 1)])["labels"]
     assert tokenizer.decode(labels[0][labels[0] >= 0], skip_special_tokens=False) == "A" + tokenizer.eos_token
     assert labels[1].tolist()[:2] == [-100, 2] and set(labels[1].tolist()[2:]) == {-100}
 

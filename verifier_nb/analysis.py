@@ -40,7 +40,7 @@ from .probability import AIMS, StepRule
 from .setup import seed_everything
 from .step_report import distance_figure, step_examples
 from verifier_nb.wording import (
-    Part,
+    MarkedText,
     abstention_words,
     calibration_words,
     headline,
@@ -91,7 +91,7 @@ class Catch:
     type:str
     subtype:str
     question:str
-    parts:list[Part]
+    parts:list[MarkedText]
 
 # %% ../nbs/08_analysis.ipynb #667acdb7
 def _why_words(distrusted:dict)->str:

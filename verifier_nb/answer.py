@@ -31,11 +31,16 @@ _VALUE = re.compile(rf"""
 """, re.VERBOSE | re.IGNORECASE)
 _ALGEBRA = re.compile(r"[√^πθ∞{}\\|]|\d\s?[*×+]|\d[-–]\d|(?<![A-Za-z])[xyznk](?![A-Za-z'’])")
 
+def _is_time(text, parts)->bool:
+    "Whether numbers with colons between them, as they are written, are hours and minutes."
+    return len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and len(text.split(":")[1].strip()) == 2
+
 def _colon_value(found):
     "A time of day as (hours, minutes), or the numbers of a ratio, reduced."
     parts = [int(part) for part in found["ratio"].split(":")]
-    is_time = len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and len(found["ratio"].split(":")[1].strip()) == 2
-    if is_time: return (parts[0] % 12 + 12 * (found["half"] in "pP") if found["half"] else parts[0], parts[1])
+    if _is_time(found["ratio"], parts):
+        hours = parts[0] % 12 + 12 * (found["half"] in "pP") if found["half"] else parts[0]
+        return hours, parts[1]
     divisor = gcd(*parts) or 1
     return tuple(part // divisor for part in parts)
 
@@ -72,8 +77,8 @@ def value_of(
 
 # %% ../nbs/02_answer.ipynb #e06b34f4
 _BEGINS_WITH_A_VALUE = re.compile(r"[-−\s$€£(.]*[\d\\]")
-_VERB_OF_A_VALUE = re.compile(r"\b(?:is|are|was|were|has|have|had|costs?|makes?|gives?|leaves?|equals?)\s+(?:[a-z]+ly\s+|about\s+)?(?=[-−\s$€£(.]*[\d\\])",
-                              re.IGNORECASE)
+_VERB_OF_A_VALUE = re.compile(r"\b(?:is|are|was|were|has|have|had|costs?|makes?|gives?|leaves?|equals?)\s+"
+                              r"(?:[a-z]+ly\s+|about\s+)?(?=[-−\s$€£(.]*[\d\\])", re.IGNORECASE)
 
 def _value_in_bold(text):
     "The value of a bold line: behind its label; of a sentence the number behind its verb, or the last one."
@@ -119,6 +124,7 @@ def _answer_between(text, start, end, how):
     return Answer(text[start:end], start, end, how) if start < end else None
 
 def _line_end(text, at):
+    "Where the line of an offset ends."
     end = text.find("\n", at)
     return len(text) if end < 0 else end
 
@@ -252,4 +258,5 @@ def answer_key(
 ):  # hashable: its value, or its text where it has no plain value
     "What an answer is counted by. Two with one key are the same by `same_answer`; no subprocess is asked."
     answer = _as_answer(answer)
-    return _bare(answer.text) if answer.value is None else max(_readings(answer), key=lambda value: abs(value) if type(value) in (int, Fraction) else 0)
+    if answer.value is None: return _bare(answer.text)
+    return max(_readings(answer), key=lambda value: abs(value) if type(value) in (int, Fraction) else 0)

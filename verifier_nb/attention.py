@@ -20,33 +20,22 @@ from .files import VerifierError
 from .kernels import Engine, base_of, compile_layers, known_engine, note_engine, why_not_compiled
 
 # %% ../nbs/05a_attention.ipynb #ea7abf23
+def _reads(queries:int, keys:int, window:int, device=None):
+    "Mask [queries, keys] of queries that stand at the end of their keys, and see so many of them."
+    query_at = torch.arange(keys - queries, keys, device=device)[:, None]
+    behind = query_at - torch.arange(keys, device=device)[None]  # how far a key lies behind the query
+    return (behind >= 0) & (behind < window)
+
+# %% ../nbs/05a_attention.ipynb #b81ed7d2
 def _node_mask(segments, i, window, device):
     "Mask [queries, keys] of one node, or None when plain causal attention says the same."
     queries, keys = segments.lengths[i], segments.keys[i]
     window_is_enough = window is None or keys <= window
     if queries == keys and window_is_enough: return None
-    if (i, window) not in segments.cache:
-        query_at = torch.arange(keys - queries, keys, device=device)[:, None]
-        key_at = torch.arange(keys, device=device)[None]
-        behind = query_at - key_at  # how far a key lies behind the query
-        segments.cache[i, window] = (behind >= 0) & (behind < (window or keys))
+    if (i, window) not in segments.cache: segments.cache[i, window] = _reads(queries, keys, window or keys, device)
     return segments.cache[i, window]
 
 # %% ../nbs/05a_attention.ipynb #98b07c63
-def _by_loop(q, k, v, segments, scale, window, dropout=0.0):
-    "Attention in the tree, node by node: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."
-    heads = q.shape[1]
-    # split once: its backward pass is one concatenation
-    qs, ks, vs = (_for_all_heads(x, heads).split(segments.lengths, 2) for x in (q, k, v))
-    out = []
-    for i, path in enumerate(segments.paths):
-        keys, values = _along(path, ks), _along(path, vs)
-        mask = _node_mask(segments, i, window, q.device)
-        read = F.scaled_dot_product_attention(qs[i], keys, values, attn_mask=mask, is_causal=mask is None,
-                                              scale=scale, dropout_p=dropout)
-        out.append(read)
-    return torch.cat(out, 2).transpose(1, 2)
-
 def _for_all_heads(x, heads):
     "Keys or values of grouped heads, repeated for each head of queries."
     if x.shape[1] == heads: return x
@@ -56,6 +45,20 @@ def _along(path, pieces):
     "The keys or values of a path's nodes, one behind the other."
     if len(path) == 1: return pieces[path[0]]
     return torch.cat([pieces[j] for j in path], 2)
+
+# %% ../nbs/05a_attention.ipynb #63d4e3f1
+def _by_loop(q, k, v, segments, scale, window, dropout=0.0):
+    "Attention in the tree, node by node: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."
+    heads = q.shape[1]
+    # split once: its backward pass is one concatenation
+    qs, ks, vs = (_for_all_heads(x, heads).split(segments.lengths, 2) for x in (q, k, v))
+    out = []
+    for i, path in enumerate(segments.paths):
+        keys, values = _along(path, ks), _along(path, vs)
+        mask = _node_mask(segments, i, window, q.device)
+        out.append(F.scaled_dot_product_attention(qs[i], keys, values, attn_mask=mask, is_causal=mask is None,
+                                                  scale=scale, dropout_p=dropout))
+    return torch.cat(out, 2).transpose(1, 2)
 
 # %% ../nbs/05a_attention.ipynb #29e7b2f8
 class _Gather(torch.autograd.Function):
@@ -84,6 +87,7 @@ def _pytorch_kernel():
         return varlen_attn(q, k, v, s.cu_q, s.cu_k, s.max_q, s.max_k, scale=scale, window_size=(left, 0), **more)
     return call
 
+# %% ../nbs/05a_attention.ipynb #e32693cd
 def _flash_kernel(package):
     "flash-attn's function as f(q, k, v, segments, scale, window)."
     flash = importlib.import_module(package).flash_attn_varlen_func
@@ -103,11 +107,13 @@ def _varlen_function(kernel):
     if kernel == "varlen": return _pytorch_kernel()
     return _flash_kernel(_FLASH_PACKAGES[kernel])
 
+# %% ../nbs/05a_attention.ipynb #fd392cda
 def _half(dtype):
     "The 16-bit format for kernels that have no other."
     if dtype in (torch.bfloat16, torch.float16): return dtype
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.bfloat16
 
+# %% ../nbs/05a_attention.ipynb #061a79ec
 def _by_varlen(q, k, v, segments, scale, window, kernel):
     "Attention in the tree by a variable-length kernel: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."
     q, k, v = (x[0].transpose(0, 1).to(_half(q.dtype)) for x in (q, k, v))
@@ -123,6 +129,7 @@ def _compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
     return torch.compile(flex_attention, dynamic=True)
 
+# %% ../nbs/05a_attention.ipynb #dcdce284
 def _block_mask(segments, window, positions, device):
     "FlexAttention's mask of a batch, made once and used in every layer with this window."
     from torch.nn.attention.flex_attention import create_block_mask
@@ -135,6 +142,7 @@ def _block_mask(segments, window, positions, device):
     segments.cache["flex", window] = mask
     return mask
 
+# %% ../nbs/05a_attention.ipynb #1d839530
 def _by_flex(q, k, v, segments, scale, window, positions):
     "Attention in the tree by FlexAttention: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."
     mask = _block_mask(segments, window, positions, q.device)
@@ -165,13 +173,13 @@ def _obstacles(base):
     if not replaceable: yield "its attention cannot be replaced"
     takes = inspect.signature(base.forward).parameters
     if not {"position_ids", "logits_to_keep"} <= set(takes): yield "it takes no position_ids or no logits_to_keep"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    unknown = kinds - {"full_attention", "sliding_attention"}
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown: yield f"it has layers of the kind {', '.join(sorted(unknown))}"
     if getattr(config, "attn_logit_softcapping", None): yield "it caps attention scores"
     if any(hasattr(m, "sinks") for m in base.modules()): yield "it has attention sinks"
     if known_engine(base).kernel == "eager": yield "attention: eager was asked for"
 
+# %% ../nbs/05a_attention.ipynb #27bd9b68
 def why_not_flat(
     model,
 )->str:  # empty when it can
@@ -198,6 +206,7 @@ def _choose_kernel(base)->Engine:
     choice = model_.choose_attention(ModelSettings(attention="auto", dtype=dtype), base.device.type)
     return note_engine(base, kernel=choice.kernel, why=choice.why)
 
+# %% ../nbs/05a_attention.ipynb #433b4229
 def engine_of(
     model,  # with or without adapter
 )->Engine:

@@ -44,7 +44,7 @@ class _Growing:
         first, last = self.ids[rows[0]], self.ids[rows[-1]]
         common = _common(first, last)  # the first and the last differ the most
         all_equal = common == len(last)
-        if len(rows) == 1 or common - depth >= self.least or all_equal:
+        if common - depth >= self.least or all_equal:
             parent = self.node(first[depth:common], parent, depth)
             depth = common
             self.end(rows, depth, parent)
@@ -103,6 +103,7 @@ def _int32(numbers):
     "An index tensor as kernels want it."
     return torch.from_numpy(numbers.astype(np.int32))
 
+# %% ../nbs/05_batches.ipynb #437c032d
 class Segments:
     "Where the nodes of a flat batch begin and which they continue; what an attention kernel needs of the tree."
     def __init__(self,
@@ -164,6 +165,7 @@ class Segments:
 # %% ../nbs/05_batches.ipynb #d38584af
 LAYOUTS = ("padded", "flat", "shared")
 
+# %% ../nbs/05_batches.ipynb #30aa4336
 def _targets(samples):
     "The labels as a batch's entry; no entry when one is missing."
     known = [s.get("label_id") for s in samples]
@@ -186,14 +188,13 @@ def _steps(
     places,  # function from a sample's number and its positions to places in the batch
 )->dict:
     "The steps of all samples as the batch's entries; none where no sample has any."
-    positions = [s.get("step_positions") or [] for s in samples]
-    counts = [len(some) for some in positions]
-    if not sum(counts): return {}
-    found = [places(row, np.array(some)) for row, some in enumerate(positions) if some]
-    entries = {"step_positions": torch.from_numpy(np.concatenate(found)),
-               "step_rows": torch.from_numpy(np.repeat(np.arange(len(samples)), counts))}
+    with_steps = [(row, np.array(s["step_positions"])) for row, s in enumerate(samples) if s.get("step_positions")]
+    if not with_steps: return {}
+    found = np.concatenate([places(row, positions) for row, positions in with_steps])
+    rows = np.concatenate([np.full(len(positions), row) for row, positions in with_steps])
+    entries = {"step_positions": torch.from_numpy(found), "step_rows": torch.from_numpy(rows)}
     targets = [target for s in samples for target in s.get("step_targets") or []]
-    return entries | ({"step_targets": torch.tensor(targets)} if len(targets) == sum(counts) else {})
+    return entries | ({"step_targets": torch.tensor(targets)} if len(targets) == len(rows) else {})
 
 # %% ../nbs/05_batches.ipynb #e0cd5c09
 def _fill_up(nodes, bucket, pad_id):
@@ -202,6 +203,7 @@ def _fill_up(nodes, bucket, pad_id):
     fill = -tokens % bucket if bucket else 0
     return [*nodes, Node([pad_id]*fill, -1, 0)] if fill else nodes
 
+# %% ../nbs/05_batches.ipynb #4c97e44f
 def _flat(nodes, leaf):
     "The nodes of a tree end to end, in one row."
     tokens = [token for n in nodes for token in n.ids]
@@ -214,6 +216,16 @@ def _flat(nodes, leaf):
             "segments": segments}
 
 # %% ../nbs/05_batches.ipynb #ff647d36
+def _check_batch(ids, layout):
+    "Raises `VerifierError` for an unknown layout or an empty sample."
+    if layout not in LAYOUTS:
+        fix = f"choose one of {', '.join(LAYOUTS)}, or auto"
+        raise VerifierError(f"there is no layout {layout!r}", "training.layout", fix)
+    if not ids or not all(ids):
+        what = "a batch needs at least one sample, and every sample at least one token"
+        raise VerifierError(what, "collate", "drop empty samples")
+
+# %% ../nbs/05_batches.ipynb #a27492e7
 def collate(
     samples,  # dicts with input_ids and perhaps label_id
     layout:str="flat",  # padded | flat | shared
@@ -222,20 +234,15 @@ def collate(
     least:int=8,  # shortest beginning to share
 )->dict:  # tensors, and the tree as `segments`
     "One batch of the engine. Raises `VerifierError` for an unknown layout or an empty sample."
-    if layout not in LAYOUTS:
-        fix = f"choose one of {', '.join(LAYOUTS)}, or auto"
-        raise VerifierError(f"there is no layout {layout!r}", "training.layout", fix)
     ids = [list(s["input_ids"]) for s in samples]
-    if not ids or not all(ids):
-        what = "a batch needs at least one sample, and every sample at least one token"
-        raise VerifierError(what, "collate", "drop empty samples")
+    _check_batch(ids, layout)
     if layout == "padded":
-        longest = max(map(len, ids))
+        batch, longest = _padded(ids, pad_id), max(map(len, ids))
         def places(row, positions): return row*longest + longest - len(ids[row]) + positions
-        return {**_padded(ids, pad_id), **_targets(samples), **_steps(samples, places)}
-    nodes, leaf = plan_tree(ids, layout == "shared", least)
-    batch = _flat(_fill_up(nodes, bucket, pad_id), leaf)
-    def places(row, positions): return batch["segments"].places(leaf[row], positions)
+    else:
+        nodes, leaf = plan_tree(ids, layout == "shared", least)
+        batch = _flat(_fill_up(nodes, bucket, pad_id), leaf)
+        def places(row, positions): return batch["segments"].places(leaf[row], positions)
     return {**batch, **_targets(samples), **_steps(samples, places)}
 
 # %% ../nbs/05_batches.ipynb #fa2c1afa
@@ -261,6 +268,7 @@ def _groups(samples, layout):
         groups.setdefault(name, []).append(i)
     return list(groups.values())
 
+# %% ../nbs/05_batches.ipynb #bcc05eab
 def _ordered(groups, samples, seed):
     "The groups in the order in which batches take them: shuffled by the seed, or the longest sample first."
     def longest(group): return max(len(samples[i]["input_ids"]) for i in group)

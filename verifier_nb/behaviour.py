@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_TEXTS', 'ADDED', 'RIGHTED', 'COLUMNS', 'PASSED', 'FOUND', 'TOLERANCE', 'CHANGED', 'LOWERED', 'RAISED',
-           'ENOUGH', 'rows_for', 'with_answers', 'Pair', 'pairs_of', 'part_of', 'behaviour_table', 'worst',
+           'ENOUGH', 'rows_for', 'with_answers', 'RowPair', 'pairs_of', 'part_of', 'behaviour_table', 'worst',
            'behaviour_words', 'capability_table', 'plot_behaviour', 'behaviour_figure']
 
 # %% ../nbs/07i_behaviour.ipynb #88615c2a
@@ -29,6 +29,7 @@ def rows_for(
     can_be_read = [fits(question, solution) for question, solution in zip(found.question, found.solution)]
     return found[can_be_read].reset_index(drop=True)
 
+# %% ../nbs/07i_behaviour.ipynb #b8fb399f
 def with_answers(
     rows:pd.DataFrame,  # of the suite
     p_flawed, verdict,  # [n] probability, and 0 or 1
@@ -37,7 +38,7 @@ def with_answers(
     return rows.assign(p_flawed=pd.Series(p_flawed).to_numpy(float), verdict=pd.Series(verdict).to_numpy(int))
 
 # %% ../nbs/07i_behaviour.ipynb #9f1d0fce
-class Pair(NamedTuple):
+class RowPair(NamedTuple):
     "Two rows that differ in one thing."
     test: str  # invariance | direction
     name: str  # of what was changed
@@ -46,7 +47,12 @@ class Pair(NamedTuple):
 
 ADDED, RIGHTED = "a false equation added", "the wrong step put right"
 
-def pairs_of(rows:pd.DataFrame)->list:  # of Pair
+def _righted(place:dict)->list:  # of RowPair
+    "Every family's flawed row beside its correct one."
+    both = [family for family, variant in place if variant == "flawed" and (family, "correct") in place]
+    return [RowPair("direction", RIGHTED, place[family, "flawed"], place[family, "correct"]) for family in both]
+
+def pairs_of(rows:pd.DataFrame)->list:  # of RowPair
     "Every row that was made of another one, beside that one; and every flawed row beside its correct one."
     place = {key: k for k, key in enumerate(zip(rows["family"], rows["variant"]))}
     found = []
@@ -54,10 +60,9 @@ def pairs_of(rows:pd.DataFrame)->list:  # of Pair
         base, _, name = variant.partition(": ")
         before = place.get((family, base))
         if not name or before is None: continue
-        is_remark = name == "false remark"
-        found.append(Pair("direction", ADDED, before, k) if is_remark else Pair("invariance", name, before, k))
-    both = [family for family, variant in place if variant == "flawed" and (family, "correct") in place]
-    return found + [Pair("direction", RIGHTED, place[family, "flawed"], place[family, "correct"]) for family in both]
+        test = ("direction", ADDED) if name == "false remark" else ("invariance", name)
+        found.append(RowPair(*test, before, k))
+    return found + _righted(place)
 
 # %% ../nbs/07i_behaviour.ipynb #9eb7f311
 COLUMNS = ["test", "part", "name", "measure", "n", "count", "share", "low", "high"]
@@ -70,16 +75,19 @@ def part_of(name:str)->str:
     if name in _OPERATIONS: return "operation"
     return "writing" if name.startswith(("with ", "without ")) else "about"
 
+# %% ../nbs/07i_behaviour.ipynb #90779b88
+def _parts_of(row)->list:  # of (part, name)
+    "Where a row counts."
+    own = [(part_of(name), name) for name in row.capability.split(";")]
+    error = [("error", row.kind), ("arithmetic", row.arithmetic)] if row.label == 1 else []
+    return [("all", "all"), *own, ("form", row.form), *error]
+
 def _memberships(rows)->pd.DataFrame:  # part, name, row: a row stands here once for everything that it is a case of
     "Every row with each of its capabilities, its form and its error."
-    out = [("all", "all", k) for k in range(len(rows))]
-    for k, (names, form) in enumerate(zip(rows["capability"], rows["form"])):
-        out += [(part_of(name), name, k) for name in names.split(";")] + [("form", form, k)]
-    flawed = rows["label"].to_numpy() == 1
-    out += [("error", kind, k) for k, kind in enumerate(rows["kind"]) if flawed[k]]
-    out += [("arithmetic", kind, k) for k, kind in enumerate(rows["arithmetic"]) if flawed[k]]
+    out = [(*membership, k) for k, row in enumerate(rows.itertuples()) for membership in _parts_of(row)]
     return pd.DataFrame(out, columns=["part", "name", "row"])
 
+# %% ../nbs/07i_behaviour.ipynb #45c840fa
 def _capabilities(rows)->pd.DataFrame:
     "Counts of correct rows passed and of flawed rows found."
     rows = rows[rows["kind"] != "false remark"].reset_index(drop=True)
@@ -93,12 +101,13 @@ def _capabilities(rows)->pd.DataFrame:
 TOLERANCE = 0.01  # of P(flawed)
 CHANGED, LOWERED, RAISED = "verdicts changed", "P(flawed) lowered", "P(flawed) raised"
 
-def _moved(pair:Pair, verdict, p)->tuple:  # (measure, whether it happened)
+def _moved(pair:RowPair, verdict, p)->tuple:  # (measure, whether it happened)
     "What should not have happened between two rows."
     if pair.test == "invariance": return CHANGED, verdict[pair.before] != verdict[pair.after]
     rise = p[pair.after] - p[pair.before]
     return (LOWERED, rise < -TOLERANCE) if pair.name == ADDED else (RAISED, rise > TOLERANCE)
 
+# %% ../nbs/07i_behaviour.ipynb #439cb65f
 def _changes(rows)->pd.DataFrame:
     "Counts of what should not have happened."
     verdict, p = rows["verdict"].to_numpy(), rows["p_flawed"].to_numpy()
@@ -132,15 +141,18 @@ def worst(table:pd.DataFrame, measure:str)->dict:
     best_first = measure in (PASSED, FOUND)
     return some.sort_values(["share", "n"], ascending=[best_first, False], kind="stable").iloc[0].to_dict()
 
+# %% ../nbs/07i_behaviour.ipynb #17547018
 def _overall(table)->str:
     "Shares over everything."
-    row = {measure: table[(table["part"] == "all") & (table["measure"] == measure)] for measure in (PASSED, FOUND)}
-    said = [f"{verb} {100*one['share'].iloc[0]:.0f} % of {one['n'].iloc[0]} {kind} solutions"
-            for (measure, one), verb, kind in zip(row.items(), ("passes", "finds"), ("correct", "flawed")) if len(one)]
+    rows = table[table["part"] == "all"].set_index("measure")
+    verbs = {PASSED: ("passes", "correct"), FOUND: ("finds", "flawed")}
+    said = [f"{verb} {100*rows.share[measure]:.0f} % of {rows.n[measure]} {kind} solutions"
+            for measure, (verb, kind) in verbs.items() if measure in rows.index]
     return f"It {' and '.join(said)} of the behavioural suite." if said else ""
 
 def _counted(row)->str: return f"“{row['name']}”: {row['count']} of {row['n']}"
 
+# %% ../nbs/07i_behaviour.ipynb #d192bf12
 def behaviour_words(table:pd.DataFrame)->list:  # of sentences
     "What a table says: overall, and what it is worst at."
     passed, found, changed = (worst(table, measure) for measure in (PASSED, FOUND, CHANGED))
@@ -162,21 +174,27 @@ def capability_table(table:pd.DataFrame)->pd.DataFrame:  # part, name, and for b
         out = out.join(side.add_prefix(prefix), on=["part", "name"])
     return out.reset_index(drop=True)
 
+# %% ../nbs/07i_behaviour.ipynb #86ca8aab
+def _draw_shares(ax, some, prefix:str, colour:str, label:str):
+    "A dot with its interval for each capability."
+    x, low, high = (some[f"{prefix}_{name}"] for name in ("share", "low", "high"))
+    ax.errorbar(x, some.index, xerr=[x - low, high - x], fmt="o", ms=4, lw=1, color=colour, label=label)
+
 def plot_behaviour(table:pd.DataFrame, theme:str="light"):
     "Shares of correct rows passed and of flawed rows found, with their intervals, for each capability."
     import matplotlib.pyplot as plt
     some = table[table["part"].isin(_SHOWN)].reset_index(drop=True)
     with themed(theme) as colours:
         fig, ax = plt.subplots(figsize=(7, 0.9 + 0.2*len(some)))
-        for prefix, colour, label in (("passed", colours.correct, PASSED), ("found", colours.flawed, FOUND)):
-            x, low, high = (some[f"{prefix}_{name}"] for name in ("share", "low", "high"))
-            ax.errorbar(x, some.index, xerr=[x - low, high - x], fmt="o", ms=4, lw=1, color=colour, label=label)
+        _draw_shares(ax, some, "passed", colours.correct, PASSED)
+        _draw_shares(ax, some, "found", colours.flawed, FOUND)
         ax.set_yticks(some.index, some["name"])
         ax.set(xlim=(-0.02, 1.02), xlabel="share of rows (95 % interval)", ylim=(len(some) - 0.5, -0.5))
         ax.grid(axis="x", lw=0.5)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return fig
 
+# %% ../nbs/07i_behaviour.ipynb #34d42519
 def behaviour_figure(table:pd.DataFrame)->Figure:
     "The figure of the report."
     return Figure("Behavioural suite", _overall(table).rstrip("."), capability_table(table), plot_behaviour)

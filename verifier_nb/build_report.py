@@ -87,6 +87,12 @@ def _tried(examples, kind, subtype, seed)->tuple:  # (line of the table, numbers
                 refused_because="; ".join(f"{reason} ({k})" for reason, k in why))
     return line, [i for i, m in enumerate(made) if m]
 
+def _examples(problems, n, seed)->list:
+    "The originals of some problems."
+    every = sorted((p for ps in problems.values() for p in ps if not p.ready), key=lambda p: p.number)
+    every = random.Random(f"fitting/{seed}").sample(every, min(n, len(every)))
+    return [next(instances(p, f"fitting/{seed}/{p.number}", False)) for p in every]
+
 def fitting(
     problems:dict,  # split -> list of Problem
     n:int=300,  # problems to try
@@ -94,9 +100,7 @@ def fitting(
 )->pd.DataFrame:  # kind, subtype, fits (share of problems), most frequent reasons against it
     "Which errors fit how many problems, and the reasons for refusal."
     from verifier_nb.errors import SUBTYPES
-    every = sorted((p for ps in problems.values() for p in ps if not p.ready), key=lambda p: p.number)
-    every = random.Random(f"fitting/{seed}").sample(every, min(n, len(every)))
-    examples = [next(instances(p, f"fitting/{seed}/{p.number}", False)) for p in every]
+    examples = _examples(problems, n, seed)
     tried = [_tried(examples, kind, subtype, seed) for subtype, kind in SUBTYPES.items()]
     fits = Counter(i for _, numbers in tried for i in numbers)
     three = round(sum(v >= 3 for v in fits.values()) / max(len(examples), 1), 3)
@@ -133,17 +137,20 @@ def _left_out_templates()->pd.DataFrame:
     lines = [dict(template=n, why=why) for n, why in sound_templates().items() if why]
     return pd.DataFrame(lines, columns=["template", "why"])
 
+_COMPARED = 20_000  # questions of a set, at most
+
+def _overlap_line(split, ours, other, theirs)->dict:
+    "How many questions of a split stand in another set, by kind."
+    kinds = Counter(overlap(ours[:_COMPARED], theirs[:_COMPARED]).kind)
+    found = {k: kinds[k] for k in ("same", "renamed", "other numbers", "near")}
+    return dict(split=split, of=len(ours[:_COMPARED]), found_in=short_name(other), **found)
+
 def _overlap_table(splits, against)->pd.DataFrame:
     "How many questions of each split stand in the other splits and in other sets, by kind."
     asked = {s: questions_of(d) for s, d in splits.items()}
     pairs = [(a, asked[a], b, asked[b]) for a in asked for b in asked if SPLITS.index(a) > SPLITS.index(b)]
     pairs += [(a, asked[a], name, held_out(name)) for name in against for a in asked]
-    lines = []
-    for a, ours, b, theirs in pairs:
-        kinds = Counter(overlap(ours[:20_000], theirs[:20_000]).kind)
-        found = {k: kinds[k] for k in ("same", "renamed", "other numbers", "near")}
-        lines.append(dict(split=a, of=len(ours[:20_000]), found_in=short_name(b), **found))
-    return pd.DataFrame(lines)
+    return pd.DataFrame([_overlap_line(*pair) for pair in pairs])
 
 # %% ../nbs/03a_build_report.ipynb #077a18fb
 ABOUT = {  # in the order of the page
@@ -171,14 +178,13 @@ ABOUT = {  # in the order of the page
 def _tables(cfg, splits, counts, sample, against, fit)->dict:
     "All tables of the report, without empty ones: name -> table."
     left_out = {key: n for key, n in counts.items() if key[0] in ("refused", "excluded")}
-    tables = {"splits": _split_table(splits), "made": _made_table(counts), "refused": count_table(left_out)}
-    tables["forms"] = _forms_table(counts)
+    tables = {"splits": _split_table(splits), "made": _made_table(counts), "refused": count_table(left_out),
+              "forms": _forms_table(counts), "audit": audit(sample, seed=cfg.seed),
+              "holes": holes(splits["train"] if "train" in splits else sample, seed=cfg.seed),
+              "overlap": _overlap_table(splits, against)}
     made_here = any("problem" in d.column_names for d in splits.values())
     if cfg.data.source == "gsm_symbolic": tables["templates left out"] = _left_out_templates()
     if fit and made_here: tables["fitting"] = fitting(load_problems(cfg.data, cfg.seed)[0], fit, cfg.seed)
-    tables["audit"] = audit(sample, seed=cfg.seed)
-    tables["holes"] = holes(splits["train"] if "train" in splits else sample, seed=cfg.seed)
-    tables["overlap"] = _overlap_table(splits, against)
     return {name: table for name, table in tables.items() if len(table)}
 
 def _page(cfg, rows, tables, pairs)->str:

@@ -10,71 +10,75 @@ __all__ = ['TRUE', 'FALSE', 'VARIANTS', 'FAMILIES', 'shorter', 'longer', 'false_
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import pandas as pd
-from .handwriting import FORMS, Style, draw_style, expression, write
-from .plans import Op, Plan, in_one, value_of
+from .handwriting import FORMS, Hand, Written, draw_hand, expression, write
+from .plans import Op, Plan, compute, in_one
 from .splitting import steps as steps_of
 from verifier_nb.telling import (
     KINDS,
     STATED,
     Flaw,
-    Problem,
     Seeds,
-    Step,
+    SuiteProblem,
+    SuiteStep,
     Telling,
     drawn,
-    go_wrong,
     is_sensible,
+    make_flaw,
     near_miss,
     problems,
     tell,
 )
 
 # %% ../nbs/07h_cases.ipynb #a05eecc9
-def shorter(steps:tuple):  # -> tuple of Step, or None
+def shorter(steps:tuple):  # -> tuple of SuiteStep, or None
     "All steps in one expression, where that stays readable."
-    if not 2 <= len(steps) <= 4: return None
-    return in_one(steps)
+    return in_one(steps) if 2 <= len(steps) <= 4 else None
 
+# %% ../nbs/07h_cases.ipynb #ae93373a
 _BACK = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 def longer(plan:Plan)->Plan:
     "A plan that ends with a check: back from the answer by the opposite operation."
     tree = plan.steps[-1].tree
-    other = value_of(tree.right, plan.names)
+    other = compute(tree.right, plan.names)
     back = Op(_BACK[tree.sign], f"s{len(plan.steps)}", other)
     line, prose = "As a check, {e}, as it should be", "going back we arrive at {r} again"
-    check = Step(back, "the number to check with", line, prose)
+    check = SuiteStep(back, "the number to check with", line, prose)
     return replace(plan, steps=(*plan.steps, check), copied=plan.answer)
 
 # %% ../nbs/07h_cases.ipynb #fbc54f11
 _REMARKS = ("Note that {e}.", "Also, {e}.", "By the way, {e}.", "Here {e}.")
 
-def false_remark(plan:Plan, telling:Telling, style:Style, rng)->str:
+def _equation(tree:Op, result:int, hand:Hand)->str:
+    "An equation of two numbers, as the hand's form has it."
+    if hand.form == "prose": return f"{tree.left} {'plus' if tree.sign == '+' else 'times'} {tree.right} is {result}"
+    text = f"{expression(tree, str, hand.signs)} = {result}"
+    return f"\\({text}\\)" if hand.form in ("latex", "display") else text
+
+def false_remark(plan:Plan, telling:Telling, hand:Hand, rng)->str:
     "A sentence with a false equation of the problem's own numbers."
     x, y = rng.choice(plan.results()), telling.values[rng.choice(telling.known)]
     sign, right = rng.choice((("+", x + y), ("*", x*y)))
     near = near_miss(right, rng)
-    z = near if near != right and near > 0 else right + 1
-    if style.form == "prose": equation = f"{x} {'plus' if sign == '+' else 'times'} {y} is {z}"
-    else: equation = f"{expression(Op(sign, x, y), str, style.signs)} = {z}"
-    if style.form in ("latex", "display"): equation = f"\\({equation}\\)"
+    equation = _equation(Op(sign, x, y), near if near != right and near > 0 else right + 1, hand)
     return rng.choice(_REMARKS).format(e=equation)
 
 # %% ../nbs/07h_cases.ipynb #be6351a0
 @dataclass(frozen=True)
 class Request:
     "What a row is to be."
-    problem: Problem
+    problem: SuiteProblem
     seeds: Seeds
     form: str
     kind: str = "correct"  # or one of KINDS
     false_too: bool = False  # a false result in the wrong step as well
-    stated: bool = False  # the answer is stated, whatever the style
+    stated: bool = False  # the answer is stated, whatever the hand
     way: str = "usual"  # shorter | longer | other
     sides: bool = False  # equations the other way round
     operands: bool = False  # operands the other way round
     remark: bool = False  # a false remark is added
 
+# %% ../nbs/07h_cases.ipynb #264df67f
 TRUE, FALSE = "true equations", "a false equation"  # no "true": a table of text would read it as a truth value
 
 class Case(NamedTuple):
@@ -82,7 +86,7 @@ class Case(NamedTuple):
     question: str
     solution: str
     label: int  # 0 correct, 1 flawed
-    first_error: int  # see `steps.steps`; -1: none
+    first_error: int  # see `splitting.steps`; -1: none
     capability: str  # what it is a case of, joined by ;
     kind: str  # correct, one of KINDS, or false remark
     form: str
@@ -93,46 +97,61 @@ _OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": 
 
 def _signs(tree)->set: return {tree.sign} | _signs(tree.left) | _signs(tree.right) if isinstance(tree, Op) else set()
 
-def capabilities(problem:Problem, style:Style)->str:
-    "What a row is a case of: how many steps, which operations, what it is about, and what its solution writes."
-    signs, count = set().union(*(_signs(step.tree) for step in problem.steps)), len(problem.steps)
-    has = {"annotations": style.form == "annotated", "a final line": style.ending, "units": style.units}
-    writes = [f"with {part}" if there else f"without {part}" for part, there in has.items()]
-    return ";".join([f"{count} step" + "s"*(count > 1), *(_OPERATIONS[sign] for sign in "+-*/" if sign in signs),
-                     *problem.about, *writes])
+def _writes(hand:Hand)->list:
+    "What a solution in this hand has, and what it has not."
+    has = {"annotations": hand.form == "annotated", "a final line": hand.ending, "units": hand.units}
+    return [f"with {part}" if there else f"without {part}" for part, there in has.items()]
 
-def _flaw_of(request, telling)->Flaw:
-    "The plan that a request wants, or None; the step is -1 where nothing is wrong."
+def capabilities(problem:SuiteProblem, hand:Hand)->str:
+    "What a row is a case of: how many steps, which operations, what it is about, and what its solution writes."
+    count, signs = len(problem.steps), set().union(*(_signs(step.tree) for step in problem.steps))
+    operations = [name for sign, name in _OPERATIONS.items() if sign in signs]
+    return ";".join([f"{count} step" + "s"*(count > 1), *operations, *problem.about, *_writes(hand)])
+
+# %% ../nbs/07h_cases.ipynb #e4ef9a85
+def _by_way(telling, way:str):  # Plan, or None
+    "The right plan that goes this way, where the problem has such a one."
     plan = Plan(telling.values, telling.problem.steps)
-    if request.kind != "correct": return go_wrong(telling, request.kind, request.seeds.error, request.false_too)
-    if request.way == "longer": plan = longer(plan) if is_sensible(longer(plan)) else None
-    elif request.way != "usual":
-        steps = shorter(plan.steps) if request.way == "shorter" else next(iter(telling.problem.ways), None)
-        plan = replace(plan, steps=steps) if steps else None
+    if way == "usual": return plan
+    if way == "longer": return longer(plan) if is_sensible(longer(plan)) else None
+    steps = shorter(plan.steps) if way == "shorter" else next(iter(telling.problem.ways), None)
+    return replace(plan, steps=steps) if steps else None
+
+def _flaw_of(request, telling):  # Flaw, or None
+    "The plan that a request wants; the step is -1 where nothing is wrong."
+    if request.kind != "correct": return make_flaw(telling, request.kind, request.seeds.error, request.false_too)
+    plan = _by_way(telling, request.way)
     return plan and Flaw(plan, -1)
 
+# %% ../nbs/07h_cases.ipynb #4de19244
 def _step_at(text, offset)->int:
     "The number of the step in which a character stands."
     return next(k for k, (start, end) in enumerate(steps_of(text)) if start <= offset < end)
 
 # %% ../nbs/07h_cases.ipynb #3e98a867
+def _first_error(written:Written, flaw:Flaw, has_remark:bool)->int:
+    "The number of the first wrong part, -1 where nothing is wrong; a remark stands between the steps and the ending."
+    steps, text, ends = len(flaw.plan.steps), *written
+    if flaw.step < 0: return _step_at(text, ends[steps]) if has_remark else -1
+    wrong = [ends[-1] if flaw.step == steps else ends[flaw.step]]
+    if has_remark: wrong.append(ends[steps])
+    return min(_step_at(text, end) for end in wrong)
+
+# %% ../nbs/07h_cases.ipynb #216d4c7f
 def make(request:Request):  # Case, or None where there is no such row
     "The row that a request describes."
     telling, seeds = tell(request.problem, request.seeds), request.seeds
     flaw = _flaw_of(request, telling)
     if flaw is None: return None
     stated = request.stated or request.kind in STATED or request.way == "longer"
-    style = draw_style(request.form, seeds.form, stated)._replace(sides=request.sides, operands=request.operands)
-    remark = false_remark(flaw.plan, telling, style, drawn(seeds.error, "remark")) if request.remark else ""
-    text, ends = write(flaw.plan, telling, style, remark)
-    wrong = flaw.step if flaw.step >= 0 else len(flaw.plan.steps) if remark else None
-    is_stated = flaw.step == len(flaw.plan.steps)
-    first = -1 if wrong is None else _step_at(text, ends[-1] if is_stated else ends[wrong])
-    if remark and is_stated: first = min(first, _step_at(text, ends[wrong]))  # the remark stands before the ending
-    false = bool(flaw.plan.slips or remark)
-    kind = "false remark" if remark else request.kind
-    return Case(telling.question, text, int(wrong is not None), first, capabilities(request.problem, style), kind,
-                request.form, FALSE if false else TRUE)
+    hand = draw_hand(request.form, seeds.form, stated)._replace(sides=request.sides, operands=request.operands)
+    remark = false_remark(flaw.plan, telling, hand, drawn(seeds.error, "remark")) if request.remark else ""
+    written = write(flaw.plan, telling, hand, remark)
+    first = _first_error(written, flaw, bool(remark))
+    return Case(
+        telling.question, written.text, label=int(first >= 0), first_error=first, form=request.form,
+        capability=capabilities(request.problem, hand), kind="false remark" if remark else request.kind,
+        arithmetic=FALSE if flaw.plan.slips or remark else TRUE)
 
 # %% ../nbs/07h_cases.ipynb #ea07d00d
 def _another(request, part:str, seed:str)->Request:
@@ -142,6 +161,7 @@ def _other_form(request, seed)->Request:
     forms = [form for form in FORMS if form != request.form]
     return replace(request, form=drawn(seed, f"form/{request.seeds.form}").choice(forms))
 
+# %% ../nbs/07h_cases.ipynb #e7300dfc
 VARIANTS = {  # variant -> function of a request and a seed
     "names": lambda request, seed: _another(request, "people", seed),
     "things": lambda request, seed: _another(request, "things", seed),
@@ -155,6 +175,7 @@ VARIANTS = {  # variant -> function of a request and a seed
     "longer way": lambda request, seed: replace(request, way="longer"),
     "other way": lambda request, seed: replace(request, way="other")}
 
+# %% ../nbs/07h_cases.ipynb #251ac4ff
 _SELDOM = ("names", "things", "shorter way", "other way")  # many problems have none; the others get them more often
 _CORRECT_ONLY = ("shorter way", "longer way", "other way")
 
@@ -176,6 +197,7 @@ def _variants(request, turn:int, count:int)->dict:
         if row: found[name] = row
     return found
 
+# %% ../nbs/07h_cases.ipynb #a17c058d
 def _flawed(correct:Request, turn:int)->Request:
     "The request with an error whose turn it is, or the next one that this problem can have."
     kinds = list(KINDS)
@@ -186,16 +208,17 @@ def _flawed(correct:Request, turn:int)->Request:
         if make(request): return request
     raise ValueError(f"case {correct.problem.topic!r}: no error fits")
 
-def family(problem:Problem, seed:str, turn:int)->dict:  # variant -> Case
+# %% ../nbs/07h_cases.ipynb #558ce441
+def family(problem:SuiteProblem, seed:str, turn:int)->dict:  # variant -> Case
     "The rows of a family: `correct` and `flawed`, and `correct: …` and `flawed: …` for what was made of them."
-    forms = list(FORMS)
-    flawed = _flawed(Request(problem, Seeds.of(f"{seed}/{problem.topic}"), forms[turn % len(forms)]), turn)
+    form = list(FORMS)[turn % len(FORMS)]
+    flawed = _flawed(Request(problem, Seeds.of(f"{seed}/{problem.topic}"), form), turn)
     correct = replace(flawed, kind="correct", false_too=False)
     rows = {"correct": make(correct), "flawed": make(flawed)}
     rows |= {f"correct: {name}": row for name, row in _variants(correct, turn, 3).items()}
     rows |= {f"flawed: {name}": row for name, row in _variants(flawed, turn, 2).items()}
-    base = correct if turn % 2 else flawed
-    return rows | {f"{'correct' if turn % 2 else 'flawed'}: false remark": make(replace(base, remark=True))}
+    name, base = ("correct", correct) if turn % 2 else ("flawed", flawed)
+    return rows | {f"{name}: false remark": make(replace(base, remark=True))}
 
 # %% ../nbs/07h_cases.ipynb #6fa06141
 FAMILIES = 4  # of each problem, in the whole suite

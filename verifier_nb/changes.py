@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CURRENCY', 'COMPUTATIONAL', 'CONCEPTUAL', 'Unfit', 'decimals_of', 'int_if_whole', 'write_like', 'is_money',
-           'counts_noun', 'has_article', 'begins_with_vowel', 'check_human', 'Edit', 'Change', 'as_read', 'new_result',
-           'in_proportion', 'follow', 'line_around', 'carry', 'rewrite', 'Kind', 'Injected', 'highlight',
-           'computational', 'conceptual']
+           'counts_noun', 'has_article', 'begins_with_vowel', 'check_human', 'Edit', 'Change', 'values_as_read',
+           'new_result', 'in_proportion', 'follow_change', 'line_around', 'carry', 'rewrite', 'ErrorKind', 'Injected',
+           'highlight', 'computational', 'conceptual']
 
 # %% ../nbs/02a_changes.ipynb #878d7817
 import html
@@ -148,7 +148,7 @@ class Change:
     decimals: int = 0  # decimals that the result of this step may have, though it had none
 
 # %% ../nbs/02a_changes.ipynb #4494b47a
-def as_read(values, factor, p):
+def values_as_read(values, factor, p):
     "Values for a tree: those with a percent sign times `factor`, 1/100 where 20 % is read as .2."
     if factor == 1: return values
     return [value*factor if n.percent else value for value, n in zip(values, p.numbers)]
@@ -165,7 +165,7 @@ def _writing_result(step, k, tree, values, p):
     is_prose = k == 0 and step.shown
     stated = p.numbers[step.results[0 if is_prose else -1]]
     in_operands, in_result, exact = step.scales[k]
-    value = evaluate_tree(tree, as_read(values, in_operands, p))
+    value = evaluate_tree(tree, values_as_read(values, in_operands, p))
     if in_result != 1: value = value/in_result
     if not exact: value = _rounded(value, decimals_of(stated.text))
     if stated.value != step.value: value = value*Fraction(step.value)/stated.value
@@ -188,7 +188,7 @@ def in_proportion(new, old, n):
     return int_if_whole(new*Fraction(n.value)/old)
 
 # %% ../nbs/02a_changes.ipynb #d730ece8
-def follow(p, i, changed):
+def follow_change(p, i, changed):
     "New value of number i, which repeats a changed result."
     n = p.numbers[i]
     return in_proportion(changed[n.source], p.steps[n.source].value, n)
@@ -216,7 +216,7 @@ class _Walk:
         touched = step.index in self.change.trees or any(i in self.new for i in step.operands)
         for i in step.operands:
             if not self.follows(i): continue
-            self.put(i, follow(self.p, i, self.changed))
+            self.put(i, follow_change(self.p, i, self.changed))
             touched = True
         return touched
 
@@ -293,7 +293,7 @@ def carry(
     walk = _Walk(p, change)
     for step in p.steps: walk.work(step)
     for i in range(len(p.numbers)):
-        if walk.follows(i): walk.put(i, follow(p, i, walk.changed))
+        if walk.follows(i): walk.put(i, follow_change(p, i, walk.changed))
     _check_carried(p, walk.new, walk.changed, change)
     return walk.new
 
@@ -322,7 +322,7 @@ def rewrite(p, new, edits=()):
     return "".join(out), marks
 
 # %% ../nbs/02a_changes.ipynb #eed2eed8
-class Kind(str, Enum):
+class ErrorKind(str, Enum):
     "The two kinds of errors: false arithmetic, and a false plan."
     COMPUTATIONAL = "computational"
     CONCEPTUAL = "conceptual"

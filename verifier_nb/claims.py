@@ -69,6 +69,7 @@ def members_of(chain):
     return [*members, _member(side, True, about)]
 
 def _member(side, may_have_a_rest, about):
+    "The member that the tokens on one side make, whole or not at all."
     tree, used = (None, 0) if len(side) > 4 and _uneven(side) else climb(side)
     if tree is None or used < len(side) and not may_have_a_rest: return Member(None)
     return Member(tree, side[0].start, side[used-1].end, about)
@@ -94,110 +95,6 @@ class Claim(NamedTuple):
     about: bool = False  # whether it says ≈
     again: bool = False  # whether it states another value of an expression that has one already: 18/6 = 3 = 4
     converts: bool = False  # whether it only states an amount in another unit: 90 minutes = 1.5 hours
-
-def claims_of(chain, draft):
-    "The claims of a chain of tokens."
-    members, first = members_of(chain), None  # the claim that computes the number at hand
-    for left, right in zip(members, members[1:]):
-        if left.tree is None or right.tree is None:
-            first = None
-            continue
-        claim = _claim(left, right, len(members) == 2, draft) or _conversion(left, right, draft)
-        if claim is None and first and type(left.tree) is type(right.tree) is int:
-            end = draft.parsed.numbers[right.tree].end
-            claim = first._replace(result=right.tree, end=end, about=right.about, again=True)
-        elif claim:
-            if right.about: claim = claim._replace(about=True)
-            first = claim if claim.result == right.tree and type(claim.tree) is not int else None
-        else: first = None
-        if claim: yield claim
-
-def _conversion(left, right, draft):
-    "The claim that an amount is another one in another unit, or None where neither is."
-    if type(left.tree) is not int or type(right.tree) is not int: return None
-    p = draft.parsed
-    if not mixed_kinds(left.tree, right.tree, p): return None
-    return Claim(left.tree, right.tree, None, left.start, p.numbers[right.tree].end, right.about, converts=True)
-
-# %% ../nbs/02_claims.ipynb #74c7d4b0
-_LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
-_REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
-
-def _fills_a_line(left, right, draft):
-    "Whether nothing but a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
-    text = draft.parsed.text
-    line = text.rfind("\n", 0, left.start) + 1
-    alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)
-    return bool(alone) and not draft.parsed.algebra
-
-# %% ../nbs/02_claims.ipynb #8080ddf5
-@cache
-def _surroundings():
-    "Patterns: what leads in to a statement, what ends it, and what says that it is not meant to hold."
-    leads = "|".join(word_list("lead in to an equation"))
-    doubts = "|".join([*word_list("say that an equation need not hold"), *word_list("functions")])
-    ends = "|".join(word_list("begin another clause"))
-    return (re.compile(rf"(?:(?:^|\n|[.:;!?]\s|(?<!\d),\s|\(|\b(?:{leads})\s)[ \t]*(?:[-*][ \t]+)?[$€£]?|[\w.,:;]\s[$€£])\Z", re.IGNORECASE),
-            re.compile(rf"[%°¢]?(?: [a-z]+){{0,3}}?[ \t]*(?:[.,;:!)](?!\S)|\)[.,;:!]|\n|\Z|(?: |, )(?:{ends})\b(?! [$€£]?[\d.,]+ [a-z]))"),
-            re.compile(rf"\b(?:{doubts})\b|n['’]t\b|[≠?✗❌]", re.IGNORECASE))
-
-_NEAR = 60  # characters
-
-def _is_stated(left, right, draft):
-    "Whether two members are a statement of their own in a sentence that means it."
-    text = draft.parsed.text
-    leads, ends, doubts = _surroundings()
-    if not leads.search(text[max(left.start-_NEAR, 0):left.start]) or not ends.match(text, right.end): return False
-    return not doubts.search(text, max(left.start-_NEAR, 0), right.end+_NEAR)
-
-def _stands_alone(left, right, draft):
-    "Whether `left = right`, which is false, means what it says."
-    return _fills_a_line(left, right, draft) or not _states_only(right.tree, draft.parsed.numbers) and _is_stated(left, right, draft)
-
-# %% ../nbs/02_claims.ipynb #2e7823de
-def _claim(left, right, alone, draft):
-    "What `left = right` claims, or None. `alone`: whether the chain has no other members."
-    numbers, values = draft.parsed.numbers, draft.values
-    if type(left.tree) is int:
-        computes = alone and type(right.tree) is not int
-        turned = computes and (_holds(left, right, values) or _stands_alone(left, right, draft))
-        return Claim(right.tree, left.tree, None, left.start, _end_with_percent(right, numbers)) if turned else None  # 12 = 3 x 4
-    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
-    if type(right.tree) is int:
-        inexact = draft.special and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
-        return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
-    return _claim_of_two_sides(left, right, draft)
-
-def _end_with_percent(member, numbers):
-    "Where a member ends, the percent sign of its last number included."
-    last = numbers[leaves_of(member.tree)[-1]]
-    return last.tail if last.percent and last.end == member.end else member.end
-
-def _holds(left, right, values):
-    "Whether two members are worth the same."
-    return value_or_none(left.tree, values) == value_or_none(right.tree, values)
-
-def _claim_of_two_sides(left, right, draft):
-    "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
-    numbers, values = draft.parsed.numbers, _values_meant(left.tree, right.tree, draft)
-    value, first = value_or_none(left.tree, values), leaves_of(right.tree)[0]
-    if value is None and not _divides_by_zero(left.tree, values): return None  # a root or a power that is not exact
-    if value == values[first]: return Claim(left.tree, first, None, left.start, numbers[first].end)
-    part = right.tree
-    while type(part) is not int and part.sign != "u" and value_or_none(part, values) != value: part = part.left
-    fits = type(part) is not int and value_or_none(part, values) == value
-    claimed = part if fits else right.tree
-    other = value_or_none(claimed, values)
-    if value != other and (other is None or right.about or _states_only(left.tree, numbers)): return None
-    end = max(numbers[i].end for i in leaves_of(claimed))
-    return Claim(left.tree, None, claimed, left.start, end)
-
-def _values_meant(left, right, draft):
-    "The values of the numbers, with percentages as hundredths where people mean that: 30% of 50 = 0.3 * 50."
-    as_written_down = value_or_none(left, draft.values) == value_or_none(right, draft.values)
-    if as_written_down or not draft.hundredths: return draft.values
-    percents = {draft.parsed.numbers[i].percent for i in leaves_of(left)}
-    return draft.values if percents == {False} else draft.hundredths
 
 # %% ../nbs/02_claims.ipynb #49699de7
 def _divides_by_zero(tree, values):
@@ -227,6 +124,127 @@ def _is_range(tree, numbers):
     "Whether an expression is a span: weeks 1-2."
     if tree.sign != "-" or not _smaller_first(tree, numbers): return False
     return numbers[tree.left].end == tree.start and numbers[tree.right].start == tree.end
+
+# %% ../nbs/02_claims.ipynb #74c7d4b0
+_LINE_SO_FAR = re.compile(r"[ \t]*(?:[-*][ \t]+)?[$€£]?")
+_REST_OF_LINE = re.compile(r"(?: [A-Za-z]+)?[ \t]*[.,;:!]?[ \t]*(?:\n|\Z)")
+
+def _fills_a_line(left, right, draft):
+    "Whether nothing but a unit stands beside two members in their line: no label as in *day 2 = 3 + 4*, no *= 5 - 5 cos α*."
+    text = draft.parsed.text
+    line = text.rfind("\n", 0, left.start) + 1
+    alone = _LINE_SO_FAR.fullmatch(text, line, left.start) and _REST_OF_LINE.match(text, right.end)
+    return bool(alone) and not draft.parsed.algebra
+
+# %% ../nbs/02_claims.ipynb #8080ddf5
+class _Around(NamedTuple):
+    "What stands around a statement."
+    leads: re.Pattern  # leads in to it
+    ends: re.Pattern  # ends it
+    doubts: re.Pattern  # says that it need not hold
+
+@cache
+def _surroundings()->_Around:
+    leads, ends = "|".join(word_list("lead in to an equation")), "|".join(word_list("begin another clause"))
+    doubts = "|".join([*word_list("say that an equation need not hold"), *word_list("functions")])
+    opened = rf"(?:^|\n|[.:;!?]\s|(?<!\d),\s|\(|\b(?:{leads})\s)[ \t]*(?:[-*][ \t]+)?[$€£]?"
+    closed = rf"[.,;:!)](?!\S)|\)[.,;:!]|\n|\Z|(?: |, )(?:{ends})\b(?! [$€£]?[\d.,]+ [a-z])"
+    return _Around(re.compile(rf"(?:{opened}|[\w.,:;]\s[$€£])\Z", re.IGNORECASE),
+                   re.compile(rf"[%°¢]?(?: [a-z]+){{0,3}}?[ \t]*(?:{closed})"),
+                   re.compile(rf"\b(?:{doubts})\b|n['’]t\b|[≠?✗❌]", re.IGNORECASE))
+
+_NEAR = 60  # characters
+
+def _is_stated(left, right, draft):
+    "Whether two members are a statement of their own in a sentence that means it."
+    text = draft.parsed.text
+    leads, ends, doubts = _surroundings()
+    if not leads.search(text[max(left.start-_NEAR, 0):left.start]) or not ends.match(text, right.end): return False
+    return not doubts.search(text, max(left.start-_NEAR, 0), right.end+_NEAR)
+
+def _stands_alone(left, right, draft):
+    "Whether `left = right`, which is false, means what it says."
+    if _fills_a_line(left, right, draft): return True
+    return not _states_only(right.tree, draft.parsed.numbers) and _is_stated(left, right, draft)
+
+# %% ../nbs/02_claims.ipynb #2e7823de
+def _end_with_percent(member, numbers):
+    "Where a member ends, the percent sign of its last number included."
+    last = numbers[leaves_of(member.tree)[-1]]
+    return last.tail if last.percent and last.end == member.end else member.end
+
+def _holds(left, right, values):
+    "Whether two members are worth the same."
+    return value_or_none(left.tree, values) == value_or_none(right.tree, values)
+
+def _turned(left, right, draft):
+    "The claim of a result that stands first, `12 = 3 x 4`, or None."
+    if type(right.tree) is int: return None
+    if not _holds(left, right, draft.values) and not _stands_alone(left, right, draft): return None
+    return Claim(right.tree, left.tree, None, left.start, _end_with_percent(right, draft.parsed.numbers))
+
+def _claim(left, right, alone, draft):
+    "What `left = right` claims, or None. `alone`: whether the chain has no other members."
+    numbers, values = draft.parsed.numbers, draft.values
+    if type(left.tree) is int: return _turned(left, right, draft) if alone else None
+    if _is_share(left.tree, numbers) or _is_range(left.tree, numbers) and not _holds(left, right, values): return None
+    if type(right.tree) is not int: return _claim_of_two_sides(left, right, draft)
+    inexact = draft.special and value_or_none(left.tree, values) is None and not _divides_by_zero(left.tree, values)
+    return None if inexact else Claim(left.tree, right.tree, None, left.start, numbers[right.tree].end)
+
+# %% ../nbs/02_claims.ipynb #b0d3519c
+def _values_meant(left, right, draft):
+    "The values of the numbers, with percentages as hundredths where people mean that: 30% of 50 = 0.3 * 50."
+    as_written_down = value_or_none(left, draft.values) == value_or_none(right, draft.values)
+    if as_written_down or not draft.hundredths: return draft.values
+    percents = {draft.parsed.numbers[i].percent for i in leaves_of(left)}
+    return draft.values if percents == {False} else draft.hundredths
+
+def _part_worth(tree, value, values):
+    "The left part of a tree that is worth a value, or None: of `1/3 of 150`, 1/3."
+    while type(tree) is not int and tree.sign != "u" and value_or_none(tree, values) != value: tree = tree.left
+    return tree if type(tree) is not int and value_or_none(tree, values) == value else None
+
+def _claim_of_two_sides(left, right, draft):
+    "`5 * 3 = 15 - 2 = 13` runs on and claims 5 * 3 = 15, and `3/3 - 2/3 = 1/3 of 150` claims 1/3."
+    numbers, values = draft.parsed.numbers, _values_meant(left.tree, right.tree, draft)
+    value, first = value_or_none(left.tree, values), leaves_of(right.tree)[0]
+    if value is None and not _divides_by_zero(left.tree, values): return None  # a root or a power that is not exact
+    if value == values[first]: return Claim(left.tree, first, None, left.start, numbers[first].end)
+    part = _part_worth(right.tree, value, values)
+    is_vague = right.about or value_or_none(right.tree, values) is None or _states_only(left.tree, numbers)
+    if part is None and is_vague: return None
+    claimed = part or right.tree
+    return Claim(left.tree, None, claimed, left.start, max(numbers[i].end for i in leaves_of(claimed)))
+
+# %% ../nbs/02_claims.ipynb #5c07f43e
+def _conversion(left, right, draft):
+    "The claim that an amount is another one in another unit, or None where neither is."
+    if type(left.tree) is not int or type(right.tree) is not int: return None
+    p = draft.parsed
+    if not mixed_kinds(left.tree, right.tree, p): return None
+    return Claim(left.tree, right.tree, None, left.start, p.numbers[right.tree].end, right.about, converts=True)
+
+def _claim_between(left, right, alone, draft):
+    "What two members claim by themselves, or None."
+    if left.tree is None or right.tree is None: return None
+    claim = _claim(left, right, alone, draft) or _conversion(left, right, draft)
+    return claim._replace(about=True) if claim and right.about else claim
+
+def _another_value(computed, left, right, draft):
+    "The claim that what computes one number is worth the next one, too; None where nothing does."
+    if not computed or not type(left.tree) is type(right.tree) is int: return None
+    end = draft.parsed.numbers[right.tree].end
+    return computed._replace(result=right.tree, end=end, about=right.about, again=True)
+
+def claims_of(chain, draft):
+    "The claims of a chain of tokens."
+    members, computed = members_of(chain), None  # the claim that computes the number at hand
+    for left, right in zip(members, members[1:]):
+        claim = _claim_between(left, right, len(members) == 2, draft)
+        again = None if claim else _another_value(computed, left, right, draft)
+        if claim or again: yield claim or again
+        if not again: computed = claim if claim and claim.result == right.tree and type(claim.tree) is not int else None
 
 # %% ../nbs/02_claims.ipynb #3e28f64a
 class Percents(NamedTuple):
@@ -285,18 +303,22 @@ def _meant(tree, result, draft):
     return value if as_unit else value*100, "%"
 
 # %% ../nbs/02_claims.ipynb #35033d5e
+def _value_and_due(tree, result, how, draft):
+    "What an expression is worth, and what a text should say of it: what it says, where that is true."
+    if how is None:
+        value, sign = _meant(tree, result, draft)
+        return value, as_written(value) + sign
+    stated = draft.parsed.numbers[result].text
+    if how.exact and not draft.hundredths: return draft.values[result], stated
+    return evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
+
 def equation_of_tree(step, tree, result, draft):
     "The equation that a step makes of one of its trees, and how its percent signs are read (None when it is false)."
-    number, end = draft.parsed.numbers[result], step.end
-    if number.percent and number.end == end: end = number.tail
-    stated = number.text
-    text = without_annotations(draft.parsed.text[step.start:end]) if step.shown else f"{step.expression} = {step.result}"
+    number = draft.parsed.numbers[result]
+    end = number.tail if number.percent and number.end == step.end else step.end
+    shown = without_annotations(draft.parsed.text[step.start:end])
+    said = shown if step.shown else f"{step.expression} = {step.result}", step.start, end, step.expression, number.text
     try: how = percents_read(tree, result, draft, about if step.about else agrees)
-    except ZeroDivisionError:
-        return Equation(text, step.start, end, step.expression, stated, None, False, _BY_ZERO), None
-    if how and how.exact and not draft.hundredths: value, expected = draft.values[result], stated
-    elif how: value, expected = evaluate_tree(tree, draft.values if how.left == 1 else draft.hundredths), stated
-    else:
-        value, sign = _meant(tree, result, draft)
-        expected = as_written(value) + sign
-    return Equation(text, step.start, end, step.expression, stated, value, how is not None, expected), how
+    except ZeroDivisionError: return Equation(*said, None, False, _BY_ZERO), None
+    value, expected = _value_and_due(tree, result, how, draft)
+    return Equation(*said, value, how is not None, expected), how

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Fraction01', 'Positive', 'Count', 'Weight', 'Form', 'StepsKind', 'Settings', 'DataSettings', 'ModelSettings',
            'LoraSettings', 'TrainingSettings', 'EvaluationSettings', 'PublishSettings', 'SolverSettings',
-           'SamplingSettings', 'RunConfig', 'read_yaml', 'merge', 'parse_overrides', 'check_config', 'presets',
+           'SamplingSettings', 'RunConfig', 'read_yaml', 'merge_settings', 'parse_overrides', 'check_config', 'presets',
            'load_config', 'dump_config', 'config_hash', 'written_hash']
 
 # %% ../nbs/01_config.ipynb #5a3deb96
@@ -309,12 +309,12 @@ def _nested(key, value):
     return {head: _nested(rest, value) if rest else value}
 
 # %% ../nbs/01_config.ipynb #28429552
-def merge(base:dict, more:dict)->dict:
+def merge_settings(base:dict, more:dict)->dict:
     "`base` with the settings of `more` on top, block by block; mappings of free keys (data.types) are replaced whole."
     out = dict(base)
     for key, value in more.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict) and key in RunConfig.model_fields
-        out[key] = merge(out[key], value) if both else value
+        out[key] = merge_settings(out[key], value) if both else value
     return out
 
 # %% ../nbs/01_config.ipynb #e5d3bcd2
@@ -332,7 +332,7 @@ def parse_overrides(
     items = overrides.items() if isinstance(overrides, dict) else overrides or []
     pairs = [_parsed(item) if isinstance(item, str) else item for item in items]
     out = {}
-    for key, value in pairs: out = merge(out, _nested(str(key), value))
+    for key, value in pairs: out = merge_settings(out, _nested(str(key), value))
     return out
 
 # %% ../nbs/01_config.ipynb #980bf20b
@@ -346,18 +346,20 @@ def _fields(path):
     return list(getattr(model, "model_fields", {}))
 
 # %% ../nbs/01_config.ipynb #89346895
-def _explain(error):
+def _no_such_setting(loc)->str:
+    "What to say of a key that does not exist: the nearest one, or all that there are."
+    allowed = _fields(loc)
+    near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+    return f"there is no such setting; {advice}"
+
+def _explain(error)->str:
     "One line for one pydantic error: path, what was given, what is allowed."
     path = ".".join(map(str, error["loc"])) or "config"
-    given = error.get("input")
-    if error["type"] == "extra_forbidden":
-        allowed = _fields(error["loc"])
-        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
-        return f"{path}: there is no such setting; {advice}"
+    if error["type"] == "extra_forbidden": return f"{path}: {_no_such_setting(error['loc'])}"
     if error["type"] == "missing": return f"{path}: this setting is required"
     if error["type"] == "value_error": return f"{path}: {error['ctx']['error']}"
-    return f"{path}: given {given!r}; {error['msg'][0].lower() + error['msg'][1:]}"
+    return f"{path}: given {error.get('input')!r}; {error['msg'][0].lower() + error['msg'][1:]}"
 
 # %% ../nbs/01_config.ipynb #3e827fcb
 def check_config(
@@ -403,7 +405,7 @@ def load_config(
     settings = read_yaml(text, path)
     if isinstance(settings, dict):
         settings.setdefault("name", path.stem)
-        settings = merge(settings, parse_overrides(overrides))
+        settings = merge_settings(settings, parse_overrides(overrides))
     return check_config(settings, str(path))
 
 # %% ../nbs/01_config.ipynb #b6649692

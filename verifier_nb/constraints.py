@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 from .amounts import COMPARES, Variable, question_numbers, words_in
-from .anchors import Problem, factors_of, frozen_values, literals_of
+from .anchors import ReadProblem, factors_of, frozen_values, literals_of
 from .errors import link_example
 from .numbers import CARDINALS, WORDS, Parsed, Refusal, exact_quotient
 from .question import DERIVED
@@ -266,7 +266,7 @@ def recipe(question, solution):
     "The `Recipe` of a problem, or a `Refusal`."
     linked = link_example({"question": question, "solution": solution}, shared=False)
     if not linked: return linked
-    problem = Problem(question, linked.p, linked.known, question_numbers(question))
+    problem = ReadProblem(question, linked.p, linked.known, question_numbers(question))
     if reason := _unsuited(problem): return Refusal(reason)
     links = _links(problem)
     variables = _find_variables(problem, links)

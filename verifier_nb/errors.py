@@ -13,7 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 from . import computational, conceptual  # noqa: F401 (importing them registers the subtypes)
 from .canonical import canonical
-from .changes import COMPUTATIONAL, CONCEPTUAL, Change, Injected, Kind, Unfit, carry, highlight, rewrite
+from .changes import COMPUTATIONAL, CONCEPTUAL, Change, ErrorKind, Injected, Unfit, carry, highlight, rewrite
 from .numbers import LIMITS, Parsed, Refusal, as_written, without_annotations
 from .question import Facts, facts, implied_factors
 from .references import link
@@ -63,7 +63,7 @@ def link_example(example, shared=True):
     return _link_with_question(question, read_unlinked(solution))
 
 # %% ../nbs/02a_errors.ipynb #46bd99c6
-TABLES = {Kind.COMPUTATIONAL: COMPUTATIONAL, Kind.CONCEPTUAL: CONCEPTUAL}
+TABLES = {ErrorKind.COMPUTATIONAL: COMPUTATIONAL, ErrorKind.CONCEPTUAL: CONCEPTUAL}
 SUBTYPES = {name: kind.value for kind, table in TABLES.items() for name in table}  # subtype -> kind
 
 # %% ../nbs/02a_errors.ipynb #033888af
@@ -78,7 +78,7 @@ def _wrong_results(p, name, rng):
 # %% ../nbs/02a_errors.ipynb #10469767
 def _attempts(linked, kind, name, rng):
     "Changes of a subtype, in random order."
-    if kind == Kind.COMPUTATIONAL: return _wrong_results(linked.p, name, rng)
+    if kind == ErrorKind.COMPUTATIONAL: return _wrong_results(linked.p, name, rng)
     return CONCEPTUAL[name](linked.p, rng, linked.known)
 
 # %% ../nbs/02a_errors.ipynb #9d709609
@@ -97,7 +97,7 @@ def _check_equations(text, kind):
     "Raise `Unfit` when the text read again has another number of false equations than its kind of error makes."
     again = read_unlinked(text)
     false = sum(not equation.ok for equation in again.equations)
-    wanted = 1 if kind == Kind.COMPUTATIONAL else 0
+    wanted = 1 if kind == ErrorKind.COMPUTATIONAL else 0
     if again.problem or false != wanted: raise Unfit("the number of false equations would be wrong")
 
 # %% ../nbs/02a_errors.ipynb #c6ff2ce8

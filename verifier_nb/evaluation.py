@@ -7,7 +7,7 @@ __all__ = ['NO_STEPS', 'CALIBRATION_BY_GROUP', 'counts', 'beside', 'summarise_pr
            'scored_steps', 'score_split', 'conclude', 'add_raw', 'fitted_baselines', 'fit_baselines', 'prompt_settings',
            'untouched', 'fixed_lines', 'add_baselines', 'starting_verifier', 'add_start', 'add_columns', 'merge_check',
            'merge_summary', 'report_text', 'recompute', 'calibration_groups', 'write_summary', 'train_if_missing',
-           'with_verdicts', 'probe', 'calibrate_run', 'evaluate_and_write', 'run_stage']
+           'with_verdicts', 'ask_suite', 'calibrate_run', 'evaluate_and_write', 'run_stage']
 
 # %% ../nbs/07_evaluation.ipynb #37255ccd
 from pathlib import Path
@@ -15,11 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from . import parallel
-from .baselines import apply_weights, checker_scores, fit_surface, fit_weights, hybrid_features, read_base
+from verifier_nb.baselines import (
+    apply_weights,
+    checker_scores,
+    fit_surface,
+    fit_weights,
+    hybrid_features,
+    read_base,
+    surface_scores,
+)
 from .behaviour import WITHOUT_TEXTS, behaviour_table, rows_for, with_answers
 from .calibration import apply_calibration, decide, fit_calibration, thresholds_of
 from .files import VerifierError, read_json, write_csv, write_json, write_text
-from .first_error import Judged, add_named, first_error_metrics, fit_steps, step_table
+from .first_error import JudgedSteps, add_named, first_error_metrics, fit_steps, step_table
 from verifier_nb.metrics import (
     Part,
     ScoredRows,
@@ -62,6 +70,12 @@ def beside(
 # %% ../nbs/07_evaluation.ipynb #c793b330
 _REPEATED = ("method", "temperature", "bias", "threshold", "margin", "budget")  # said in metrics.json too
 
+def _baseline_rows(test:pd.DataFrame, calibration:dict)->dict:  # name -> ScoredRows
+    "Every baseline's probabilities, for those that have a column."
+    lines = calibration.get("baselines", {}).items()
+    return {name: as_rows(test, f"p_{name}", line["threshold"]) for name, line in lines if f"p_{name}" in test}
+
+# %% ../nbs/07_evaluation.ipynb #97e71c4a
 def summarise_predictions(
     test:pd.DataFrame,  # predictions with p_calibrated and the baselines' columns
     calibration:dict,  # the content of calibration.json
@@ -71,17 +85,14 @@ def summarise_predictions(
     "Everything in metrics.json: metrics with intervals, before and after calibration, and of each baseline."
     rows = as_rows(test, "p_calibrated", calibration["threshold"], calibration["margin"])
     draws = bootstrap(rows, resamples, seed)
-    out = metrics(rows, resamples, seed, draws=draws)
-    out |= {"n": counts(test), "resamples": resamples, "seed": seed, "level": 0.95}
-    out["verdict"] = "p_calibrated >= threshold"
-    out |= {name: calibration[name] for name in _REPEATED if name in calibration}
-    out["uncalibrated"] = metrics(as_rows(test), resamples, seed, (Part.COUNTS, Part.CALIBRATION))
-    out["baselines"] = {}
-    for name, line in calibration.get("baselines", {}).items():
-        if f"p_{name}" not in test: continue
-        theirs = as_rows(test, f"p_{name}", line["threshold"])
-        out["baselines"][name] = beside(out, draws, theirs, resamples, seed)
-    return out
+    own = metrics(rows, resamples, seed, draws=draws)
+    about = {"n": counts(test), "resamples": resamples, "seed": seed, "level": 0.95,
+             "verdict": "p_calibrated >= threshold"}
+    repeated = {name: calibration[name] for name in _REPEATED if name in calibration}
+    before = metrics(as_rows(test), resamples, seed, (Part.COUNTS, Part.CALIBRATION))
+    baselines = {name: beside(own, draws, theirs, resamples, seed)
+                 for name, theirs in _baseline_rows(test, calibration).items()}
+    return own | about | repeated | {"uncalibrated": before, "baselines": baselines}
 
 # %% ../nbs/07_evaluation.ipynb #20b22505
 def _whole_problems(
@@ -173,23 +184,25 @@ def fitted_baselines(
     return out
 
 # %% ../nbs/07_evaluation.ipynb #af7af909
+def _fit_line(features:pd.DataFrame, y, usual:float, cfg)->dict:
+    "Weights of these features, and their thresholds; `usual`: a surprisal that correct solutions have, too."
+    weights = fit_weights(features, y)
+    thresholds = thresholds_of(apply_weights(features, weights), y, cfg.recall_at_least)
+    chosen_for = {"threshold": thresholds[cfg.threshold_aim], "thresholds": thresholds}
+    return weights | {"usual_surprisal": usual} | chosen_for
+
+# %% ../nbs/07_evaluation.ipynb #50f04e85
 def _fit_lines(
     valid:pd.DataFrame,  # the validation split, with the columns of `add_raw`
     cfg,  # EvaluationSettings
 )->dict:  # name -> its line of calibration["baselines"]
     "Fit base model, surprisal and hybrid."
-    y = valid["true_label"].to_numpy(int)
-    aim = (cfg.threshold_aim, cfg.recall_at_least)
+    y, features = valid["true_label"].to_numpy(int), hybrid_features(valid)
     base = pd.DataFrame({"p_flawed": valid.p_base, "true_label": y})
-    lines = {"zero_shot": fit_calibration(base, cfg.calibration, *aim)}
-    features = hybrid_features(valid)
     usual = float(np.quantile(valid["surprisal"][y == 0], 0.95))
-    for name, chosen in (("surprisal", ["surprisal"]), ("hybrid", list(features))):
-        weights = fit_weights(features[chosen], y)
-        thresholds = thresholds_of(apply_weights(features, weights), y, cfg.recall_at_least)
-        chosen_for = {"threshold": thresholds[cfg.threshold_aim], "thresholds": thresholds}
-        lines[name] = weights | {"usual_surprisal": usual} | chosen_for
-    return lines
+    return {"zero_shot": fit_calibration(base, cfg.calibration, cfg.threshold_aim, cfg.recall_at_least),
+            "surprisal": _fit_line(features[["surprisal"]], y, usual, cfg),
+            "hybrid": _fit_line(features, y, usual, cfg)}
 
 # %% ../nbs/07_evaluation.ipynb #b673fa70
 def fit_baselines(
@@ -210,12 +223,17 @@ def prompt_settings(run)->dict:
     return {"max_length": run.config.data.max_length, "marks": run.config.data.marks}
 
 # %% ../nbs/07_evaluation.ipynb #ca48ded5
+def _verifier_of(run, net):
+    "A model that asks as this run does."
+    from verifier_nb import prompt, scoring
+    m = run.config.model
+    return scoring.Verifier(net, prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
+
 def untouched(run, verifier):
     "A verifier whose base model is as before training: the same one when its adapter can be switched off."
-    from verifier_nb import model, prompt, scoring
+    from verifier_nb import model
     if run.config.training.trainable == "lora": return verifier
-    m = run.config.model
-    return scoring.Verifier(model.load_base(m), prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
+    return _verifier_of(run, model.load_base(run.config.model))
 
 # %% ../nbs/07_evaluation.ipynb #944c96cf
 _AT_HALF = ("majority", "checker", "surface")  # baselines with nothing to fit: their threshold is 0.5
@@ -231,18 +249,15 @@ def add_baselines(
     calibration:dict,  # gets "baselines": name -> threshold and weights
 ):
     "Add the baselines' and the hybrid's columns to both splits; whatever is fitted is fitted on train or validation."
-    from verifier_nb import appearance, data
+    from verifier_nb import data
     cfg, train = run.config.evaluation, data.load_split(run, "train")
     flawed = float(np.mean(train["label"])) if len(train) else 0.5
-    surface = fit_surface(train)
-    verifier = untouched(run, verifier)
+    surface, verifier = fit_surface(train), untouched(run, verifier)
     for split, frame in frames.items():
         rows = scored_rows(run, split)
         problems, solutions = list(rows["question"]), list(rows["solution"])
         frame["p_majority"] = float(flawed >= 0.5)
-        if surface is not None:
-            features = appearance.surface_features(solutions).to_numpy()
-            frame["p_surface"] = surface.predict_proba(features)[:, 1] if solutions else []
+        if surface is not None: frame["p_surface"] = surface_scores(surface, solutions)
         add_raw(frame, verifier, problems, solutions, cfg.batch_tokens)
     calibration["baselines"] = fixed_lines(frames["test"])
     fit_baselines(frames, calibration, cfg)
@@ -255,6 +270,7 @@ def starting_verifier(run):
     if not start: return None
     return Verifier.from_pretrained(m.base, start, m.revision, m.device, m.quantization, max_length=length)
 
+# %% ../nbs/07_evaluation.ipynb #93d45533
 def add_start(
     run, test:pd.DataFrame,  # predictions of the test split; gets the column p_start
     calibration:dict,  # its "baselines" get the line "start"
@@ -284,12 +300,10 @@ def merge_check(
     run, test:pd.DataFrame,  # predictions of the test split
 ):  # -> DataFrame index, true_label, p_adapter, p_merged, or None when there is nothing to merge
     "Score some rows with the adapter merged into the 16-bit base, beside what the adapter gave."
-    from verifier_nb import model, prompt, scoring
+    from verifier_nb import model
     n = min(run.config.evaluation.merge_check_rows, len(test))
     if not n or not run.adapter.exists(): return None
-    m = run.config.model
-    merged = model.merge_adapter(m, run.adapter)
-    verifier = scoring.Verifier(merged, prompt.load_tokenizer(m.base, m.revision), **prompt_settings(run))
+    verifier = _verifier_of(run, model.merge_adapter(run.config.model, run.adapter))
     scores = _scores(run, verifier, scored_rows(run, "test").select(range(n)))
     first = test.head(n)
     return first[["index", "true_label"]].assign(p_adapter=first.p_flawed, p_merged=scores["p_flawed"].to_numpy())
@@ -326,13 +340,14 @@ def recompute(
     if merged.exists(): out["merge_check"] = merge_summary(read_exactly(merged), run.config.model.quantization)
     return out, by_type(test, calibration, cfg.resamples, seed)
 
+# %% ../nbs/07_evaluation.ipynb #c9907143
 NO_STEPS = "this verifier was not trained on steps, so no step was named (training.steps: ends)"
 
 # %% ../nbs/07_evaluation.ipynb #f3d9966a
 def _step_summary(run, folder, test, calibration)->dict:
     "How well the first wrong step is named, from steps.csv; a note where there is nothing to name it with."
     if not (folder/"steps.csv").exists(): return {"note": NO_STEPS}
-    judged, rule = Judged.of(test, read_exactly(folder/"steps.csv")), StepRule.from_json(calibration["steps"])
+    judged, rule = JudgedSteps.of(test, read_exactly(folder/"steps.csv")), StepRule.from_json(calibration["steps"])
     return first_error_metrics(judged, rule, run.config.evaluation.resamples, run.config.seed)
 
 # %% ../nbs/07_evaluation.ipynb #b61c6bf9
@@ -372,7 +387,8 @@ def with_verdicts(
     said = decide(rows.assign(p_flawed=share_of_flawed(rows["prob_0"], rows["prob_1"])), calibration)
     return with_answers(rows, said["p_calibrated"], said["predicted_label"])
 
-def probe(
+# %% ../nbs/07_evaluation.ipynb #5d67312d
+def ask_suite(
     run, verifier,
     calibration:dict,
 ):  # -> DataFrame, or None where no row is wanted, or none is short enough
@@ -383,6 +399,7 @@ def probe(
     scores = verifier.score(list(rows["question"]), list(rows["solution"]), batch_tokens=cfg.batch_tokens)
     return with_verdicts(rows[WITHOUT_TEXTS].join(scores[["prob_0", "prob_1"]]), calibration)
 
+# %% ../nbs/07_evaluation.ipynb #1d6f11b8
 def _write_behaviour(run, rows):
     "The suite's rows and its table."
     if rows is None: return
@@ -407,7 +424,7 @@ def calibrate_run(
     cfg = run.config.evaluation
     fitted = fit_calibration(validation, cfg.calibration, cfg.threshold_aim, cfg.recall_at_least)
     if steps is not None:
-        rule = fit_steps(Judged.of(validation, steps), cfg.step_aim, cfg.clean_at_least)
+        rule = fit_steps(JudgedSteps.of(validation, steps), cfg.step_aim, cfg.clean_at_least)
         fitted["steps"] = rule.to_json()
     return fitted | prompt_settings(run)
 
@@ -424,7 +441,7 @@ def evaluate_and_write(
     frames = {split: conclude(one, calibration) for split, one in scored.items()}
     steps = [one.steps for one in scored.values() if one.steps is not None]
     if run.config.evaluation.baselines: add_baselines(run, verifier, frames, calibration)
-    behaviour = probe(run, verifier, calibration)
+    behaviour = ask_suite(run, verifier, calibration)
     del verifier  # its memory is wanted for the merged model
     if run.config.evaluation.baselines: add_start(run, frames["test"], calibration)
     check = merge_check(run, frames["test"])

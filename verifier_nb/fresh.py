@@ -13,15 +13,15 @@ from typing import NamedTuple
 from .amounts import IN_WORDS
 from verifier_nb.changes import (
     Edit,
-    as_read,
     begins_with_vowel,
     decimals_of,
-    follow,
+    follow_change,
     has_article,
     in_proportion,
     int_if_whole,
     is_money,
     rewrite,
+    values_as_read,
     write_like,
 )
 from .computational import shuffled
@@ -94,7 +94,7 @@ def _result_of(step, values, p):
     "Result of a step by its last tree (the annotation where there is one)."
     in_operands, in_result, _ = step.scales[-1]
     n = p.numbers[step.results[-1]]
-    value = evaluate_tree(step.trees[-1], as_read(values, in_operands, p))
+    value = evaluate_tree(step.trees[-1], values_as_read(values, in_operands, p))
     if in_result != 1: value = value/in_result
     return value if n.value == step.value else int_if_whole(value*Fraction(step.value)/n.value)
 
@@ -131,7 +131,7 @@ def _is_sensible(step, value, p):
 def _compute(p, step, new, found):
     "A step's result for the numbers `new`, whose operands take what earlier steps found; None when it makes no sense."
     for i in step.operands:
-        if p.numbers[i].source in found: new[i] = follow(p, i, found)
+        if p.numbers[i].source in found: new[i] = follow_change(p, i, found)
     try: value = _result_of(step, new, p)
     except ZeroDivisionError: return None
     return value if _is_sensible(step, value, p) else None
@@ -165,7 +165,7 @@ def _execute(recipe, values):
     found = _compute_steps(recipe, new)
     if found is None: return None
     for i, n in enumerate(recipe.p.numbers):
-        if n.source in found: new[i] = follow(recipe.p, i, found)
+        if n.source in found: new[i] = follow_change(recipe.p, i, found)
     keeps_order = all(new[i] < new[j] for i, j in recipe.pairs)
     return new if keeps_order else None
 

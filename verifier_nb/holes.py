@@ -45,15 +45,20 @@ def _closing(text)->str:
     if re.search(r"answer|result", last, re.I): return "in words"
     return "with a number" if _NUMBER.search(last) else "without a number"
 
+# %% ../nbs/02f_holes.ipynb #2f095f80
+def _steps_told(solution, closing)->int:
+    "Steps of a solution without the line that only states its answer."
+    found = len(steps(solution))
+    states_the_answer = found > 1 and closing in ("####", "in words")  # a line of its own, which computes nothing
+    return found - states_the_answer
+
 def regions_of(
     solution:str,
 )->dict:  # feature -> region
     "Where a solution lies on each feature of the surface."
     plain = strip_annotations(solution)
     style, closing = style_of(solution), _closing(solution)
-    found = len(steps(solution))
-    states_the_answer = found > 1 and closing in ("####", "in words")  # a line of its own, which computes nothing
-    count = _counted(found - states_the_answer)
+    count = _counted(_steps_told(solution, closing))
     sentences, decimals = len(_SENTENCE_END.findall(plain)), re.search(r"\d\.\d", plain)
     return {"steps": count, "equations": _counted(plain.count("=")), "sentences": _counted(sentences),
             "characters": _sized(len(plain)), "largest number": _largest(plain),
@@ -75,19 +80,21 @@ def _sides(df)->list:
     each = [Sides(kind, df[(df.label == 0) | (df.error_type == kind)]) for kind in kinds]
     return [Sides("flawed", df), *each]
 
+def _too_few(feature, sides, label):  # yields (region, rows of the label, rows expected, others)
+    "The regions of a feature in which a label is absent, or nearly so."
+    counts = pd.crosstab(sides.rows[feature], sides.rows.label)
+    problems = sides.rows.groupby(feature).problem.nunique()
+    share = (sides.rows.label == label).mean()
+    for region, line in counts.iterrows():
+        expected, there = share*line.sum(), line.get(label, 0)
+        enough = expected >= EXPECTED and problems[region] >= PROBLEMS
+        if enough and there < NEARLY_NONE*expected: yield region, int(there), expected, int(line.sum() - there)
+
 def _holes_of(feature:str, sides:Sides)->list:
     "The holes of one feature in one comparison."
-    found, counts = [], pd.crosstab(sides.rows[feature], sides.rows.label)
-    problems = sides.rows.groupby(feature).problem.nunique()
-    for label, missing, beside in ((0, "correct", sides.kind), (1, sides.kind, "correct")):
-        share = (sides.rows.label == label).mean()
-        for region, line in counts.iterrows():
-            expected, there = share*line.sum(), line.get(label, 0)
-            enough = expected >= EXPECTED and problems[region] >= PROBLEMS
-            if not enough or there >= NEARLY_NONE*expected: continue
-            others = int(line.sum() - there)
-            found.append((feature, region, missing, int(there), round(float(expected), 1), beside, others))
-    return found
+    return [(feature, region, missing, there, round(float(expected), 1), beside, others)
+            for label, missing, beside in ((0, "correct", sides.kind), (1, sides.kind, "correct"))
+            for region, there, expected, others in _too_few(feature, sides, label)]
 
 # %% ../nbs/02f_holes.ipynb #520985a9
 def _some_problems(df, rows, seed):
@@ -131,6 +138,7 @@ def _sentence(hole)->str:
     expected = f"about {hole.expected:.0f} would be there by chance"
     return f"{hole.feature} {hole.region}: {there} beside {hole.others} {beside} ones; {expected}"
 
+# %% ../nbs/02f_holes.ipynb #75466449
 def hole_words(
     table:pd.DataFrame,  # what `holes` returned
     most:int=10,  # sentences

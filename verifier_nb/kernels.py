@@ -126,10 +126,10 @@ def low_rank_linear(
     dtype = dtype or weight.dtype
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     keep = torch.rand_like(flat) >= drop if drop else None
-    a, b = a.to(dtype), b.to(dtype)
+    adapter = a.to(dtype), b.to(dtype), scale, keep, drop
     if torch.compiler.is_compiling() and quant_state is None:
-        y, _ = _low_op(flat, weight.to(dtype), bias, a, b, scale, keep, drop)
-    else: y = _LowRank.apply(flat, weight, quant_state, bias, a, b, scale, keep, drop)
+        y, _ = _low_op(flat, weight.to(dtype), bias, *adapter)
+    else: y = _LowRank.apply(flat, weight, quant_state, bias, *adapter)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 # %% ../nbs/04a_kernels.ipynb #ed6abfea
@@ -140,6 +140,7 @@ def _only_adapter(layer)->Optional[str]:
     plain = name in layer.lora_A and name not in layer.lora_variant and not layer.lora_bias[name]
     return name if plain else None
 
+# %% ../nbs/04a_kernels.ipynb #bf6c8542
 def _can_fuse(base)->bool:
     "Whether a frozen layer is one that our function computes."
     state = getattr(base.weight, "quant_state", None)
@@ -178,6 +179,7 @@ def _fused_class(cls):
     Fused.__name__, Fused.__qualname__, Fused.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Fused
 
+# %% ../nbs/04a_kernels.ipynb #0a66d450
 def _fused_layer(layer):
     "A layer with our forward pass, and with all that the given one holds."
     cls = _fused_class(type(layer))

@@ -17,7 +17,8 @@ from .rewriting import HANDLERS, argument, leave, optional, rewrites
 @cache
 def _latex():
     "The file of LaTeX's commands, read once."
-    parser = configparser.ConfigParser(allow_no_value=True, delimiters=("=",), comment_prefixes=(";",), interpolation=None)
+    only_these = {"delimiters": ("=",), "comment_prefixes": (";",)}
+    parser = configparser.ConfigParser(allow_no_value=True, interpolation=None, **only_these)
     parser.optionxform = str
     parser.read_string((files("verifier_nb")/"words"/"latex.ini").read_text(encoding="utf-8"))
     return parser
@@ -30,119 +31,114 @@ def _names(section): return frozenset(name for line in _latex()[section] for nam
 
 # %% ../nbs/02_latex.ipynb #57f26a24
 _NEWLINE = re.compile(r"[ \t]*(?:\[[\d.]+ ?(?:pt|em|ex|mm|cm)\])?[ \t]*\n?")
-_ESCAPED_TWICE = re.compile(r"\\(?=(?:d?frac|times|cdot|div|text|boxed|left|right|sqrt|approx|begin|end|quad)(?![A-Za-z])|[()$%])")
+_ESCAPED_TWICE = re.compile(r"""
+    \\ (?= (?: d?frac | times | cdot | div | text | boxed | left | right | sqrt | approx | begin | end | quad ) (?![A-Za-z])
+         | [()$%] )
+""", re.VERBOSE)
 
 # %% ../nbs/02_latex.ipynb #564b8108
 @rewrites("command")
-def _command(r, found, place):
+def _command(r, found, scope):
     name = found[0][1:].rstrip("*")
-    if not name[:1].isalpha(): return _escape(r, found, name, place)
+    if not name[:1].isalpha(): return _escape(r, found, name, scope)
     own = HANDLERS.get("\\" + name)
-    if own: return own(r, found, place)
+    if own: return own(r, found, scope)
     sign = _symbols().get(name)
-    if sign is not None: return _sign_of(r, found, name, sign, place)
-    return _by_kind(r, found, name, place)
+    if sign is not None: return _sign_of(r, found, name, sign, scope)
+    return _by_kind(r, found, name, scope)
 
 # %% ../nbs/02_latex.ipynb #e22bcf00
-def _by_kind(r, found, name, place):
+def _by_kind(r, found, name, scope):
     "A command that is known by the list it stands in."
-    if name in _names("wrappers"): return _wrapper(r, found, name, place)
-    if name in _names("dropped"): return _dropped(r, found, name, place)
+    if name in _names("wrappers"): return _wrapper(r, found, name, scope)
+    if name in _names("dropped"): return _dropped(r, found, name, scope)
     if name in _names("blanks"):
         r.out.put(" ", *found.span())
         return found.end()
     if name in _names("with argument"):
-        held = argument(r, found.end(), place)
+        held = argument(r, found.end(), scope)
         return held.behind if held else found.end()
-    return _unknown(r, found, place)
-
-# %% ../nbs/02_latex.ipynb #8f1cf665
-def _unknown(r, found, place):
-    "A command that is not known leaves its name."
-    name = found[0][1:]
-    if found[0][1] == "n" and (len(name) == 1 or name[1].isupper()):  # an escaped line end: \nSo
-        r.out.put("\n", found.start(), found.start() + 2)
-        return found.start() + 2
-    if r.out.last.isalnum(): r.out.put(" ", found.start(), found.start())
-    r.out.copy(found.start() + 1, found.end())
-    behind = r.original[found.end():found.end()+1]
-    if behind.isalnum() or behind == "{": r.out.put(" ", found.end(), found.end())
-    return found.end()
-
-# %% ../nbs/02_latex.ipynb #908517c6
-def _sign_of(r, found, name, sign, place):
-    "A sign in place of a command; operators stand between blanks."
-    if name not in _names("spaced"):
-        r.out.put(sign, *found.span())
-        return found.end()
-    end = _BLANKS_IN_LINE.match(r.original, found.end(), place.end).end()
-    before = "" if r.out.last in ("", " ", "\n", "(") else " "
-    if name == "div" and not DIVIDES_BY_FRACTION.match(r.original, end): sign = "/"
-    r.out.put(f"{before}{sign} ", found.start(), end)
-    return end
+    return _unknown(r, found, scope)
 
 # %% ../nbs/02_latex.ipynb #5e920197
 _BLANKS_IN_LINE = re.compile(r"(?:[ \t]|\\[,;:! ])*")
 DIVIDES_BY_FRACTION = re.compile(r"\d+ ?/ ?\d")
 
+# %% ../nbs/02_latex.ipynb #8f1cf665
+def _is_line_end(command:str)->bool:
+    r"Whether a command is a line end that was escaped: \n, or the beginning of \nSo."
+    return command[1:2] == "n" and (len(command) == 2 or command[2].isupper())
+
+def _unknown(r, found, scope):
+    "A command that is not known leaves its name."
+    start, end = found.span()
+    if _is_line_end(found[0]):
+        r.out.put("\n", start, start + 2)
+        return start + 2
+    if r.out.last.isalnum(): r.out.put(" ", start, start)
+    r.out.copy(start + 1, end)
+    behind = r.original[end:end+1]
+    if behind.isalnum() or behind == "{": r.out.put(" ", end, end)
+    return end
+
+# %% ../nbs/02_latex.ipynb #908517c6
+def _spaced(r, found, sign, end):
+    "An operator between blanks, of which those in the text are part."
+    before = "" if r.out.last in ("", " ", "\n", "(") else " "
+    r.out.put(f"{before}{sign} ", found.start(), end)
+    return end
+
+def _sign_of(r, found, name, sign, scope):
+    "A sign in place of a command; operators stand between blanks."
+    if name not in _names("spaced"):
+        r.out.put(sign, *found.span())
+        return found.end()
+    end = _BLANKS_IN_LINE.match(r.original, found.end(), scope.end).end()
+    if name == "div" and not DIVIDES_BY_FRACTION.match(r.original, end): sign = "/"
+    return _spaced(r, found, sign, end)
+
 # %% ../nbs/02_latex.ipynb #fc9a3e2b
-def _escape(r, found, sign, place):
+def _escape(r, found, sign, scope):
     "A backslash before a sign."
     end = found.end()
-    if sign == "\\": return _line_break(r, found, place)
-    if sign in "()[]": return _delimiter(r, found, sign, place)
+    if sign == "\\": return _line_break(r, found, scope)
+    if sign in "()[]": return _delimiter(r, found, sign, scope)
     if sign in "!/-@": return end
-    if sign in ",;: >\n": return _thin_space(r, found, sign, place)
+    if sign in ",;: >\n": return _thin_space(r, found, sign, scope)
     if not sign: return end
     r.out.copy(found.start() + 1, end)  # \$ \% \# \& \_ \{ \*
     return end
 
 # %% ../nbs/02_latex.ipynb #2e570827
-def _line_break(r, found, place):
+def _in_matrix(r): return bool(r.environments) and r.environments[-1].endswith("matrix")
+
+def _line_break(r, found, scope):
+    "Two backslashes end a line, and a row of a matrix; but a text that was escaped twice has them before each command."
     if _ESCAPED_TWICE.match(r.original, found.start() + 1): return found.start() + 1  # \\frac, as JSON writes it
-    end = _NEWLINE.match(r.original, found.end(), place.end).end()
-    row = bool(r.environments) and r.environments[-1].endswith("matrix")
-    r.out.put("; " if row else "\n", found.start(), end)
+    end = _NEWLINE.match(r.original, found.end(), scope.end).end()
+    r.out.put("; " if _in_matrix(r) else "\n", found.start(), end)
     return end
 
 # %% ../nbs/02_latex.ipynb #8e16e244
-def _delimiter(r, found, sign, place):
+def _delimiter(r, found, sign, scope):
     "\\( \\) \\[ \\]: a display's own line goes with it."
     start, end = found.span()
     alone = sign in "[]" and r.out.last in ("", "\n") and r.original[end:end+1] == "\n"
     return end + 1 if alone else end
 
+# %% ../nbs/02_latex.ipynb #ddf489f9
+_THREE_DIGITS = re.compile(r"\d{3}(?!\d)")
+
 # %% ../nbs/02_latex.ipynb #ecdd8abd
-def _thin_space(r, found, sign, place):
+def _thin_space(r, found, sign, scope):
     "A blank, or a comma between thousands: 12\\,000."
     start, end = found.span()
     thousands = r.out.last.isdigit() and _THREE_DIGITS.match(r.original, end) and sign in ",:; "
     r.out.put("," if thousands and sign == "," else " ", start, end)
     return end
 
-# %% ../nbs/02_latex.ipynb #ddf489f9
-_THREE_DIGITS = re.compile(r"\d{3}(?!\d)")
-
-# %% ../nbs/02_latex.ipynb #433da73c
-@rewrites(r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
-def _fraction(r, found, place):
-    r"\frac{18}{3} -> 18/3, \frac{a+b}{c} -> (a+b)/c; in brackets where it divides."
-    above = argument(r, found.end(), place)
-    below = argument(r, above.behind, place) if above else None
-    if below is None: return _unknown(r, found, place)
-    parts = [r.inner(part.start, part.end, place, math=True) for part in (above, below)]
-    start, end = found.start(), below.behind
-    before = " " * r.out.last.isdigit() + "(" * (r.out.before() in ("/", "^", ":"))  # 2\frac{1}{2}, 6 \div \frac{1}{2}
-    behind = ")" * ("(" in before) + " " * r.original[end:end+1].isalpha()
-    if all(_SINGLE.fullmatch(part.text.strip()) for part in parts):
-        r.out.put(before + "/".join(part.text.strip() for part in parts) + behind, start, end)
-        return end
-    r.out.put(before, start, start)
-    _operand(r, parts[0], start, above.start, above.end)
-    r.out.put("/", above.end, below.start)
-    _operand(r, parts[1], below.start, below.start, below.end)
-    r.out.put(behind, end, end)
-    return end
+# %% ../nbs/02_latex.ipynb #6afb4e35
+_SINGLE = re.compile(r"[-]?[$€£]?[\w.,°%$ ]*(?:\([^()]*\))?|\([^()]*\)")
 
 # %% ../nbs/02_latex.ipynb #02670087
 def _operand(r, part, begin, start, end):
@@ -152,157 +148,205 @@ def _operand(r, part, begin, start, end):
     r.out.take(part)
     if brackets: r.out.put(")", end, end)
 
+# %% ../nbs/02_latex.ipynb #433da73c
+def _two_arguments(r, at, scope):
+    "The two arguments at an offset; None when one is missing."
+    first = argument(r, at, scope)
+    second = argument(r, first.behind, scope) if first else None
+    return second and (first, second)
+
+def _around_fraction(r, end):
+    r"What must stand before and behind a fraction: 2\frac{1}{2} is 2 1/2, and 6 \div \frac{1}{2} is 6 / (1/2)."
+    divides = r.out.before() in ("/", "^", ":")
+    before = (" " if r.out.last.isdigit() else "") + ("(" if divides else "")
+    behind = (")" if divides else "") + (" " if r.original[end:end+1].isalpha() else "")
+    return before, behind
+
+# %% ../nbs/02_latex.ipynb #f4be3b4c
+def _fraction_of_sums(r, parts, places, begin):
+    "A fraction whose numerator or denominator needs brackets."
+    above, below = places
+    _operand(r, parts[0], begin, above.start, above.end)
+    r.out.put("/", above.end, below.start)
+    _operand(r, parts[1], below.start, below.start, below.end)
+
+# %% ../nbs/02_latex.ipynb #07b28da2
+@rewrites(r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
+def _fraction(r, found, scope):
+    r"\frac{18}{3} -> 18/3, \frac{a+b}{c} -> (a+b)/c; in brackets where it divides."
+    places = _two_arguments(r, found.end(), scope)
+    if not places: return _unknown(r, found, scope)
+    parts = [r.inner(place.start, place.end, scope, math=True) for place in places]
+    start, end = found.start(), places[1].behind
+    before, behind = _around_fraction(r, end)
+    values = [part.text.strip() for part in parts]
+    if all(map(_SINGLE.fullmatch, values)): r.out.put(before + "/".join(values) + behind, start, end)
+    else:
+        r.out.put(before, start, start)
+        _fraction_of_sums(r, parts, places, start)
+        r.out.put(behind, end, end)
+    return end
+
 # %% ../nbs/02_latex.ipynb #9d3c78d8
+_ROOTS = {"": "√", "2": "√", "3": "∛", "4": "∜"}
+
 @rewrites(r"\sqrt")
-def _root(r, found, place):
+def _root(r, found, scope):
     r"\sqrt{16} -> √16, \sqrt[3]{27} -> ∛27."
-    at = optional(r, found.end(), place)
-    under = argument(r, at, place)
-    if under is None: return _unknown(r, found, place)
+    at = optional(r, found.end(), scope)
+    under = argument(r, at, scope)
+    if under is None: return _unknown(r, found, scope)
     index = r.original[found.end():at].strip("[] ")
-    sign = {"": "√", "2": "√", "3": "∛", "4": "∜"}.get(index, f"root {index} of ")
-    r.out.put(sign, found.start(), at)
-    _operand(r, r.inner(under.start, under.end, place, math=True), under.start, under.start, under.end)
+    r.out.put(_ROOTS.get(index, f"root {index} of "), found.start(), at)
+    _operand(r, r.inner(under.start, under.end, scope, math=True), under.start, under.start, under.end)
     return under.behind
 
-# %% ../nbs/02_latex.ipynb #6afb4e35
-_SINGLE = re.compile(r"[-]?[$€£]?[\w.,°%$ ]*(?:\([^()]*\))?|\([^()]*\)")
-
 # %% ../nbs/02_latex.ipynb #1d228e98
-def _wrapper(r, found, name, place):
+def _wrapper(r, found, name, scope):
     "A command around something: only that stays."
-    held = argument(r, optional(r, found.end(), place), place)
+    held = argument(r, optional(r, found.end(), scope), scope)
     if held is None: return found.end()
     mathematics = name in ("boxed", "fbox", "cancel", "bcancel", "xcancel", "mathbf", "boldsymbol", "bm", "underline")
-    r.out.take(r.inner(held.start, held.end, place, math=mathematics and place.math))
+    r.out.take(r.inner(held.start, held.end, scope, math=mathematics and scope.math))
     return held.behind
 
 # %% ../nbs/02_latex.ipynb #497c63c6
-def _dropped(r, found, name, place):
-    end = _BLANKS_IN_LINE.match(r.original, found.end(), place.end).end()
+def _dropped(r, found, name, scope):
+    r"A command without a trace, such as a size; \right. closes nothing, and its point goes, too."
+    end = _BLANKS_IN_LINE.match(r.original, found.end(), scope.end).end()
     sized = name in ("left", "right", "middle") or name.lower().startswith("big")
-    if not sized: return end
-    if r.original[end:end+1] == ".": end += 1  # \right. closes nothing
-    return end
-
-# %% ../nbs/02_latex.ipynb #27b5aa7d
-@rewrites(r"\begin")
-def _begin(r, found, place):
-    "An environment: its name goes, and so do the columns of a table."
-    named = argument(r, found.end(), place)
-    if named is None: return found.end()
-    end = named.behind
-    if r.original[named.start:named.end].rstrip("*") in ("array", "tabular"):
-        columns = argument(r, optional(r, end, place), place)
-        if columns and r.original[columns.start-1] == "{": end = columns.behind
-    name = r.original[named.start:named.end]
-    r.environments.append(name)
-    if name.endswith("matrix"): r.out.put("[", found.start(), end)
-    return _own_line(r.original, r.out.last, end)
-
-# %% ../nbs/02_latex.ipynb #605ba3d8
-@rewrites(r"\end")
-def _end(r, found, place):
-    "The end of an environment; a matrix is closed."
-    name = r.environments.pop() if r.environments else ""
-    named = argument(r, found.end(), place)
-    end = named.behind if named else found.end()
-    if name.endswith("matrix"): r.out.put("]", found.start(), end)
-    return _own_line(r.original, r.out.last, end)
-
-# %% ../nbs/02_latex.ipynb #84e22b66
-@rewrites(r"\overline")
-def _overline(r, found, place):
-    "A period of digits goes on: 0.\\overline{3} -> 0.333..."
-    held = argument(r, found.end(), place)
-    if held is None: return found.end()
-    digits = r.original[held.start:held.end]
-    if digits.isdigit(): r.out.put(digits*3 + "...", found.start(), held.behind)
-    else: r.out.take(r.inner(held.start, held.end, place))
-    return held.behind
-
-# %% ../nbs/02_latex.ipynb #328aa830
-@rewrites(r"\pmod")
-def _pmod(r, found, place):
-    held = argument(r, found.end(), place)
-    if held is None: return _unknown(r, found, place)
-    r.out.put(" (mod ", found.start(), held.start)
-    r.out.take(r.inner(held.start, held.end, place))
-    r.out.put(")", held.end, held.behind)
-    return held.behind
-
-# %% ../nbs/02_latex.ipynb #003f46c7
-@rewrites(r"\textcolor")
-def _textcolor(r, found, place):
-    colour = argument(r, found.end(), place)
-    return colour.behind if colour else found.end()
-
-# %% ../nbs/02_latex.ipynb #f002e45f
-@rewrites(r"\binom", r"\dbinom", r"\tbinom")
-def _binom(r, found, place):
-    above = argument(r, found.end(), place)
-    below = argument(r, above.behind, place) if above else None
-    if below is None: return _unknown(r, found, place)
-    r.out.put("C(", found.start(), above.start)
-    r.out.take(r.inner(above.start, above.end, place))
-    r.out.put(", ", above.end, below.start)
-    r.out.take(r.inner(below.start, below.end, place))
-    r.out.put(")", below.end, below.behind)
-    return below.behind
+    return end + 1 if sized and r.original[end:end+1] == "." else end
 
 # %% ../nbs/02_latex.ipynb #83922234
 def _own_line(text, last, end):
     "The offset behind the line end, where nothing else stands in the line."
     return end + 1 if last in ("", "\n") and text[end:end+1] == "\n" else end
 
+# %% ../nbs/02_latex.ipynb #27b5aa7d
+def _behind_columns(r, named, scope):
+    "The offset behind what says how the columns of a table stand, such as {c|rr}."
+    is_table = r.original[named.start:named.end].rstrip("*") in ("array", "tabular")
+    columns = argument(r, optional(r, named.behind, scope), scope) if is_table else None
+    return columns.behind if columns and r.original[columns.start-1] == "{" else named.behind
+
+@rewrites(r"\begin")
+def _begin(r, found, scope):
+    "An environment: its name goes, and so do the columns of a table."
+    named = argument(r, found.end(), scope)
+    if named is None: return found.end()
+    end = _behind_columns(r, named, scope)
+    r.environments.append(r.original[named.start:named.end])
+    if _in_matrix(r): r.out.put("[", found.start(), end)
+    return _own_line(r.original, r.out.last, end)
+
+# %% ../nbs/02_latex.ipynb #605ba3d8
+@rewrites(r"\end")
+def _end(r, found, scope):
+    "The end of an environment; a matrix is closed."
+    name = r.environments.pop() if r.environments else ""
+    named = argument(r, found.end(), scope)
+    end = named.behind if named else found.end()
+    if name.endswith("matrix"): r.out.put("]", found.start(), end)
+    return _own_line(r.original, r.out.last, end)
+
+# %% ../nbs/02_latex.ipynb #84e22b66
+@rewrites(r"\overline")
+def _overline(r, found, scope):
+    "A period of digits goes on: 0.\\overline{3} -> 0.333..."
+    held = argument(r, found.end(), scope)
+    if held is None: return found.end()
+    digits = r.original[held.start:held.end]
+    if digits.isdigit(): r.out.put(digits*3 + "...", found.start(), held.behind)
+    else: r.out.take(r.inner(held.start, held.end, scope))
+    return held.behind
+
+# %% ../nbs/02_latex.ipynb #328aa830
+@rewrites(r"\pmod")
+def _pmod(r, found, scope):
+    held = argument(r, found.end(), scope)
+    if held is None: return _unknown(r, found, scope)
+    r.out.put(" (mod ", found.start(), held.start)
+    r.out.take(r.inner(held.start, held.end, scope))
+    r.out.put(")", held.end, held.behind)
+    return held.behind
+
+# %% ../nbs/02_latex.ipynb #003f46c7
+@rewrites(r"\textcolor")
+def _textcolor(r, found, scope):
+    colour = argument(r, found.end(), scope)
+    return colour.behind if colour else found.end()
+
+# %% ../nbs/02_latex.ipynb #f002e45f
+@rewrites(r"\binom", r"\dbinom", r"\tbinom")
+def _binom(r, found, scope):
+    r"\binom{5}{2} -> C(5, 2)."
+    both = _two_arguments(r, found.end(), scope)
+    if not both: return _unknown(r, found, scope)
+    above, below = both
+    r.out.put("C(", found.start(), above.start)
+    r.out.take(r.inner(above.start, above.end, scope))
+    r.out.put(", ", above.end, below.start)
+    r.out.take(r.inner(below.start, below.end, scope))
+    r.out.put(")", below.end, below.behind)
+    return below.behind
+
+# %% ../nbs/02_latex.ipynb #da969e86
+_MATHS_ONLY = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[\d.,\s+\-*/=()<>%:×÷−·!|≈≤≥])+")
+
 # %% ../nbs/02_latex.ipynb #08ae1d40
 _DISPLAY = re.compile(r"\$\$(?P<body>(?:[^$\\]|\\.)+?)\$\$", re.DOTALL)
 _INLINE = re.compile(r"\$(?P<body>(?=\S)(?:[^$\n\\]|\\.|\n(?!\n))+?)(?<=\S)\$(?![\d<])")
 
-# %% ../nbs/02_latex.ipynb #92a5ba56
-@rewrites("dollar")
-def _dollar(r, found, place):
-    "$…$ and $$…$$ around mathematics; any other dollar is a price."
-    if len(found[0]) > 2: return leave(r, found, place)  # $$$: expensive
-    held = (_DISPLAY if found[0] == "$$" else _INLINE).match(r.original, found.start(), place.end)
-    if not held or not _is_mathematics(held["body"], found[0]):
-        r.out.copy(found.start(), found.start() + 1)
-        return found.start() + 1
-    part = r.inner(held.start("body"), held.end("body"), place, math=True)
-    r.out.take(part)
-    end = held.end()
-    return _own_line(r.original, r.out.last, end) if found[0] == "$$" and not part.text.strip() else end
-
-# %% ../nbs/02_latex.ipynb #d6e107db
-@rewrites("group")
-def _group(r, found, place):
-    "Braces are marks in LaTeX, and signs elsewhere. {,} is a comma between thousands."
-    if r.original[found.start():found.start()+3] == "{,}":
-        r.out.put(",", found.start(), found.start() + 3)
-        return found.start() + 3
-    if not r.latex and not place.math: r.out.copy(*found.span())
-    return found.end()
-
-# %% ../nbs/02_latex.ipynb #6d63fb31
-@rewrites("cell")
-def _cell(r, found, place):
-    "& stands between columns."
-    if not r.environments and not place.math: r.out.copy(*found.span())
-    elif r.environments and r.environments[-1].endswith("matrix"): r.out.put(",", *found.span())
-    elif r.out.last not in ("", " ", "\n") and r.original[found.end():found.end()+1] not in (" ", "="):
-        r.out.put(" ", *found.span())
-    return found.end()
-
 # %% ../nbs/02_latex.ipynb #d9d898bf
 def _is_mathematics(body, sign):
+    "Whether what stands between two dollars is a formula, and no price with another one behind it."
     if sign == "$$": return True
     if body[-1] in "=+*/(-<×÷" or body[0] in ")/*" or ". " in body: return False
     if re.search(r"\\[A-Za-z(]|[\^{}]|\w_\w", body): return True
     named = body[0].isalpha() and len(body) < 60  # no price begins with a letter
     return named or bool(_MATHS_ONLY.fullmatch(body))
 
-# %% ../nbs/02_latex.ipynb #da969e86
-_MATHS_ONLY = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[\d.,\s+\-*/=()<>%:×÷−·!|≈≤≥])+")
+# %% ../nbs/02_latex.ipynb #92a5ba56
+def _between_dollars(text, start, end, sign):
+    "The formula between a dollar, or two, and its partner (a match); None for a price."
+    held = (_DISPLAY if sign == "$$" else _INLINE).match(text, start, end)
+    return held if held and _is_mathematics(held["body"], sign) else None
+
+@rewrites("dollar")
+def _dollar(r, found, scope):
+    "$…$ and $$…$$ around mathematics; any other dollar is a price."
+    if len(found[0]) > 2: return leave(r, found, scope)  # $$$: expensive
+    held = _between_dollars(r.original, found.start(), scope.end, found[0])
+    if not held:
+        r.out.copy(found.start(), found.start() + 1)
+        return found.start() + 1
+    part = r.inner(held.start("body"), held.end("body"), scope, math=True)
+    r.out.take(part)
+    is_empty_display = found[0] == "$$" and not part.text.strip()
+    return _own_line(r.original, r.out.last, held.end()) if is_empty_display else held.end()
+
+# %% ../nbs/02_latex.ipynb #d6e107db
+@rewrites("group")
+def _group(r, found, scope):
+    "Braces are marks in LaTeX, and signs elsewhere. {,} is a comma between thousands."
+    if r.original[found.start():found.start()+3] == "{,}":
+        r.out.put(",", found.start(), found.start() + 3)
+        return found.start() + 3
+    if not r.latex and not scope.math: r.out.copy(*found.span())
+    return found.end()
+
+# %% ../nbs/02_latex.ipynb #6d63fb31
+def _sets_apart(r, end):
+    "Whether & alone stands between two columns."
+    return r.out.last not in ("", " ", "\n") and r.original[end:end+1] not in (" ", "=")
+
+@rewrites("cell")
+def _cell(r, found, scope):
+    "& stands between columns."
+    if not r.environments and not scope.math: r.out.copy(*found.span())
+    elif _in_matrix(r): r.out.put(",", *found.span())
+    elif _sets_apart(r, found.end()): r.out.put(" ", *found.span())
+    return found.end()
 
 # %% ../nbs/02_latex.ipynb #2641a98c
 _OPENS = re.compile(r"\\\(|\\\[|\$\$?|\\begin\{((?:align|aligned|equation|gather|split|multline)\*?)\}|\\.", re.DOTALL)
@@ -316,11 +360,13 @@ class Formula(NamedTuple):
     inner_start: int
     inner_end: int
 
+def _formula_in_dollars(text, opens):
+    held = _between_dollars(text, opens.start(), len(text), opens[0])
+    return held and Formula(*held.span(), *held.span("body"))
+
 def _formula(text, opens):
     "The formula that a mark opens, or None."
-    if opens[0][0] == "$":
-        held = (_DISPLAY if opens[0] == "$$" else _INLINE).match(text, opens.start())
-        return Formula(*held.span(), *held.span("body")) if held and _is_mathematics(held["body"], opens[0]) else None
+    if opens[0][0] == "$": return _formula_in_dollars(text, opens)
     close = "\\end{%s}" % opens[1] if opens[1] else _CLOSES.get(opens[0])
     at = text.find(close, opens.end(), opens.end() + _LONGEST) if close else -1
     return Formula(opens.start(), at + len(close), opens.end(), at) if at >= 0 else None
@@ -336,42 +382,46 @@ def formulas(
         if formula: found.append(formula)
     return found
 
-# %% ../nbs/02_latex.ipynb #12d11090
-@rewrites("script")
-def _script(r, found, place):
-    "Raised and lowered signs: 2^{10} -> 2^10, x_{1} -> x_1, 90^\\circ -> 90°, 5^{\\text{th}} -> 5th."
-    at = found.end()
-    raised = found[0] == "^"
-    braces = r.original[at:at+1] in ("{", "\\")
-    if not raised and not place.math and not braces: return _underscore(r, found, place)
-    held = argument(r, at, place) if braces or place.math else None
-    if held is None:
-        r.out.copy(*found.span())
-        return at
-    part = r.inner(held.start, held.end, place, math=True)
-    said = part.text.strip()
-    if raised and (said in ("°", "'") or said.isalpha() and len(said) == 2 and r.out.last.isdigit()):
-        r.out.put(said, found.start(), held.behind)
-        return held.behind
-    r.out.copy(*found.span())
-    if len(said) == 1 or _NUMBER_ALONE.fullmatch(said): r.out.take(part)
-    else:
-        r.out.put("(", at, held.start)
-        r.out.take(part)
-        r.out.put(")", held.end, held.behind)
-    return held.behind
+# %% ../nbs/02_latex.ipynb #61badad7
+_NUMBER_ALONE = re.compile(r"-?\d+|\w+")
+_UNDERLINED = re.compile(r"(_{1,3})(?=\S)([^_\n]+?)(?<=\S)\1(?!\w)")
 
 # %% ../nbs/02_latex.ipynb #1fbb579e
-def _underscore(r, found, place):
+def _underscore(r, found, scope):
     "_emphasis_ between blanks goes; what is part of a word stays."
-    emphasis = _UNDERLINED.match(r.original, found.start(), place.end)
+    emphasis = _UNDERLINED.match(r.original, found.start(), scope.end)
     inside = r.original[found.start()-1:found.start()].isalnum() if found.start() else False
     if not emphasis or inside:
         r.out.copy(*found.span())
         return found.end()
-    r.out.take(r.inner(emphasis.start(2), emphasis.end(2), place))
+    r.out.take(r.inner(emphasis.start(2), emphasis.end(2), scope))
     return emphasis.end()
 
-# %% ../nbs/02_latex.ipynb #61badad7
-_NUMBER_ALONE = re.compile(r"-?\d+|\w+")
-_UNDERLINED = re.compile(r"(_{1,3})(?=\S)([^_\n]+?)(?<=\S)\1(?!\w)")
+# %% ../nbs/02_latex.ipynb #12d11090
+def _is_part_of_number(said:str, before:str)->bool:
+    "Whether something raised is a degree, a minute, or the end of an ordinal: 90°, 5th."
+    return said in ("°", "'") or said.isalpha() and len(said) == 2 and before.isdigit()
+
+def _put_script(r, part, start, held):
+    "What is raised or lowered, in brackets unless it is one number or name."
+    said = part.text.strip()
+    bare = len(said) == 1 or _NUMBER_ALONE.fullmatch(said)
+    if not bare: r.out.put("(", start, held.start)
+    r.out.take(part)
+    if not bare: r.out.put(")", held.end, held.behind)
+
+@rewrites("script")
+def _script(r, found, scope):
+    "Raised and lowered signs: 2^{10} -> 2^10, x_{1} -> x_1, 90^\\circ -> 90°, 5^{\\text{th}} -> 5th."
+    end, raised = found.end(), found[0] == "^"
+    in_maths = scope.math or r.original[end:end+1] in ("{", "\\")
+    if not raised and not in_maths: return _underscore(r, found, scope)
+    held = argument(r, end, scope) if in_maths else None
+    if held is None: return leave(r, found, scope)
+    part = r.inner(held.start, held.end, scope, math=True)
+    said = part.text.strip()
+    if raised and _is_part_of_number(said, r.out.last): r.out.put(said, found.start(), held.behind)
+    else:
+        r.out.copy(*found.span())
+        _put_script(r, part, end, held)
+    return held.behind

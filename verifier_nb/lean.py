@@ -89,6 +89,7 @@ def _tensor(raw, start, said)->np.ndarray:
     first, last = said["data_offsets"]
     return _array(raw[start + first:start + last], said)
 
+# %% ../nbs/05a_lean.ipynb #471da043
 def map_tensors(
     path,  # a .safetensors file
 )->dict:  # {name: array}, on the disk until it is used
@@ -130,6 +131,7 @@ def _is_known(key, value):
     if key in _PLAIN: return _PLAIN[key] in (None, value)
     return value in (None, False, {}, [])
 
+# %% ../nbs/05a_lean.ipynb #cff05bd8
 def is_plain_lora(
     said:dict,  # adapter_config.json
 )->bool:
@@ -137,6 +139,7 @@ def is_plain_lora(
     all_known = all(_is_known(key, value) for key, value in said.items())
     return all_known and isinstance(said.get("target_modules"), list)
 
+# %% ../nbs/05a_lean.ipynb #ca2bebaa
 def lora_scale(
     said:dict,  # adapter_config.json
 )->float:  # of B A
@@ -172,17 +175,18 @@ class LeanShape(NamedTuple):
 
     @classmethod
     def of(cls, config:dict):
-        heads = config["num_attention_heads"]
-        rotation = config.get("rope_parameters") or {}
-        base = rotation.get("rope_theta") or config.get("rope_theta") or 10_000.0
-        return cls(config["num_hidden_layers"], heads, config.get("num_key_value_heads") or heads,
-                   config.get("head_dim") or config["hidden_size"]//heads, config["rms_norm_eps"], base)
+        heads, rotation = config["num_attention_heads"], config.get("rope_parameters") or {}
+        return cls(
+            layers=config["num_hidden_layers"], heads=heads, kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"]//heads, epsilon=config["rms_norm_eps"],
+            base=rotation.get("rope_theta") or config.get("rope_theta") or 10_000.0)
 
 # %% ../nbs/05a_lean.ipynb #62f93495
 def _norm(x, weight, epsilon):
     "Root mean square norm of columns (Zhang and Sennrich, 2019)."
     return x/np.sqrt(np.mean(x*x, 0, keepdims=True) + epsilon)*weight.astype(np.float32)[:, None]
 
+# %% ../nbs/05a_lean.ipynb #4a34d0f0
 def _angles(shape, tokens):
     "Cosines and sines [head_dim, tokens] of rotary positions (Su et al., 2021); both halves turn by the same angles."
     speeds = 1.0/shape.base**(np.arange(0, shape.head_dim, 2)/shape.head_dim)
@@ -194,6 +198,7 @@ def _turn(x, cos, sin):
     first, second = np.split(x, 2, axis=1)
     return x*cos + np.concatenate([-second, first], 1)*sin
 
+# %% ../nbs/05a_lean.ipynb #f5c5a0c5
 def _silu(x):
     with np.errstate(over="ignore"): return x/(1 + np.exp(-x))  # exp may be infinite: then the quotient is 0
 
@@ -207,6 +212,11 @@ def _softmax(x):
 # %% ../nbs/05a_lean.ipynb #fda7423f
 def _in_float32(tensor): return tensor.astype(np.float32, copy=False)
 
+def _ahead(n:int):
+    "What is added to scores [n, n] so that no token reads one that stands behind it."
+    return np.triu(np.full((n, n), -np.inf, np.float32), 1)
+
+# %% ../nbs/05a_lean.ipynb #857f7cbc
 class LeanModel:
     "A Llama, with or without a LoRA adapter beside its matrices."
     def __init__(self,
@@ -225,13 +235,14 @@ class LeanModel:
         if a is None: return out
         return out + self.scale*(_in_float32(b) @ (_in_float32(a) @ x))
 
+    def _normed(self, name, x): return _norm(x, self.tensors[f"{name}.weight"], self.shape.epsilon)
+
     def _attention(self, layer, x, turn, hidden):
         "What tokens read from those before them."
         s = self.shape
-        q, k, v = (self._times(f"{layer}.self_attn.{part}_proj", x) for part in "qkv")
-        split = lambda x, heads: x.reshape(heads, s.head_dim, -1)
-        q, k, v = _turn(split(q, s.heads), *turn), _turn(split(k, s.kv_heads), *turn), split(v, s.kv_heads)
-        q = q.reshape(s.kv_heads, s.heads//s.kv_heads, s.head_dim, -1)
+        def projected(part, heads): return self._times(f"{layer}.self_attn.{part}", x).reshape(heads, s.head_dim, -1)
+        q, k, v = projected("q_proj", s.heads), projected("k_proj", s.kv_heads), projected("v_proj", s.kv_heads)
+        q, k = _turn(q, *turn).reshape(s.kv_heads, s.heads//s.kv_heads, s.head_dim, -1), _turn(k, *turn)
         shares = _softmax(q.swapaxes(2, 3) @ k[:, None]*s.head_dim**-0.5 + hidden)
         read = v[:, None] @ shares.swapaxes(2, 3)
         return self._times(f"{layer}.self_attn.o_proj", read.reshape(s.heads*s.head_dim, -1))
@@ -244,14 +255,13 @@ class LeanModel:
         ids,  # token ids of one prompt
     )->np.ndarray:  # [width, tokens], after the last norm
         "The states that the last matrix turns into logits."
-        s, w, n = self.shape, self.tensors, len(ids)
-        x = w["model.embed_tokens.weight"][list(ids)].astype(np.float32).T
-        turn, hidden = _angles(s, n), np.triu(np.full((n, n), -np.inf, np.float32), 1)
-        for number in range(s.layers):
+        x = self.tensors["model.embed_tokens.weight"][list(ids)].astype(np.float32).T
+        turn, hidden = _angles(self.shape, len(ids)), _ahead(len(ids))
+        for number in range(self.shape.layers):
             layer = f"model.layers.{number}"
-            x = x + self._attention(layer, _norm(x, w[f"{layer}.input_layernorm.weight"], s.epsilon), turn, hidden)
-            x = x + self._feed_forward(layer, _norm(x, w[f"{layer}.post_attention_layernorm.weight"], s.epsilon))
-        return _norm(x, w["model.norm.weight"], s.epsilon)
+            x = x + self._attention(layer, self._normed(f"{layer}.input_layernorm", x), turn, hidden)
+            x = x + self._feed_forward(layer, self._normed(f"{layer}.post_attention_layernorm", x))
+        return self._normed("model.norm", x)
 
     def logits_at(self,
         ids,  # token ids of one prompt
@@ -329,6 +339,15 @@ class LeanVerifier:
         return self._label(every[-1]) | self._steps(solution, spans, every[:-1])
 
 # %% ../nbs/05a_lean.ipynb #f759e1ad
+def _lean_model(base:Path, adapter):  # LeanModel, or None
+    "A base model, with the adapter beside its matrices where there is one."
+    config = files.read_json(base/"config.json")
+    said = files.read_json(Path(adapter)/"adapter_config.json") if adapter else None
+    if why_not_lean(config, said): return None
+    if said is None: return LeanModel(config, model_tensors(base))
+    return LeanModel(config, model_tensors(base), adapter_tensors(adapter), lora_scale(said))
+
+# %% ../nbs/05a_lean.ipynb #aa671635
 def open_lean(
     base,  # a model's folder
     adapter=None,  # an adapter's folder; none: the model was trained itself
@@ -339,11 +358,7 @@ def open_lean(
     base, tokenizer = Path(base), Path(tokenizer or base)
     needed = [base/"config.json", tokenizer/"tokenizer.json", tokenizer/"tokenizer_config.json"]
     if not all(path.exists() for path in needed): return None
-    config = files.read_json(base/"config.json")
-    said = files.read_json(Path(adapter)/"adapter_config.json") if adapter else None
-    if why_not_lean(config, said): return None
-    known = Path(adapter or base)/"calibration.json"
-    beside = adapter_tensors(adapter) if adapter else None
-    model = LeanModel(config, model_tensors(base), beside, lora_scale(said) if said else 1.0)
+    model, known = _lean_model(base, adapter), Path(adapter or base)/"calibration.json"
+    if model is None: return None
     calibration = files.read_json(known) if known.exists() else {}
     return LeanVerifier(model, LeanTokenizer(tokenizer), calibration, max_length)

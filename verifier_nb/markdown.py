@@ -10,68 +10,72 @@ import re
 from .latex import DIVIDES_BY_FRACTION
 from .rewriting import TABLE_RULE, rewrites
 
+# %% ../nbs/02_markdown.ipynb #45b6dbb9
+_STARRED = re.compile(r"(\*{1,3})(?=[^\s*])((?:[^*\n]|(?<=\d)\*(?=\d)|(?<= )\*(?= ))+?)(?<=\S)\1(?!\w)")
+_FINAL = re.compile(r"[ \t]*[-+]?[$€£]?[-+]?(?:\d|\.\d|\\boxed|\$)")
+
 # %% ../nbs/02_markdown.ipynb #99c23c65
+def _is_power(text, start, end)->bool:
+    "Whether two stars stand between numbers or brackets: 2**3."
+    before, after = text[start-1:start] if start else "", text[end:end+1]
+    return end - start == 2 and (before.isdigit() or before == ")") and (after.isdigit() or after == "(")
+
 @rewrites("star")
-def _star(r, found, place):
+def _star(r, found, scope):
     "Emphasis goes; 2**3 is a power."
     start, end = found.span()
-    stars, before, after = found[0], r.original[start-1:start] if start else "", r.original[end:end+1]
-    if len(stars) == 2 and (before.isdigit() or before == ")") and (after.isdigit() or after == "("):
+    if _is_power(r.original, start, end):
         r.out.put("^", start, end)
         return end
-    held = _STARRED.match(r.original, start, place.end)
+    held = _STARRED.match(r.original, start, scope.end)
     if held:
-        r.out.take(r.inner(held.start(2), held.end(2), place))
+        r.out.take(r.inner(held.start(2), held.end(2), scope))
         return held.end()
-    if len(stars) == 1: r.out.copy(start, end)
+    if len(found[0]) == 1: r.out.copy(start, end)
     return end  # a lone ** is half of an emphasis that was cut off
 
 # %% ../nbs/02_markdown.ipynb #1808441e
 @rewrites("tick")
-def _tick(r, found, place):
+def _tick(r, found, scope):
     "A code span, or the half of one."
-    close = r.original.find(found[0], found.end(), min(place.end, found.end() + 200))
+    close = r.original.find(found[0], found.end(), min(scope.end, found.end() + 200))
     if close < 0 or "\n" in r.original[found.end():close]:
         r.out.copy(*found.span())
         return found.end()
     r.out.copy(found.end(), close)
     return close + len(found[0])
 
-# %% ../nbs/02_markdown.ipynb #6684b745
-@rewrites("line")
-def _line(r, found, place):
-    "What a line begins with."
-    start, end = found.span()
-    mark = found[0].strip()
-    if mark.startswith("```"): return end + (r.original[end:end+1] == "\n")
-    if mark == "####" and _FINAL.match(r.original, end, place.end): r.out.copy(start, end)
-    elif mark in "*•‣◦+": r.out.put("- ", start, end)
-    elif mark == "|": return _table(r, found, place)
-    return end
-
 # %% ../nbs/02_markdown.ipynb #c42b1de5
-def _table(r, found, place):
+def _table(r, found, scope):
     "A table's line without its outer bars; the line of dashes below its head goes."
     if not r.tables:
         r.out.copy(*found.span())
         return found.end()
-    rule = TABLE_RULE.match(r.original, found.start(), place.end)
+    rule = TABLE_RULE.match(r.original, found.start(), scope.end)
     if rule: return rule.end()
     blank = r.original[found.end():found.end()+1] == " "
     return found.end() + blank
 
+# %% ../nbs/02_markdown.ipynb #6684b745
+@rewrites("line")
+def _line(r, found, scope):
+    "What a line begins with."
+    start, end = found.span()
+    mark = found[0].strip()
+    if mark.startswith("```"): return end + (r.original[end:end+1] == "\n")
+    if mark == "####" and _FINAL.match(r.original, end, scope.end): r.out.copy(start, end)
+    elif mark in "*•‣◦+": r.out.put("- ", start, end)
+    elif mark == "|": return _table(r, found, scope)
+    return end
+
 # %% ../nbs/02_markdown.ipynb #fa4ecd53
 @rewrites("pipe")
-def _pipe(r, found, place):
+def _pipe(r, found, scope):
     "The last bar of a table's line."
     line = r.original.rfind("\n", 0, found.start()) + 1
     if r.tables and r.original[line:found.start()].lstrip().startswith("|"): return found.end()
     r.out.copy(*found.span())
     return found.end()
-
-# %% ../nbs/02_markdown.ipynb #45b6dbb9
-_STARRED = re.compile(r"(\*{1,3})(?=[^\s*])((?:[^*\n]|(?<=\d)\*(?=\d)|(?<= )\*(?= ))+?)(?<=\S)\1(?!\w)")
-_FINAL = re.compile(r"[ \t]*[-+]?[$€£]?[-+]?(?:\d|\.\d|\\boxed|\$)")
 
 # %% ../nbs/02_markdown.ipynb #25a7bf99
 _SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
@@ -87,20 +91,6 @@ _FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅐": "1/7", "⅑": "1/9",
 # %% ../nbs/02_markdown.ipynb #e63003a2
 _RAISED = {c: str(i) for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 
-# %% ../nbs/02_markdown.ipynb #ffd440a2
-@rewrites("sign")
-def _sign(r, found, place):
-    "One Unicode sign."
-    sign, start, end = found[0], *found.span()
-    if sign in _FRACTIONS: return _vulgar(r, found)
-    if sign in _RAISED: return _exponent(r, found, place)
-    if sign in "∙⋅·": plain = "*" if _between_operands(r.original, start, end) else sign
-    elif sign == "÷" and DIVIDES_BY_FRACTION.match(r.original, end + (r.original[end:end+1] == " ")): plain = sign
-    else: plain = _PLAIN.get(sign, sign)
-    if plain == sign: r.out.copy(start, end)
-    else: r.out.put(plain, start, end)
-    return end
-
 # %% ../nbs/02_markdown.ipynb #fc01a756
 def _vulgar(r, found):
     "½ -> 1/2, and 2½ -> 2 1/2."
@@ -112,18 +102,18 @@ def _vulgar(r, found):
     r.out.put(plain, start, end)
     return end
 
+# %% ../nbs/02_markdown.ipynb #3a8517c3
+_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+
 # %% ../nbs/02_markdown.ipynb #58c843d0
-def _exponent(r, found, place):
+def _exponent(r, found, scope):
     "5² -> 5^2; the ² of a unit, m², stays."
     start = found.start()
-    run = _RAISED_RUN.match(r.original, start, place.end)
+    run = _RAISED_RUN.match(r.original, start, scope.end)
     if r.out.last.isdigit() or r.out.last == ")":
         r.out.put("^" + "".join(_RAISED[c] for c in run[0]), start, run.end())
     else: r.out.copy(start, run.end())
     return run.end()
-
-# %% ../nbs/02_markdown.ipynb #3a8517c3
-_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 
 # %% ../nbs/02_markdown.ipynb #a7598952
 def _between_operands(text, start, end):
@@ -131,3 +121,17 @@ def _between_operands(text, start, end):
     before, after = text[max(start-2, 0):start].rstrip()[-1:], text[end:end+2].lstrip()[:1]
     ends = bool(before) and (before.isalnum() or before in ")%}")
     return ends and bool(after) and (after.isalnum() or after in "($€£\\.-")
+
+# %% ../nbs/02_markdown.ipynb #ffd440a2
+@rewrites("sign")
+def _sign(r, found, scope):
+    "One Unicode sign."
+    sign, start, end = found[0], *found.span()
+    if sign in _FRACTIONS: return _vulgar(r, found)
+    if sign in _RAISED: return _exponent(r, found, scope)
+    if sign in "∙⋅·": plain = "*" if _between_operands(r.original, start, end) else sign
+    elif sign == "÷" and DIVIDES_BY_FRACTION.match(r.original, end + (r.original[end:end+1] == " ")): plain = sign
+    else: plain = _PLAIN.get(sign, sign)
+    if plain == sign: r.out.copy(start, end)
+    else: r.out.put(plain, start, end)
+    return end

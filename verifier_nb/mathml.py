@@ -72,8 +72,8 @@ def _shown(text, at, found):
     return Markup("").join(out)
 
 def typeset(
-    parts:list,  # of Part, which together are the solution
-)->list:  # of Part, their texts as HTML
+    parts:list,  # of MarkedText, which together are the solution
+)->list:  # of MarkedText, their texts as HTML
     "The parts of a solution with its formulas in MathML."
     found, at, out = formulas("".join(part.text for part in parts)), 0, []
     for part in parts:

@@ -39,6 +39,7 @@ def _count(row, p):
     row["trainable"] += numbers if p.requires_grad else 0
     row["MiB"] += p.numel()*p.element_size()/2**20
 
+# %% ../nbs/04_memory.ipynb #918e9e66
 def parameter_table(
     model,  # with or without an adapter
 )->pd.DataFrame:  # one row per kind of matrix
@@ -79,6 +80,12 @@ def _inner_width(c)->int:
     return next((width for width in said if width), 4*c.hidden_size)
 
 # %% ../nbs/04_memory.ipynb #de15789d
+def _in_a_layer(hidden:int, queries:int, keys:int, inner:int)->int:
+    "Numbers in the matrices of one layer."
+    attention = hidden*(queries + 2*keys) + queries*hidden
+    return attention + 3*hidden*inner  # gate, up and down; older families have two of them
+
+# %% ../nbs/04_memory.ipynb #5fb935ad
 def model_shape(
     model_config,  # a transformers config
 )->ModelShape:
@@ -87,13 +94,11 @@ def model_shape(
     heads, inner = c.num_attention_heads, _inner_width(c)
     head_dim = getattr(c, "head_dim", None) or c.hidden_size//heads
     kv_heads = getattr(c, "num_key_value_heads", None) or heads
-    attention = c.hidden_size*(heads + 2*kv_heads)*head_dim + heads*head_dim*c.hidden_size
-    feed_forward = 3*c.hidden_size*inner  # gate, up and down; older families have two of them
     tied = getattr(c, "tie_word_embeddings", True)
     return ModelShape(
         hidden=c.hidden_size, layers=c.num_hidden_layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         intermediate=inner, vocab=c.vocab_size,
-        layer_parameters=(attention + feed_forward)*c.num_hidden_layers,
+        layer_parameters=_in_a_layer(c.hidden_size, heads*head_dim, kv_heads*head_dim, inner)*c.num_hidden_layers,
         embedding_parameters=c.vocab_size*c.hidden_size*(1 if tied else 2))
 
 # %% ../nbs/04_memory.ipynb #1ff80635
@@ -199,6 +204,11 @@ class MemoryMode(NamedTuple):
 
 _FASTEST_FIRST = tuple(MemoryMode(bits, again) for bits in ("none", "nf4") for again in (False, True))
 
+def _allowed(quantization:str, checkpointing)->list:  # of MemoryMode
+    "The modes that the settings leave open, fastest first."
+    return [way for way in _FASTEST_FIRST
+            if quantization in ("auto", way.quantization) and checkpointing in ("auto", way.checkpointing)]
+
 # %% ../nbs/04_memory.ipynb #94752f5b
 def memory_mode(
     model_config,  # a transformers config
@@ -209,14 +219,10 @@ def memory_mode(
     checkpointing="auto",
 )->MemoryMode:
     "The fastest way to train that fits; the most frugal one when none does."
-    labels = max(tokens//128, 1)
-
-    def allowed(way):
-        return quantization in ("auto", way.quantization) and checkpointing in ("auto", way.checkpointing)
-
     def need(way):
-        table = estimate_memory(model_config, tokens, labels, way.quantization, dtype, checkpointing=way.checkpointing)
+        table = estimate_memory(model_config, tokens, max(tokens//128, 1), way.quantization, dtype,
+                                checkpointing=way.checkpointing)
         return table.GiB.iloc[-1]
 
-    ways = [way for way in _FASTEST_FIRST if allowed(way)]
+    ways = _allowed(quantization, checkpointing)
     return next((way for way in ways if need(way) < 0.85*gib), ways[-1])

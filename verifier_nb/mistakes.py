@@ -9,7 +9,7 @@ __all__ = ['REASONING', 'ARITHMETIC', 'Wrong', 'go_wrong']
 import random
 from dataclasses import replace
 from typing import NamedTuple
-from .plans import Op, Plan, Step, at, places, put, renamed, with_tree
+from .plans import Op, Plan, PlanStep, at, places, put, renamed, with_tree
 
 # %% ../nbs/02c_mistakes.ipynb #97f3633e
 class Wrong(NamedTuple):
@@ -39,43 +39,52 @@ def _rate_inverted(plan, rng):
     return Wrong(with_tree(plan, k, put(tree, path, Op(sign, right, left))), "rate inverted", k)
 
 # %% ../nbs/02c_mistakes.ipynb #95775f2c
+def _known_at(plan, k)->list:
+    "Names of the numbers that step `k` may use: those of the problem, and the results so far."
+    return [*plan.known, *(f"s{j+1}" for j in range(k))]
+
 def _wrong_operand(plan, rng):
     "One number of a step replaced by another one that is known by then."
     k = rng.randrange(len(plan.steps))
     tree = plan.steps[k].tree
     path = rng.choice(places(tree, lambda part: isinstance(part, str)))
-    known = [*plan.known, *(f"s{j+1}" for j in range(k))]
-    others = [name for name in known if plan.names[name] != plan.names[at(tree, path)]]
+    others = [name for name in _known_at(plan, k) if plan.names[name] != plan.names[at(tree, path)]]
     if not others: return None
     return Wrong(with_tree(plan, k, put(tree, path, rng.choice(others))), "wrong operand", k)
 
+# %% ../nbs/02c_mistakes.ipynb #f87c503a
 def _misread(value, rng):
     "A whole number as one may misread it."
-    digits = str(value)
-    turned = int(digits[::-1])
+    turned = int(str(value)[::-1])
     nearby = [value + 1, value - 1, value + 10, value * 10] + [turned] * 3
     return rng.choice([v for v in nearby if v != value and v > 1])
 
+def _uses(step, name)->bool: return bool(places(step.tree, lambda part: part == name))
+
 def _input_misread(plan, rng):
     "A number of the problem read wrongly wherever the solution uses it."
-    used = [name for name in plan.known if any(places(step.tree, lambda part: part == name) for step in plan.steps)]
+    used = [name for name in plan.known if any(_uses(step, name) for step in plan.steps)]
     if not used: return None
     name = rng.choice(used)
-    first = next(k for k, step in enumerate(plan.steps) if places(step.tree, lambda part: part == name))
+    first = next(k for k, step in enumerate(plan.steps) if _uses(step, name))
     values = {**plan.values, name: _misread(plan.values[name], rng)}
     return Wrong(replace(plan, values=values), "input misread", first)
 
 # %% ../nbs/02c_mistakes.ipynb #f4392b9f
+def _without(steps, k, stand_in)->tuple:
+    "Steps without the one of index `k`; later ones take `stand_in` for its result, and count one less."
+    names = {f"s{k+1}": stand_in} | {f"s{j+1}": f"s{j}" for j in range(k + 1, len(steps))}
+    return (*steps[:k], *(step._replace(tree=renamed(step.tree, names)) for step in steps[k+1:]))
+
 def _step_left_out(plan, rng):
     "A step is missing; the later ones take one of its numbers for its result."
     if len(plan.steps) < 2: return None
     k = rng.randrange(len(plan.steps) - 1)
     tree = plan.steps[k].tree
     stand_in = rng.choice([at(tree, path) for path in places(tree, lambda part: isinstance(part, str))])
-    names = {f"s{k+1}": stand_in} | {f"s{j+1}": f"s{j}" for j in range(k + 1, len(plan.steps))}
-    later = [step._replace(tree=renamed(step.tree, names)) for step in plan.steps[k+1:]]
-    return Wrong(replace(plan, steps=(*plan.steps[:k], *later)), "step left out", k)
+    return Wrong(replace(plan, steps=_without(plan.steps, k, stand_in)), "step left out", k)
 
+# %% ../nbs/02c_mistakes.ipynb #b0c80a60
 def _wrong_quantity(plan, rng):
     "The last step is missing: an earlier result is given as the answer."
     if len(plan.steps) < 2: return None
@@ -85,15 +94,15 @@ def _step_too_many(plan, rng):
     "The last result is used once more, with a number of the problem."
     name = rng.choice(plan.known)
     tree = Op(rng.choice("+-*"), f"s{len(plan.steps)}", name)
-    return Wrong(replace(plan, steps=(*plan.steps, Step(tree, plan.steps[-1].said))), "step repeated", len(plan.steps))
+    again = PlanStep(tree, plan.steps[-1].said)
+    return Wrong(replace(plan, steps=(*plan.steps, again)), "step repeated", len(plan.steps))
 
 # %% ../nbs/02c_mistakes.ipynb #ea361323
+def _has_number(part)->bool: return isinstance(part, Op) and (type(part.left) is int or type(part.right) is int)
+
 def _conversion_omitted(plan, rng):
     "A fixed number, such as 60 or 12, is left out."
-    found = []
-    for k, step in enumerate(plan.steps):
-        with_number = lambda part: isinstance(part, Op) and (type(part.left) is int or type(part.right) is int)
-        found += [(k, path) for path in places(step.tree, with_number)]
+    found = [(k, path) for k, step in enumerate(plan.steps) for path in places(step.tree, _has_number)]
     if not found: return None
     k, path = rng.choice(found)
     part = at(plan.steps[k].tree, path)
@@ -105,17 +114,23 @@ REASONING = (_operator_swapped, _operator_swapped, _wrong_operand, _input_misrea
              _rate_inverted, _step_too_many, _conversion_omitted)
 
 # %% ../nbs/02c_mistakes.ipynb #7b4fcf82
-def _near_miss(value, rng):
-    "A whole number as a slip of the pen or of the head gives it, with the name of the slip."
+def _slips(value, rng)->dict:  # name of the slip -> false values
+    "What a slip of the pen or of the head may make of a whole number."
     digits = str(value)
     kinds = {"off by n": [value + d for d in (-2, -1, 1, 2, 3)], "carry or borrow forgotten": [value - 10, value + 10]}
     if len(digits) > 1: kinds["digit transposition"] = [int(digits[:-2] + digits[-1] + digits[-2])]
     place = rng.randrange(len(digits))
     kinds["digit substitution"] = [int(digits[:place] + rng.choice("0123456789") + digits[place+1:])]
     if value % 10 == 0: kinds["factor of ten"] = [value // 10, value * 10]
+    return kinds
+
+def _near_miss(value, rng):
+    "A whole number as a slip gives it, with the name of the slip."
+    kinds = _slips(value, rng)
     subtype = rng.choice([*kinds])
     return subtype, rng.choice(kinds[subtype])
 
+# %% ../nbs/02c_mistakes.ipynb #964fdce9
 def _false_result(plan, rng):
     "One result is not what its expression gives; the rest follows from it."
     k = rng.randrange(len(plan.steps))
@@ -156,16 +171,17 @@ def _digits(plan)->int:
     "Digits of the answer and of the largest result."
     return len(str(int(plan.answer))) + len(str(int(max(plan.results()))))
 
-def _chance(
-    plan,  # the correct one
-    wrong,  # its flawed twin
-)->float:
-    "The chance that an error is taken: less than one where it shows on the surface."
+def _shows(plan, wrong)->list:
+    "By what an error shows on the surface: names of `_SELDOM`."
     shows = {"longer": len(wrong.steps) > len(plan.steps), "shorter": len(wrong.steps) < len(plan.steps),
              "undivided": _count(wrong, "/") < _count(plan, "/"), "fraction": _is_whole(plan) and not _is_whole(wrong),
              "larger": _digits(wrong) > _digits(plan), "repeated": _repeats(wrong) > _repeats(plan),
              "sum": _count(wrong, "+") > _count(plan, "+")}
-    return min(_SELDOM[name] if is_so else 1.0 for name, is_so in shows.items())
+    return [name for name, is_so in shows.items() if is_so]
+
+def _chance(plan, wrong)->float:
+    "The chance that an error is taken: less than one where it shows on the surface."
+    return min((_SELDOM[name] for name in _shows(plan, wrong)), default=1.0)
 
 # %% ../nbs/02c_mistakes.ipynb #7ea6f983
 def _passes(plan)->bool:

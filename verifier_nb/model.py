@@ -227,6 +227,15 @@ def _asked_for(kernel:str, why_not)->KernelChoice:
     what = f"attention: {kernel} cannot be used: {why_not}"
     raise VerifierError(what, "model.attention", "set model.attention: auto")
 
+# %% ../nbs/04_model.ipynb #1ac8be21
+def _fastest(kernels:dict)->KernelChoice:  # of what `attention_kernels` returned
+    "The first that can run, and why the others cannot."
+    skipped = [f"{kernel}: {why_not}" for kernel, why_not in kernels.items() if why_not]
+    reasons = f" ({'; '.join(skipped)})" if skipped else ""
+    name = next(kernel for kernel, why_not in kernels.items() if not why_not)
+    return KernelChoice(name, "the fastest that can run here" + reasons)
+
+# %% ../nbs/04_model.ipynb #5be75974
 def choose_attention(
     settings:ModelSettings,
     device:str,  # "cpu" or "cuda"
@@ -234,10 +243,7 @@ def choose_attention(
     "The attention kernel for this machine. Raises `VerifierError` when the one asked for cannot run."
     kernels = attention_kernels(device, setup.pick_dtype(device, settings.dtype))
     if settings.attention != "auto": return _asked_for(settings.attention, kernels[settings.attention])
-    name = next(kernel for kernel, why_not in kernels.items() if not why_not)
-    skipped = [f"{kernel}: {why_not}" for kernel, why_not in kernels.items() if why_not]
-    reasons = f" ({'; '.join(skipped)})" if skipped else ""
-    return KernelChoice(name, "the fastest that can run here" + reasons)
+    return _fastest(kernels)
 
 # %% ../nbs/04_model.ipynb #b806128c
 def _hub_error(e, base):
@@ -341,6 +347,7 @@ def _put_on(model, folder, trainable)->tuple:  # (PeftModel, names of the matric
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
         raise _no_fit(model.config.name_or_path, folder, str(e).splitlines()[0][:300]) from e
 
+# %% ../nbs/04_model.ipynb #5bbe2061
 def load_adapter(
     model:PreTrainedModel,  # the base it was made for
     folder,  # the adapter's folder, or "default" for the one in the box
@@ -416,12 +423,21 @@ class _LowRankPart(NamedTuple):
     kept: float  # sum of the squared singular values that are kept
     total: float  # and of all
 
+# %% ../nbs/04_model.ipynb #86734902
 def _low_rank_part(difference, r:int)->_LowRankPart:
     u, s, vh = torch.linalg.svd(difference, full_matrices=False)
     a, b = s[:r, None].sqrt()*vh[:r], u[:, :r]*s[:r].sqrt()
     return _LowRankPart(a, b, (s[:r]**2).sum().item(), (s**2).sum().item())
 
 # %% ../nbs/04_model.ipynb #fdbf6b44
+def _fill(layer, tuned, r:int, device)->_LowRankPart:
+    "Give a peft layer the adapter that comes nearest to a tuned matrix."
+    part = _low_rank_part((tuned - layer.base_layer.weight).float().to(device), r)
+    layer.lora_A["default"].weight.copy_(part.a)
+    layer.lora_B["default"].weight.copy_(part.b)
+    return part
+
+# %% ../nbs/04_model.ipynb #ee743fac
 @torch.no_grad()
 def extract_adapter(
     settings:ModelSettings,  # the base model
@@ -434,15 +450,10 @@ def extract_adapter(
     new = dict(load_base(plain.model_copy(update={"base": str(tuned)})).named_modules())
     net = add_lora(load_base(plain), LoraSettings(r=r, alpha=float(r), dropout=0.0))
     device = setup.pick_device("auto")  # a decomposition takes minutes on a busy CPU, seconds on a GPU
-    kept = total = 0.0
-    for name, module in net.base_model.model.named_modules():
-        if not hasattr(module, "lora_A"): continue
-        difference = (new[name].weight - module.base_layer.weight).float().to(device)
-        part = _low_rank_part(difference, r)
-        module.lora_A["default"].weight.copy_(part.a)
-        module.lora_B["default"].weight.copy_(part.b)
-        kept, total = kept + part.kept, total + part.total
+    adapted = {name: m for name, m in net.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    parts = [_fill(module, new[name].weight, r, device) for name, module in adapted.items()]
     for p in net.parameters():
         if p.requires_grad: p.data = p.data.to(torch.bfloat16)
     net.save_pretrained(folder)
-    return kept/total if total else 1.0
+    total = sum(part.total for part in parts)
+    return sum(part.kept for part in parts)/total if total else 1.0

@@ -22,7 +22,16 @@ from .files import clean_cell, read_json
 from .metrics import read_metrics, read_predictions
 from .selection import STEP_JUDGES
 from .templating import html_templates, template_text
-from .wording import Part, StepLine, blame_words, headline, mark_equations, percent, step_rows, step_words
+from verifier_nb.wording import (
+    MarkedText,
+    StepLine,
+    blame_words,
+    headline,
+    mark_equations,
+    percent,
+    step_rows,
+    step_words,
+)
 
 # %% ../nbs/07d_page.ipynb #ad4a12af
 def __getattr__(name):
@@ -195,7 +204,7 @@ class Mistake:
     p:str  # P(flawed)
     sure:float  # how sure of the wrong verdict, between 0 and 1
     question:str
-    parts:list[Part]
+    parts:list[MarkedText]
     why:str
     blame:str = ""  # which step was blamed, and which it was
 

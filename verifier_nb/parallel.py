@@ -90,6 +90,13 @@ def _divided(
     return f"-o training.gradient_accumulation={passes} -o training.{size}={smaller}"
 
 # %% ../nbs/01b_parallel.ipynb #d3992578
+def _shared_evenly(t, n:int):
+    "Raise `VerifierError` when `n` processes cannot share the passes of a step evenly; `t`: TrainingSettings."
+    passes = t.gradient_accumulation
+    if passes % n:
+        fix = f"make the same step of more and smaller passes: {_divided(t, n)}"
+        raise VerifierError(f"{n} processes cannot share the {passes} passes of a step evenly", "--processes", fix)
+
 def wanted(
     cfg,  # RunConfig
 )->int:
@@ -102,10 +109,7 @@ def wanted(
     if os.environ.get(KIND) == "fsdp2" and cfg.model.quantization != "none":
         raise VerifierError("weights in 4 bits cannot lie in parts over several GPUs", "--parallel",
                             "use ddp, or set model.quantization to none")
-    passes = cfg.training.gradient_accumulation
-    if passes % n:
-        fix = f"make the same step of more and smaller passes: {_divided(cfg.training, n)}"
-        raise VerifierError(f"{n} processes cannot share the {passes} passes of a step evenly", "--processes", fix)
+    _shared_evenly(cfg.training, n)
     return n
 
 # %% ../nbs/01b_parallel.ipynb #ad602243
@@ -173,6 +177,46 @@ def _environment(kind:str, on_cpu:bool)->dict:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, KIND: kind, "NCCL_NVLS_ENABLE": "0",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
 
+# %% ../nbs/01b_parallel.ipynb #dca43a5b
+def _hear(line:str, say)->str:
+    "Pass a line of the first process on, unless the launcher says it; returns the line."
+    launcher = re.match(r"\[rank|[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
+    if line.strip() and not launcher and "torch" not in line: say(line.rstrip())
+    return line
+
+def _failed(run, heard:str)->VerifierError:
+    "What to say when the workers did not come to their end: who was killed, else what went wrong first."
+    killed = [who for who, code in _DIED.findall(heard) if code == str(-signal.SIGKILL)]
+    if killed: return _killed(run, killed[0])
+    left = min(_logs(run).glob("rank-*.json"), default=None)
+    if left: return _said_by(left)
+    return VerifierError("the processes ended without a word", _logs(run),
+                         f"read the logs there; the launcher said: {heard.strip()[-300:]}")
+
+def _said_by(path:Path)->VerifierError:
+    "What a worker has left in a file (see `_leave_word`)."
+    said, log = files.read_json(path), path.with_suffix(".log")
+    if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
+    rank = path.stem.removeprefix("rank-")
+    return VerifierError(f"process {rank} failed: {said['what']}", log, "read the log; mend the cause, then resume the run")
+
+def _killed(run, rank)->VerifierError:
+    again = "finished checkpoints are kept: resume the run, with as many processes as you like"
+    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out",
+                         _logs(run)/f"rank-{rank}.log", again)
+
+# %% ../nbs/01b_parallel.ipynb #e8cb97bd
+def _listen(args, environment:dict, say)->tuple:  # (exit code, all that was heard)
+    "Run the workers to their end; their first process's lines are passed on."
+    workers = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    with workers:
+        try:
+            heard = [line for line in workers.stdout if _hear(line, say)]
+            return workers.wait(), "".join(heard)
+        except BaseException:
+            workers.terminate()  # the launcher ends its workers
+            raise
+
 def launch(
     target:str,  # module:function, called with the run in every process
     run,  # Run
@@ -186,40 +230,8 @@ def launch(
     _logs(run).mkdir(parents=True, exist_ok=True)
     for old in _logs(run).glob("rank-*"): old.unlink()
     args = command(target, run, processes, kind, on_cpu)
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=_environment(kind, on_cpu)) as workers:
-        try:
-            heard = [line for line in workers.stdout if _hear(line, say)]
-            code = workers.wait()
-        except BaseException:
-            workers.terminate()  # the launcher ends its workers
-            raise
-    if code: raise _failed(run, "".join(heard))
-
-# %% ../nbs/01b_parallel.ipynb #dca43a5b
-def _hear(line:str, say)->str:
-    "Pass a line of the first process on, unless the launcher says it; returns the line."
-    launcher = re.match(r"\[rank|[WEI]\d{4} |\*{5}|={5}|-{5}|  ?\w+ +: |\[\d|Root Cause|Traceback|  File|    ", line)
-    if line.strip() and not launcher and "torch" not in line: say(line.rstrip())
-    return line
-
-def _failed(run, heard:str)->VerifierError:
-    "What to say when the workers did not come to their end: who was killed, else what went wrong first."
-    killed = [who for who, code in _DIED.findall(heard) if code == str(-signal.SIGKILL)]
-    if killed: return _killed(run, killed[0])
-    for path in sorted(_logs(run).glob("rank-*.json")):
-        said = files.read_json(path)
-        if said.get("of_ours"): return VerifierError(said["what"], said["where"], said["fix"])
-        rank = path.stem.removeprefix("rank-")
-        return VerifierError(f"process {rank} failed: {said['what']}", _logs(run)/f"rank-{rank}.log",
-                             "read the log; mend the cause, then resume the run")
-    return VerifierError("the processes ended without a word", _logs(run),
-                         f"read the logs there; the launcher said: {heard.strip()[-300:]}")
-
-def _killed(run, rank)->VerifierError:
-    again = "finished checkpoints are kept: resume the run, with as many processes as you like"
-    return VerifierError(f"process {rank} died: it was killed, most often because memory ran out",
-                         _logs(run)/f"rank-{rank}.log", again)
+    code, heard = _listen(args, _environment(kind, on_cpu), say)
+    if code: raise _failed(run, heard)
 
 # %% ../nbs/01b_parallel.ipynb #4be65b5a
 def _meet(on_cpu:bool):

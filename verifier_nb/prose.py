@@ -6,6 +6,7 @@
 __all__ = ['SENTENCES', 'Sentence', 'NamedLine', 'said']
 
 # %% ../nbs/02_prose.ipynb #61b14c5a
+import operator
 import re
 from fractions import Fraction
 from functools import cache
@@ -29,12 +30,14 @@ def _factors():
 def _grammar():
     "The parts that the patterns are made of."
     number = r"[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
-    unit = r"(?:\s+(?!(?:and|or|is|are|plus|minus|times|by|of|from|to|gives|makes|make|leaves|equals|multiplied|divided)\b)[A-Za-z]+){0,3}"
-    link = rf"\s*,?\s*(?:(?:which|that|this|it)\s+)?(?:{_any('say equals')})\s+(?P<about>(?:{_any('say about')})\s+)?(?:a\s+total\s+of\s+|exactly\s+|just\s+)?"
+    no_unit = "and|or|is|are|plus|minus|times|by|of|from|to|gives|makes|make|leaves|equals|multiplied|divided"
+    unit = rf"(?:\s+(?!(?:{no_unit})\b)[A-Za-z]+){{0,3}}"
+    equals = rf"\s*,?\s*(?:(?:which|that|this|it)\s+)?(?:{_any('say equals')})\s+"
+    roughly = rf"(?P<about>(?:{_any('say about')})\s+)?(?:a\s+total\s+of\s+|exactly\s+|just\s+)?"
     make = rf"\s*,?\s*(?:{_any('say that parts make')})\s+(?:a\s+total\s+of\s+|exactly\s+)?"
     factor = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(_factors(), key=len, reverse=True))
-    return {"a": rf"(?P<a>{number}){unit}", "b": rf"(?P<b>{number}){unit}", "c": rf"(?P<c>{number})", "equals": link, "make": make,
-            "factor": rf"(?P<factor>{factor})"}
+    return {"a": rf"(?P<a>{number}){unit}", "b": rf"(?P<b>{number}){unit}", "c": rf"(?P<c>{number})",
+            "equals": equals + roughly, "make": make, "factor": rf"(?P<factor>{factor})"}
 
 # %% ../nbs/02_prose.ipynb #c5258474
 class Sentence(NamedTuple):
@@ -70,8 +73,8 @@ SENTENCES = (
 def _patterns():
     "The sentences, compiled."
     ends = r"(?![\d%]|[.,]\d|\s*[-+*/^=×÷])"
-    return [(re.compile(r"(?<![\w.,$])" + sentence.pattern.format(**_grammar()) + ends, re.IGNORECASE), sentence)
-            for sentence in SENTENCES]
+    def compiled(sentence): return re.compile(r"(?<![\w.,$])" + sentence.pattern.format(**_grammar()) + ends, re.IGNORECASE)
+    return [(compiled(sentence), sentence) for sentence in SENTENCES]
 
 # %% ../nbs/02_prose.ipynb #e140337c
 def _number(text):
@@ -79,21 +82,22 @@ def _number(text):
     plain = text.strip("$€£")
     return exact_quotient(exact_value(plain.rstrip("%")), 100) if plain.endswith("%") else exact_value(plain)
 
+_COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul,
+            "/": lambda a, b: exact_quotient(a, b) if b else None}
+
 def _worth(found, sentence):
     "What the words before the result are worth; None where they divide by zero."
     a = _number(found["a"])
     if sentence.sign == "factor": return a*_factors()[" ".join(found["factor"].lower().replace("-", " ").split())]
     b = _number(found["b"])
-    if sentence.turned: a, b = b, a
-    if sentence.sign == "+": return a + b
-    if sentence.sign == "-": return a - b
-    if sentence.sign == "*": return a*b
-    return exact_quotient(a, b) if b else None
+    return _COMPUTE[sentence.sign](b, a) if sentence.turned else _COMPUTE[sentence.sign](a, b)
 
 # %% ../nbs/02_prose.ipynb #8c869f43
 _GOES_ON = re.compile(r"\s*(?:[A-Za-z]+\s*){0,3}(?:[.;!?)](?!\d)|,(?!\d)|\n|$)")
 _COMPARES = re.compile(r"\s*(?:\w+\s+)?(?:more|less|fewer|times|out|percent|as|and|or|plus|minus|th|st|nd|rd|to|than)\b")
-_CALCULATES_BEFORE = re.compile(r"(?:[-+*/^=(×÷]|\b(?:plus|minus|times|by|of|and|than|step|steps|day|days|week|number|numbers))\s*[$€£]?$", re.IGNORECASE)
+_CALCULATES_BEFORE = re.compile(r"""
+    (?: [-+*/^=(×÷] | \b (?: plus | minus | times | by | of | and | than | steps? | days? | week | numbers? ) ) \s* [$€£]? $
+""", re.VERBOSE | re.IGNORECASE)
 
 def _certain(text, found):
     "Whether a false statement can be trusted to be one: nothing around it takes part."
@@ -121,7 +125,8 @@ def _patterns_in(part):
     "Those of the patterns one of whose words stands in a part of a text; few parts have any."
     present = {word for word in _TRIGGERS if word in part}
     if not present: return []
-    return [(pattern, sentence) for pattern, sentence in _patterns() if not present.isdisjoint(sentence.words) and sentence.joint in part]
+    def fits(sentence): return not present.isdisjoint(sentence.words) and sentence.joint in part
+    return [(pattern, sentence) for pattern, sentence in _patterns() if fits(sentence)]
 
 def _sentences(text, start, end):
     "The equations of the sentences above in a part of a text."
@@ -146,7 +151,8 @@ def _signs_then_words():
     parts = _grammar()
     number = r"[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
     expression = rf"(?P<left>\(?{number}\)?(?:\s*[-+*/×÷]\s*\(?{number}\)?)+)"
-    return re.compile(rf"(?<![\w.,$)^*/+=-]){expression}(?:\s+[a-z]+){{0,2}}?{parts['equals']}{parts['c']}(?![\d%]|[.,]\d|\s*[-+*/^=×÷])")
+    begin, end = r"(?<![\w.,$)^*/+=-])", r"(?![\d%]|[.,]\d|\s*[-+*/^=×÷])"
+    return re.compile(rf"{begin}{expression}(?:\s+[a-z]+){{0,2}}?{parts['equals']}{parts['c']}{end}")
 
 _SHARE = re.compile(r"\(?\d\s*/\s*\d+\)?")
 
@@ -159,7 +165,8 @@ def _value_of(expression):
     whole = tree is not None and used == len(chains[0].tokens) - 2
     return value_or_none(tree, [n.value for n in scanned.numbers]) if whole else None
 
-_ENDS_IN_WORDS = re.compile(r"[-+*/×÷] ?[$€£]?[\d.,]+\)?,?(?: [a-z]+){0,4} (?:is|are|was|equals|gives?|makes?|leaves?|get|totals?|yields|to|be)\b")
+_ENDS_IN_WORDS = re.compile(r"[-+*/×÷] ?[$€£]?[\d.,]+\)?,?(?: [a-z]+){0,4} "
+                            r"(?:is|are|was|equals|gives?|makes?|leaves?|get|totals?|yields|to|be)\b")
 
 def _in_signs(text, start, end):
     "The equations of expressions in signs in a part of a text."
@@ -179,50 +186,67 @@ class NamedLine(NamedTuple):
     start: int  # offset of the name
     end: int  # offset behind the value
 
+_ANY_LETTER = re.compile("[A-Za-z]")
+
+def _named_line(line, at):
+    "What stands around the last equals sign of a line that begins at an offset; None where it names nothing."
+    before, _, value = line.rpartition("≈" if line.rfind("≈") > line.rfind("=") else "=")
+    name = re.split("[=≈]", before)[-1].lstrip(" \t") if before else ""
+    name = name[2:] if name[:2] in ("- ", "* ") else name
+    start, value = at + len(before) - len(name), value.lstrip(" \t")
+    if not value or not _ANY_LETTER.search(name): return None
+    return NamedLine(name.rstrip(" \t"), line[len(before)], value, start, at + len(line))
+
 def _named_lines(text):
-    "The lines of a text that give a name a value: what stands around the last equals sign of each."
+    "The lines of a text that give a name a value."
     at = 0
     for line in text.split("\n"):
-        before, _, value = line.rpartition("≈" if line.rfind("≈") > line.rfind("=") else "=")
-        name = re.split("[=≈]", before)[-1].lstrip(" \t") if before else ""
-        if name[:2] in ("- ", "* "): name = name[2:]
-        start, end, value = at + len(before) - len(name), at + len(line), value.lstrip(" \t")
-        if value and _ANY_LETTER.search(name): yield NamedLine(name.rstrip(" \t"), line[len(before)], value, start, end)
-        at = end + 1
-
-_ANY_LETTER = re.compile("[A-Za-z]")
+        named = _named_line(line, at)
+        if named: yield named
+        at += len(line) + 1
 
 # %% ../nbs/02_prose.ipynb #23701967
 _OPERATION = re.compile(r"\d.*?[-+*/×÷^]|√")
-_VALUE_LINE = re.compile(r"(?P<c>[$€£]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?P<unit>(?: [A-Za-z]+)?(?:/[a-z]+)?)[ \t]*[.,;]?[ \t]*")
+_VALUE_LINE = re.compile(r"(?P<c>[$€£]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)"
+                         r"(?P<unit>(?: [A-Za-z]+)?(?:/[a-z]+)?)[ \t]*[.,;]?[ \t]*")
 
 def _named_twice(text):
     "The equations that two lines state together by giving one name two values: an expression, then a number."
     lines = list(_named_lines(text))
     for above, below in zip(lines, lines[1:]):
         if above.name != below.name or text[above.end:below.start].strip(" \t\n-*"): continue
-        stated = _VALUE_LINE.fullmatch(below.value) if _OPERATION.search(above.value) else None
-        value = _value_of(above.value.rstrip(" .,;")) if stated else None
-        equation = _of_two_lines(text, above, below, stated, value) if value is not None else None
+        equation = _of_two_lines(text, above, below)
         if equation: yield equation
 
-def _of_two_lines(text, above, below, stated, value):
-    "The equation of two lines, or None where a false one may only change the unit."
+def _of_two_lines(text, above, below):
+    "The equation of two lines; None where they state none, or a false one that may only change the unit."
+    stated = _VALUE_LINE.fullmatch(below.value) if _OPERATION.search(above.value) else None
+    value = _value_of(above.value.rstrip(" .,;")) if stated else None
+    return None if value is None else _judged(text, above, below, stated, value)
+
+def _judged(text, above, below, stated, value):
     plain, unit = stated["c"].strip("$€£"), stated["unit"].strip()
     number = -exact_value(plain[1:]) if plain[0] == "-" else exact_value(plain)
     ok = (about if below.sign == "≈" else agrees)(value, number, plain.lstrip("-"))
     known = unit.partition("/")[0] in above.value and not ("%" in above.value or "cent" in below.value)
     if not ok and not known: return None
     start, end = above.start, below.end - len(below.value) + stated.end("c")
-    return Equation(text[start:end], start, end, above.value.rstrip(" .,;"), plain, value, ok, plain if ok else as_written(value))
+    expected = plain if ok else as_written(value)
+    return Equation(text[start:end], start, end, above.value.rstrip(" .,;"), plain, value, ok, expected)
 
 # %% ../nbs/02_prose.ipynb #62e9df1d
 _BEFORE_A_RESULT = frozenset("""is are was equals give gives make makes leave leaves total totals yields get be to in of us him her them you
     about roughly around exactly just approximately nearly almost""".split())
 _LAST_LETTERS = "|".join(sorted({word[-2:] for word in _BEFORE_A_RESULT}))
-_RESULT = re.compile(rf" (?=[$€£]?\d)(?<=(?:{_LAST_LETTERS}) )(?!.[\d,.]* ?[-+*/^=×÷%])")  # two letters of the word tell most others apart
+# two letters of the word before it tell most others apart
+_RESULT = re.compile(rf" (?=[$€£]?\d)(?<=(?:{_LAST_LETTERS}) )(?!.[\d,.]* ?[-+*/^=×÷%])")
 _ANY_DIGIT = re.compile(r"\d")
 _REACH = 120  # characters of a clause before a result, at most
+
+def _clause_before(text, at):
+    "Where the clause before an offset begins."
+    start = max(at - _REACH, 0)
+    return max(start, *(text.rfind(stop, start, at) + 1 for stop in ("\n", ". ", "; ")))
 
 def _clauses(text):
     "Parts of a text that may state an equation in words, as (start, end)."
@@ -230,8 +254,7 @@ def _clauses(text):
         at = m.start() + 1
         word = text[text.rfind(" ", 0, at - 1)+1:at-1]
         if word.rpartition("\n")[2].lstrip("(") not in _BEFORE_A_RESULT: continue
-        start = max(at - _REACH, 0)
-        start = max(start, *(text.rfind(stop, start, at) + 1 for stop in ("\n", ". ", "; ")))
+        start = _clause_before(text, at)
         if _ANY_DIGIT.search(text, start, at): yield start, at + _REACH//2
 
 def _may_name_twice(text):

@@ -16,23 +16,15 @@ from .tokens import CURRENCY, EQUALS, LEFT, MINUS, NOTHING, NUMBER, OPERATOR, RI
 
 # %% ../nbs/02_reader.ipynb #2e643da6
 _AFTER_EQUALS = frozenset(word_list("behind an equals sign"))
-
 _JOINING = frozenset(word_list("join numbers"))
-
 _CONJUNCTIONS = frozenset(word_list("begin another clause"))
-
 _SHORT_UNITS = frozenset(word_list("short units"))
-
 _FUNCTIONS = frozenset(word_list("functions"))
-
 _REMAINDER = frozenset(word_list("tell of a remainder"))
-
 _HOURS = frozenset(word_list("tell the time"))
-
 _SAYING = frozenset(word_list("say what something is"))
-
 MEASURES = frozenset(word_list("measures"))
-
+_RAISED_UNITS = frozenset(word_list("units of area and volume"))
 _ORDINAL_ENDINGS = frozenset(("st", "nd", "rd", "th", "ST", "ND", "RD", "TH"))
 
 # %% ../nbs/02_reader.ipynb #78fda466
@@ -48,17 +40,18 @@ def read_chains(
     tokens:list,  # of Token
 ):  # list of Chain, whether the text computes with variables
     "The chains of a token list."
-    reader = Reader(numbers, tokens)
-    before = NOTHING
+    reader, before = Reader(numbers, tokens), NOTHING
     for i, token in enumerate(tokens):
         reader.at = i
         _READ[token.kind](reader, before, token, reader.tokens[i+1])
         before = token
     reader.close()
-    if not reader.algebra: return [chain for chain, _, _ in reader.found], False
-    # a variable makes its clause doubtful, what stands before it too, but for what follows an equals sign behind it: 2x = 9 - 3 = 6
-    chains = [c._replace(doubtful=c.doubtful or reader.algebra.get(clause, -1) >= began) for c, clause, began in reader.found]
-    return chains, True
+    chains = [_doubted(reader, *found) for found in reader.found] if reader.algebra else [c for c, _, _ in reader.found]
+    return chains, bool(reader.algebra)
+
+def _doubted(reader, chain, clause, began):
+    "A variable makes its whole clause doubtful, but for what follows an equals sign behind it: 2x = 9 - 3 = 6."
+    return chain._replace(doubtful=chain.doubtful or reader.algebra.get(clause, -1) >= began)
 
 # %% ../nbs/02_reader.ipynb #4adab3dd
 def _is_ordinal(before, token, after):
@@ -73,6 +66,11 @@ def _is_name(number, before, token):
     if before.end != token.start or before.kind is not WORD: return False
     return phrase_of(before.text).words[-1] not in ("x", "X")
 
+def _is_no_amount(number, before, token, after):
+    "Whether a number is part of an ordinal or of a name."
+    suspect = after.kind is WORD or before.kind is WORD or number.text[0] == "0"  # few numbers are; this saves time
+    return suspect and (_is_ordinal(before, token, after) or _is_name(number, before, token))
+
 @_reads(NUMBER)
 def _number(reader, before, token, after):
     number = reader.numbers[token.number]
@@ -80,11 +78,12 @@ def _number(reader, before, token, after):
     indexed = before.text == "_" and before.end == token.start  # x_1
     if indexed or before.text == "^" and number.role is Role.FIXED:  # m^2
         number.role = Role.FIXED
-        return
-    suspect = after.kind is WORD or before.kind is WORD or number.text[0] == "0"  # few numbers are; this saves time
-    if suspect and (_is_ordinal(before, token, after) or _is_name(number, before, token)):
+    elif _is_no_amount(number, before, token, after):
         number.role = Role.FIXED
-        return reader.close(UNTIL_WORD)
+        reader.close(UNTIL_WORD)
+    else: _amount(reader, before, token, after)
+
+def _amount(reader, before, token, after):
     if reader.last in OPERAND_ENDS: _second_number(reader, before, token, after)
     reader.add(token)
 
@@ -104,14 +103,19 @@ def _second_number(reader, before, token, after):
 
 def _is_mixed(reader, token):
     "Whether a number is the upper part of a fraction that belongs to the whole number before it: 2 1/2."
-    slash, below, behind = reader.tokens[reader.at+1], reader.tokens[reader.at+2], reader.tokens[reader.at+3:][:1]
-    tight = slash.text == "/" and slash.start == token.end and below.kind is NUMBER and below.start == slash.end
-    if not tight or reader.last is not NUMBER or reader.words or reader.run[-1].end + 1 != token.start: return False
-    if behind and behind[0].text == "/": return False
-    whole, above, under = (reader.numbers[t.number] for t in (reader.run[-1], token, below))
-    digits_only = whole.text.isdigit() and above.text.isdigit() and under.text.isdigit()
+    if not _is_tight_fraction(reader, token): return False
+    if reader.last is not NUMBER or reader.words or reader.run[-1].end + 1 != token.start: return False
+    below = reader.tokens[reader.at+2]
+    whole, above, under = parts = [reader.numbers[t.number] for t in (reader.run[-1], token, below)]
     alone = len(reader.run) < 2 or reader.run[-2].text not in ("/", "^", "&")
-    return digits_only and not whole.percent and alone and 0 < above.value < under.value <= 100
+    if not alone or whole.percent or not all(part.text.isdigit() for part in parts): return False
+    return 0 < above.value < under.value <= 100
+
+def _is_tight_fraction(reader, token):
+    "Whether a number stands over another one without blanks, and over nothing else: 1/2, not 1/2/3."
+    slash, below = reader.tokens[reader.at+1], reader.tokens[reader.at+2]
+    if slash.text != "/" or slash.start != token.end or below.kind is not NUMBER or below.start != slash.end: return False
+    return all(behind.text != "/" for behind in reader.tokens[reader.at+3:reader.at+4])
 
 # %% ../nbs/02_reader.ipynb #105e3118
 _SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/"}  # how else operators are written
@@ -132,21 +136,18 @@ def _is_negative(before, token, after):
     return not (before.end == token.start and before.kind in (WORD, RIGHT))
 
 # %% ../nbs/02_reader.ipynb #570b94d6
-def _behind_operand(reader, before, token, after):
-    "An operator behind an operand: it joins the next operand to the run, or it is part of a unit."
-    hyphen = (reader.words and token.text == "-" and after.start == token.end
-              and before.kind is WORD and before.end == token.start)  # 3 t-shirts
-    if reader.unit_word in _SAYING and reader.words and is_sign(token, after):  # in 6 days it would be -25 + 30
-        reader.close()
-        return reader.add(Token(MINUS, token.start, token.end, "-"))
-    if token.text == "^" and _is_power_of_unit(reader, before, token, after):
-        reader.numbers[after.number].role = Role.FIXED
-        return
-    if token.text == "^" and (reader.words or not reader.operand_follows()): return _unread_rest(reader)  # 2^n
-    if not hyphen and reader.operand_follows():
-        _note_division(reader, token.text)
-        sign = _SIGNS.get(token.text)
-        return reader.add(Token(OPERATOR, token.start, token.end, sign) if sign else token)
+def _is_hyphen(reader, before, token, after):
+    "Whether an operator only joins two words of a unit: 3 t-shirts."
+    if token.text != "-" or not reader.words or after.start != token.end: return False
+    return before.kind is WORD and before.end == token.start
+
+def _joins(reader, token):
+    "An operator between two operands."
+    _note_division(reader, token.text)
+    reader.add(token._replace(text=_SIGNS.get(token.text, token.text)))
+
+def _joins_nothing(reader, token, after):
+    "An operator that no operand follows: part of a unit, a dash, or the begin of what cannot be read."
     rate = token.text == "/" and after.kind is WORD  # miles/hour
     compound = token.text == "-" and after.kind is WORD and after.start == token.end  # 20-page
     twice = token.text == "/" == after.text  # 7//2
@@ -156,13 +157,22 @@ def _behind_operand(reader, before, token, after):
     elif token.text in "-–−": reader.close(UNTIL_STOP)  # a dash, as a rule
     else: _unread_rest(reader)  # = 6^2 + OP^2
 
+def _behind_operand(reader, before, token, after):
+    "An operator behind an operand: it joins the next operand to the run, or it is part of a unit."
+    follows, raised = reader.operand_follows(), token.text == "^"
+    if reader.unit_word in _SAYING and reader.words and is_sign(token, after):  # in 6 days it would be -25 + 30
+        reader.close()
+        reader.add(Token(MINUS, token.start, token.end, "-"))
+    elif raised and _is_power_of_unit(reader, before, token, after): reader.numbers[after.number].role = Role.FIXED
+    elif raised and (reader.words or not follows): _unread_rest(reader)  # 2^n
+    elif follows and not _is_hyphen(reader, before, token, after): _joins(reader, token)
+    else: _joins_nothing(reader, token, after)
+
 def _is_power_of_unit(reader, before, token, after):
     "Whether a raised number belongs to a unit: 40 m^2."
     raised = after.kind is NUMBER and after.start == token.end and after.text in ("2", "3")
     apart = before.kind is WORD and before.end == token.start and reader.run[-1].end < before.start
     return raised and apart and reader.words == 1 and reader.unit_word in _RAISED_UNITS
-
-_RAISED_UNITS = frozenset(word_list("units of area and volume"))
 
 def _names_variable(token, after):
     "Whether a letter behind an operator stands for a number."
@@ -189,8 +199,8 @@ def _note_division(reader, sign):
 @_reads(EQUALS)
 def _equals(reader, before, token, after):
     if reader.last is EQUALS and before.end == token.start: return  # ==
-    names_another = len(reader.unit_word) == 1 and reader.words and reader.unit_begins in _CONJUNCTIONS  # h = -4 and k = 1
-    if reader.last not in OPERAND_ENDS or names_another:
+    begins_another = reader.words and reader.unit_begins in _CONJUNCTIONS and len(reader.unit_word) == 1
+    if reader.last not in OPERAND_ENDS or begins_another:  # h = -4 and k = 1
         reader.close()
         reader.run.append(Token(Kind.UNKNOWN, token.start, token.start, ""))
         reader.began = reader.at
@@ -214,15 +224,12 @@ def _hyphenated(reader, token, after):
 
 # %% ../nbs/02_reader.ipynb #0e71c915
 _MARKS_VARIABLE = frozenset((OPERATOR, NUMBER, LEFT, RIGHT))
-
+_ENDS_PRODUCT = _MARKS_VARIABLE | {EQUALS, Kind.STOP, Kind.LINE, Kind.OTHER}
 _OPERATOR_WORDS = frozenset(("x", "X", "of", "equals", "equal"))
 
 def _unit_or_operator(reader, before, token, after, phrase):
     "A phrase behind an operand: a unit, an operator or an equals sign in words, or a unit and one of these."
-    last = phrase.words[-1]
-    operator = None
-    if last in _OPERATOR_WORDS and reader.operand_follows():
-        operator = _as_operator(reader, before, token, after, phrase)
+    operator = _as_operator(reader, before, token, after, phrase)
     if operator:
         _skip_unit(reader, token.start, phrase.words[:-1], phrase.blurs)
         return reader.add(operator)
@@ -235,11 +242,12 @@ def _unit_or_operator(reader, before, token, after, phrase):
 def _is_product_of_letters(reader, token, after, word):
     "Whether letters that touch a number are variables: 3ab, 2xy; not 5kg."
     if reader.run[-1].end != token.start or not 1 < len(word) < 4 or _hyphenated(reader, token, after): return False
-    return word.lower() not in _SHORT_UNITS and after.kind in _MARKS_VARIABLE | {EQUALS, Kind.STOP, Kind.LINE, Kind.OTHER}
+    return word.lower() not in _SHORT_UNITS and after.kind in _ENDS_PRODUCT
 
 def _as_operator(reader, before, token, after, phrase):
     "The operator with which a phrase ends, or None where its last word is none."
     last = phrase.words[-1]
+    if last not in _OPERATOR_WORDS or not reader.operand_follows(): return None
     if last in ("equals", "equal"): return Token(EQUALS, token.end-len(last), token.end, last)
     if last == "of":
         fraction = len(reader.run) > 1 and reader.run[-2].text == "/"  # 1/4 of 48
@@ -328,16 +336,19 @@ def _factor_in_brackets(reader, token):
 # %% ../nbs/02_reader.ipynb #d031a383
 @_reads(Kind.STOP)
 def _stop(reader, before, token, after):
-    abbreviation = token.text == "." and reader.words and after.kind in (OPERATOR, EQUALS)
-    if abbreviation:
-        begins_a_sentence = is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end  # 8 degrees. -8 + 10 = 2
-        if not begins_a_sentence: return
-    if token.text == "!" and reader.last in OPERAND_ENDS and after.kind in (OPERATOR, EQUALS): return _unread_rest(reader)  # 6! = 720
+    goes_on = after.kind in (OPERATOR, EQUALS)
+    if goes_on and _is_abbreviation(reader, token, after): return
+    if goes_on and token.text == "!" and reader.last in OPERAND_ENDS: return _unread_rest(reader)  # 6! = 720
     clock = _is_clock(reader, token, after)
     if clock:
         for number in (reader.run[-1].number, after.number): reader.numbers[number].role = Role.FIXED
     reader.close(UNTIL_STOP if clock else SURE)
     reader.clause += 1
+
+def _is_abbreviation(reader, token, after):
+    "Whether a point before an operator ends a unit: 3 lbs. * 4. In `8 degrees. -8 + 10 = 2` a sentence begins."
+    if token.text != "." or not reader.words: return False
+    return not (is_sign(after, reader.tokens[reader.at+2]) and after.start > token.end)
 
 def _is_clock(reader, token, after):
     "Whether a stop stands inside a time or a number: 5:30; 13,2000; 14, 400."
@@ -393,9 +404,7 @@ class Operation(NamedTuple):
 
 # %% ../nbs/02_reader.ipynb #987692dd
 BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 4, "&": 5}
-
 _UNARY = {MINUS: "u", Kind.ROOT: "√"}
-
 _DEEPEST = 12  # brackets and signs inside each other
 
 def climb(tokens, i=0, level=1, depth=0):
@@ -414,13 +423,19 @@ def climb(tokens, i=0, level=1, depth=0):
 def _operand(tokens, i, depth):
     "Tree of the operand at token i, and the index behind it; None and i when there is none."
     if i >= len(tokens) or depth >= _DEEPEST: return None, i
+    kind = tokens[i].kind
+    if kind is NUMBER: return tokens[i].number, i+1
+    if kind is LEFT: return _bracketed(tokens, i, depth)
+    return _signed(tokens, i, depth) if kind in _UNARY else (None, i)
+
+def _signed(tokens, i, depth):
+    "An operand behind a minus or a root; -3^2 is -9."
     token = tokens[i]
-    if token.kind is NUMBER: return token.number, i+1
-    if token.kind in _UNARY:
-        inner, behind = climb(tokens, i+1, BINDING["^"], depth+1)  # -3^2 is -9
-        if inner is None: return None, i
-        return Operation(_UNARY[token.kind], inner, None, token.start, token.end), behind
-    if token.kind is not LEFT: return None, i
+    inner, behind = climb(tokens, i+1, BINDING["^"], depth+1)
+    if inner is None: return None, i
+    return Operation(_UNARY[token.kind], inner, None, token.start, token.end), behind
+
+def _bracketed(tokens, i, depth):
     inner, behind = climb(tokens, i+1, 1, depth+1)
     closed = inner is not None and behind < len(tokens) and tokens[behind].kind is RIGHT
     return (inner, behind+1) if closed else (None, i)

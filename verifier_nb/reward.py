@@ -53,6 +53,7 @@ def _problem_in(prompt:str)->str:
     turns = [next(filter(None, turn.groups()), "") for turn in _USER_TURNS.finditer(prompt)]
     return (turns[-1] if turns else prompt).strip()
 
+# %% ../nbs/05c_reward.ipynb #a76b520b
 def chat_pairs(
     queries,  # prompts with the responses behind them
     prompts,  # the prompts alone
@@ -60,8 +61,8 @@ def chat_pairs(
     "Problem and solution from texts with a chat template's control tokens. Raises `VerifierError`."
     out = []
     for query, asked in zip(queries, prompts, strict=True):
-        if not query.startswith(asked):
-            raise VerifierError("a query does not begin with its prompt", "query", "send prompt and response as one text")
+        fix = "send prompt and response as one text"
+        if not query.startswith(asked): raise VerifierError("a query does not begin with its prompt", "query", fix)
         out.append((_problem_in(asked), _ENDS.sub("", query[len(asked):]).strip()))
     return out
 
@@ -79,6 +80,7 @@ def _readable(judge, pairs)->list:
     "Numbers of the pairs whose solution is there, and short enough."
     return [i for i, (q, s) in enumerate(pairs) if s.strip() and judge.fits(q, s)]
 
+# %% ../nbs/05c_reward.ipynb #4eb7fe5f
 def _pairs(prompts, completions, columns, question_column):
     "Problem and solution of each completion. Raises `VerifierError` when they are not there."
     questions = columns.get(question_column) or prompts
@@ -106,7 +108,7 @@ def make_reward(
 STEP_WAYS = (*BY_STEPS, "until")
 
 def step_rewards(judge, pairs, batch_tokens:int=4096)->list:
-    "1 − calibrated P(an error has occurred so far) for each step of each (question, solution); [] where none can be read."
+    "1 − calibrated P(an error so far) for each step of each (question, solution); [] where none can be read."
     out, fit = [[] for _ in pairs], _readable(judge, pairs)
     if not fit: return out
     questions, solutions = zip(*(pairs[i] for i in fit))
@@ -114,6 +116,7 @@ def step_rewards(judge, pairs, batch_tokens:int=4096)->list:
     for i, p in zip(fit, found.p_steps): out[i] = (1 - p).tolist()
     return out
 
+# %% ../nbs/05c_reward.ipynb #c4c7d87c
 def _together(judge, rewards, by)->float:
     "One reward from the steps' rewards; 0 where there is none."
     if not rewards: return 0.0
@@ -122,6 +125,7 @@ def _together(judge, rewards, by)->float:
     first = judge.step_rule.first(p)
     return 1.0 if first < 0 else first/len(p)
 
+# %% ../nbs/05c_reward.ipynb #f091d3aa
 def make_step_reward(
     verifier,  # a Verifier that was trained on steps
     by:str="min",  # min | last | product | until
@@ -129,8 +133,8 @@ def make_step_reward(
     batch_tokens:int=4096,  # tokens in one forward pass
 ):  # -> a reward function for TRL: list of floats from 0 to 1
     "A reward function from the steps of each completion. Raises `VerifierError` for a verifier without steps."
-    if by not in STEP_WAYS:
-        raise VerifierError(f"there is no step reward {by!r}", "make_step_reward", f"choose one of {', '.join(STEP_WAYS)}")
+    choice = f"choose one of {', '.join(STEP_WAYS)}"
+    if by not in STEP_WAYS: raise VerifierError(f"there is no step reward {by!r}", "make_step_reward", choice)
     verifier.needs_steps()
     def verifier_step_reward(prompts=None, completions=None, log_extra=None, **columns)->list:
         rewards = step_rewards(verifier, _pairs(prompts, completions, columns, question_column), batch_tokens)
@@ -142,6 +146,13 @@ def make_step_reward(
 _ROWS = 64  # in a request
 _PATIENCE = 120.0  # seconds in which a full server is asked again
 
+def _refused(e:urllib.error.HTTPError, url)->VerifierError:
+    "What a server's refusal means, with what it said."
+    why = e.read(2000).decode("utf-8", "replace")
+    fix = "set VERIFIER_TOKEN" if e.code == 401 else "look at the server"
+    return VerifierError(f"the verifier refused to answer (HTTP {e.code}): {why}", url, fix)
+
+# %% ../nbs/05c_reward.ipynb #97249a6a
 def _post(url, body, token, seconds)->dict:
     "What a server answers. Raises `VerifierError`."
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
@@ -151,15 +162,13 @@ def _post(url, body, token, seconds)->dict:
         try:
             with urllib.request.urlopen(asked, timeout=seconds) as answer: return json.load(answer)
         except urllib.error.HTTPError as e:
-            if e.code != 429 or time.monotonic() > until:
-                why = e.read(2000).decode("utf-8", "replace")
-                fix = "look at the server" if e.code != 401 else "set VERIFIER_TOKEN"
-                raise VerifierError(f"the verifier refused to answer (HTTP {e.code}): {why}", url, fix) from None
+            if e.code != 429 or time.monotonic() > until: raise _refused(e, url) from None
             time.sleep(0.2)
         except (OSError, ValueError) as e:
             what = f"the verifier does not answer: {getattr(e, 'reason', e)}"
             raise VerifierError(what, url, "start it with verifier-nb serve, or correct VERIFIER_URL") from None
 
+# %% ../nbs/05c_reward.ipynb #8ed71cce
 def served_rewards(
     url:str,  # of a server, such as http://127.0.0.1:8000
     pairs,  # (question, solution) of each

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .files import VerifierError
-from .tables import TROUBLE, delimiter, json_lines, unreadable
+from .tables import json_lines, read_csv, reader_for, reading
 
 # %% ../nbs/02d_rows.ipynb #1e6b87e0
 COLUMNS = ["index", "question", "solution", "label", "error_type", "source"]
@@ -33,25 +33,11 @@ ERROR_TYPES = ["correct", "conceptual", "computational", "unknown"]
 SPLITS = ["train", "validation", "test"]
 
 # %% ../nbs/02d_rows.ipynb #85e2ec5e
-def _read_csv(path):
-    empty_is_missing = {"index": [""], "label": [""]}
-    return pd.read_csv(path, keep_default_na=False, na_values=empty_is_missing, encoding="utf-8", sep=delimiter(path))
+def _read_csv(path): return read_csv(path, na_values={"index": [""], "label": [""]})
 
 def _read_jsonl(path): return pd.DataFrame(list(json_lines(path)))
 
 READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}  # by a file's suffix
-
-# %% ../nbs/02d_rows.ipynb #bb7046d9
-def _read_any(path):
-    "A table by its suffix. Raises `VerifierError` when there is no such file, or it cannot be read."
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        what = f"the format {path.suffix or 'without a suffix'!r} is not known"
-        raise VerifierError(what, path, f"give one of: {', '.join(READERS)}, a .zip, or a DatasetDict folder")
-    if not path.is_file():
-        raise VerifierError("there is no such file", path, "check data.source and the folder the command runs in")
-    try: return reader(path)
-    except TROUBLE as e: raise unreadable(e, path) from None
 
 # %% ../nbs/02d_rows.ipynb #80c1338e
 def _renamed(df, columns, path):
@@ -73,7 +59,9 @@ def read_table(
 )->pd.DataFrame:
     "Read a table and rename its columns. Raises `VerifierError` when it cannot be read or lacks a column."
     path = Path(path)
-    df = _read_any(path)
+    besides = ("a .zip", "or a DatasetDict folder")
+    reader = reader_for(path, READERS, besides, "check data.source and the folder the command runs in")
+    with reading(path): df = reader(path)
     if not len(df): raise VerifierError("the file has no rows", path, "give a file with at least one row")
     return _renamed(df, dict(columns or {}), path)
 

@@ -56,12 +56,17 @@ def _add_chain(chain, draft):
     if not claims: draft.unread.update(token.number for token in chain.tokens if token.kind is NUMBER)
     for claim in claims: _add_claim(claim, chain.doubtful or claim.start < chain.sure_from, draft)
 
+def _meant_otherwise(claim, draft):
+    "Whether a claim that is false as plain numbers says something else, which is entered where it is an equation."
+    return add_converted(claim, draft) or claim.converts or says_something_else(claim, draft)
+
 def _add_claim(claim, doubtful, draft):
+    "Enter one claim: as a step, as an equation of two sides, or as numbers that nobody has read."
     if doubtful and not _beyond_doubt(claim, draft.values): draft.unread.update(leaves_of(claim.tree))
     elif claim.result is None:
         equation = equation_of_sides(claim.tree, claim.right, claim.start, claim.end, draft, draft.hundredths)
         draft.parsed.equations.append(equation)
-    elif is_false(claim, draft) and (add_converted(claim, draft) or claim.converts or says_something_else(claim, draft)): return
+    elif is_false(claim, draft) and _meant_otherwise(claim, draft): return
     elif claim.again: _add_again(claim, draft)
     elif draft.special and is_special(claim.tree): _add_special(claim, draft)
     else: draft.steps[claim.result] = _shown_step(claim, draft)
@@ -77,20 +82,26 @@ def _add_special(claim, draft):
     p.equations.append(equation_of_tree(step, claim.tree, claim.result, draft)[0])
     draft.unread.update([*step.operands, claim.result])
 
+def _in_other_unit(i, p):
+    "Whether number i has a percent sign, or a unit that the number before it has not: `= 3 hours = 180 minutes`."
+    unit = unit_of(p.numbers[i], p)
+    return p.numbers[i].percent or bool(unit) and unit != unit_of(p.numbers[i-1], p)
+
 def _add_again(claim, draft):
-    "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right: `= 3 hours = 180 minutes`."
+    "Another value of an expression that has one: `18/6 = 3 = 4`. In another unit it may be right."
     p, value, number = draft.parsed, value_or_none(claim.tree, draft.values), draft.parsed.numbers[claim.result]
     ok = percents_read(claim.tree, claim.result, draft, about) is not None
-    if not ok and (number.percent or unit_of(number, p) != unit_of(p.numbers[claim.result-1], p) and unit_of(number, p)): return
+    if not ok and _in_other_unit(claim.result, p): return
     text = without_annotations(p.text[claim.start:claim.end])
-    expected = number.text if ok else as_written(value)
-    p.equations.append(Equation(text, claim.start, claim.end, text.rpartition("=")[0].strip(), number.text, value, ok, expected))
+    left, expected = text.rpartition("=")[0].strip(), number.text if ok else as_written(value)
+    p.equations.append(Equation(text, claim.start, claim.end, left, number.text, value, ok, expected))
 
 def _beyond_doubt(claim, values):
     "Whether a claim of a doubtful chain can be trusted: it computes something, and what it says is true."
     if type(claim.tree) is int: return False
-    if claim.result is None: return claim.right.sign == "&" and value_or_none(claim.tree, values) == value_or_none(claim.right, values)
-    return value_or_none(claim.tree, values) == values[claim.result]
+    value = value_or_none(claim.tree, values)
+    if claim.result is not None: return value == values[claim.result]
+    return claim.right.sign == "&" and value == value_or_none(claim.right, values)
 
 # %% ../nbs/02_solution.ipynb #eb86192d
 def _shown_step(claim, draft):
@@ -110,18 +121,26 @@ class Noted(NamedTuple):
     start: int  # of the <<
     end: int  # behind the >>
 
+    @property
+    def key(self):
+        "Under which number a draft keeps its step; no number of the prose has a negative index."
+        return -1 - self.right.tree if self.shown is None else self.shown
+
+def _sides_of(note, draft):
+    "The two sides of an annotation; None when it is no simple equation."
+    chains, _ = read_chains(draft.parsed.numbers, note.tokens)
+    if len(chains) != 1 or chains[0].doubtful: return None
+    sides = members_of(chains[0].tokens)
+    trees = [side.tree for side in sides]
+    if len(trees) != 2 or any(tree is None for tree in trees): return None
+    return None if draft.special and any(map(is_special, trees)) else sides
+
 def _read_note(note, draft):
     "An annotation, or None when it is no simple equation."
-    p = draft.parsed
-    chains, _ = read_chains(p.numbers, note.tokens)
-    members = members_of(chains[0].tokens) if len(chains) == 1 else []
-    if len(members) != 2 or chains[0].doubtful: return None
-    left, right = members
-    if left.tree is None or right.tree is None: return None
-    if draft.special and (is_special(left.tree) or is_special(right.tree)): return None
-    inner_end = note.tokens[-1].end
-    end = min(inner_end + 2, len(p.text))  # a broken annotation may end without >>
-    return Noted(left, right, _number_behind(note, draft), note.start, end)
+    sides = _sides_of(note, draft)
+    if not sides: return None
+    end = min(note.tokens[-1].end + 2, len(draft.parsed.text))  # a broken annotation may end without >>
+    return Noted(*sides, _number_behind(note, draft), note.start, end)
 
 def _number_behind(note, draft):
     "Index of the number right behind an annotation, or None. A currency sign may stand between."
@@ -132,23 +151,23 @@ def _number_behind(note, draft):
     return None if between.strip(" $€£") else prose[at].number
 
 # %% ../nbs/02_solution.ipynb #6bfa6503
-def _add_note(note, draft):
+def _join(noted, draft):
     "Join an annotation with the step in the prose that has the same result, or make it a step of its own."
-    noted = _read_note(note, draft)
-    if noted is None: return
-    tree, result = noted.left.tree, noted.right.tree
-    if type(result) is not int:
-        equation = equation_of_sides(tree, result, noted.start+2, noted.end-2, draft)
-        draft.parsed.equations.append(equation)
-        return
-    key = noted.shown if noted.shown is not None else -1 - result  # no number of the prose has a negative index
-    step = draft.steps.get(key)
-    if step is None: step = draft.steps[key] = _empty_step(noted, draft)
-    elif type(tree) is int and type(step.trees[0]) is not int:
-        step.results += [tree, result]
+    tree, step = noted.left.tree, draft.steps.get(noted.key)
+    if step is None: step = draft.steps[noted.key] = _empty_step(noted, draft)
+    elif type(tree) is int and type(step.trees[0]) is not int:  # 60 x .6 = <<36=36>>36
+        step.results += [tree, noted.right.tree]
         return
     elif not _same_calculation(step.trees[0], tree, draft): step.trees, step.operands, step.shown = [], [], False
     _fill(step, noted, draft)
+
+def _add_note(note, draft):
+    "Enter an annotation: a step, or an equation of two sides."
+    noted = _read_note(note, draft)
+    if noted is None: return
+    left, right = noted.left.tree, noted.right.tree
+    if type(right) is int: _join(noted, draft)
+    else: draft.parsed.equations.append(equation_of_sides(left, right, noted.start+2, noted.end-2, draft))
 
 # %% ../nbs/02_solution.ipynb #013a4be0
 def _empty_step(noted, draft):
@@ -189,15 +208,20 @@ def _finish(draft):
         _finish_step(step, draft)
         p.steps.append(step)
 
+def _give_parts(step, p):
+    "Each number of a step gets its part in it: it goes in, or it comes out."
+    for role, places in ((OPERAND, step.operands), (RESULT, step.results)):
+        for i in places: p.numbers[i].role, p.numbers[i].step = role, step.index
+
 def _finish_step(step, draft):
+    "Judge the equation of a step that has its number."
     p = draft.parsed
     step.text = p.text[step.start:step.end]
     step.percent = p.percents and _may_be_percentage(step, p)
     if not step.noted: step.expression = _expression(step, p)
     equation = _equation_of_step(step, draft)
     if step.noted or type(step.trees[-1]) is not int: p.equations.append(equation)
-    for i in step.operands: p.numbers[i].role, p.numbers[i].step = OPERAND, step.index
-    for i in step.results: p.numbers[i].role, p.numbers[i].step = RESULT, step.index
+    _give_parts(step, p)
 
 # %% ../nbs/02_solution.ipynb #7699d239
 _EQUALS = re.compile(r"[=≈]+\s*|\bequals?\s+(?:to\s+)?")
@@ -205,7 +229,8 @@ _EQUALS = re.compile(r"[=≈]+\s*|\bequals?\s+(?:to\s+)?")
 def _expression(step, p):
     "The expression of a step as it stands in the prose, on either side of its equals sign."
     result, first = p.numbers[step.results[0]], p.numbers[step.operands[0]]
-    if first.start < result.start: return with_brackets(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
+    if first.start < result.start:
+        return with_brackets(p.text, step.start, max(p.numbers[i].tail for i in step.operands))
     sign = _EQUALS.search(p.text, result.end, first.start)
     return p.text[sign.end():step.end] if sign else step.text  # 12 = 3 x 4
 
@@ -216,13 +241,15 @@ def _may_be_percentage(step, p):
     return any(p.numbers[i].percent for i in step.results) or "%" in p.text[line:step.end]
 
 # %% ../nbs/02_solution.ipynb #7becf723
+def _judged(step, draft):  # [(Equation, how its percent signs are read; None: it is false)]
+    "The equation of each expression of a step."
+    shown = [step.results[0]] if step.shown else []
+    results = shown + [step.results[-1]] * (len(step.trees) - len(shown))
+    return [equation_of_tree(step, tree, result, draft) for tree, result in zip(step.trees, results)]
+
 def _equation_of_step(step, draft):
     "The equation of a step: the first false one, if there is one. Notes in the step how percent signs are read."
-    judged = []
-    for k, tree in enumerate(step.trees):
-        in_prose = k == 0 and step.shown
-        result = step.results[0 if in_prose else -1]
-        judged.append(equation_of_tree(step, tree, result, draft))
+    judged = _judged(step, draft)
     step.scales = tuple(how for _, how in judged)
     false = [equation for equation, how in judged if how is None]
     equation = false[0] if false else judged[-1][0]
@@ -246,11 +273,9 @@ def _find_answer(p):
     found = value_found(stated.text) if stated else None
     if found is None: return
     start = stated.start + found.start() + _DIGITS.search(found[0]).start()
-    for i in reversed(range(len(p.numbers))):  # it is one of the last
-        n = p.numbers[i]
-        if n.start == start:
-            p.answer, n.role, n.step = i, Role.ANSWER, None
-            return
+    last_first = reversed(range(len(p.numbers)))
+    p.answer = next((i for i in last_first if p.numbers[i].start == start), None)
+    if p.answer is not None: p.numbers[p.answer].role, p.numbers[p.answer].step = Role.ANSWER, None
 
 # %% ../nbs/02_solution.ipynb #43b06ad6
 def read_unlinked(solution):
@@ -286,13 +311,17 @@ def _drafted(solution, scanned):
     draft.note_percents()  # those in annotations too
     return draft
 
+def _words_said(prose)->tuple:  # of (value, offset)
+    "Numbers that are written as words."
+    phrases = [token for token in prose if token.kind is WORD]
+    return tuple((value, token.start) for token in phrases for value in values_said(token.text))
+
 def _describe(draft):
     "What else there is to know about a solution whose steps are finished."
     p = draft.parsed
     _find_answer(p)
     p.commas = any("," in n.text and not n.annotation for n in p.numbers)
-    phrases = [token for token in draft.prose if token.kind is WORD]
-    p.words = tuple((value, token.start) for token in phrases for value in values_said(token.text))
+    p.words = _words_said(draft.prose)
     if not p.steps: p.problem = "no equation was found"
     if len(p.steps) > LIMITS["steps"]: p.problem = f"more than {LIMITS['steps']} steps"
 
@@ -314,15 +343,20 @@ def _placed_tree(tree, plain):
     return tree._replace(left=_placed_tree(tree.left, plain), right=_placed_tree(tree.right, plain), start=start, end=end)
 
 # %% ../nbs/02_solution.ipynb #f8ab71b5
+def _place_number(n, plain):
+    if n.tail > n.start: n.tail = plain.to_original(n.start, n.tail)[1]
+    n.start, n.end = plain.to_original(n.start, n.end)
+
+def _place_step(step, plain):
+    step.start, step.end = whole(plain.original, *plain.to_original(step.start, step.end))
+    step.text = plain.original[step.start:step.end]
+    step.trees = [_placed_tree(tree, plain) for tree in step.trees]
+
 def _in_original(p, plain):
     "What was read from a plain text, with all places in the original. Changes `p`."
     p.text = plain.original
-    for n in p.numbers:
-        n.tail = plain.to_original(n.start, n.tail)[1] if n.tail > n.start else n.tail
-        n.start, n.end = plain.to_original(n.start, n.end)
-    for step in p.steps:
-        step.start, step.end = whole(p.text, *plain.to_original(step.start, step.end))
-        step.text, step.trees = p.text[step.start:step.end], [_placed_tree(tree, plain) for tree in step.trees]
+    for n in p.numbers: _place_number(n, plain)
+    for step in p.steps: _place_step(step, plain)
     p.equations = [_placed(equation, plain) for equation in p.equations]
     p.words = tuple((value, plain.to_original(at, at + 1)[0]) for value, at in p.words)
     return p
@@ -357,29 +391,24 @@ class Findings(NamedTuple):
 _EQUALS_SIGN = re.compile(r"[=≈]")
 _STOPS = re.compile(r"=>|->|[\n=≈→⇒⇔∴]|[.;,:?!] ")
 _CLAUSE = re.compile(r"(?:[^=≈\n;:?!.,]|[.,](?!\s|$))*")
-
+_DIGIT = re.compile(r"\d")
 _WORDS_BEFORE = re.compile(r"(?:(?:[^\W\d_]{2,}['’]?s?|[aAI])[\s,:]+)+")
 _LAST_CONJUNCTION = re.compile(r".*\b(?:and|so|where|then|that|is|are|equation)\s+", re.DOTALL)
 
-def _unread(text, equations):
-    "The spans of a plain text that look like equations and are none of those that were read."
-    read = [(e.start, e.end) for e in equations]
-    signs = [m.start() for m in _EQUALS_SIGN.finditer(text)]
-    left_over = _outside(signs, read)
-    if not left_over: return []
-    prose, out = _blank_notes(text), []
-    ends = [0, *(m.end() for m in _STOPS.finditer(prose))]
-    for at in left_over:
-        if prose[at] == " ": continue  # in an annotation
-        start = ends[bisect_right(ends, at) - 1]
-        joined = _LAST_CONJUNCTION.match(prose, start, at)
-        if joined: start = joined.end()
-        end = _CLAUSE.match(prose, at + 1).end()
-        if not re.search(r"\d", prose[start:at]) or not re.search(r"\d", prose[at:end]): continue
-        if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
-        else: out.append((start, end))
-    return [_trimmed(text, start, end) for start, end in out]
+def _begin_of_clause(prose, ends, at):
+    "Where the left side of a sign begins: behind the last of the stops, or behind an *and* or a *so*."
+    start = ends[bisect_right(ends, at) - 1]
+    joined = _LAST_CONJUNCTION.match(prose, start, at)
+    return joined.end() if joined else start
 
+def _stated(prose, signs):  # yields (start, end)
+    "The clauses around equals signs that have a number on either side."
+    ends = [0, *(m.end() for m in _STOPS.finditer(prose))]
+    for at in signs:
+        start, end = _begin_of_clause(prose, ends, at), _CLAUSE.match(prose, at + 1).end()
+        if _DIGIT.search(prose, start, at) and _DIGIT.search(prose, at, end): yield start, end
+
+# %% ../nbs/02_solution.ipynb #66139d21
 def _outside(places, spans):
     "Those of the places (in order) that lie in none of the spans."
     inside = {at for start, end in spans for at in places[bisect_left(places, start):bisect_left(places, end)]}
@@ -393,10 +422,22 @@ def _trimmed(text, start, end):
     "A span without the words before its first sign, and without blanks and punctuation at its ends."
     sign = _EQUALS_SIGN.search(text, start).start()
     words = _WORDS_BEFORE.match(text, start, sign)
-    if words and re.search(r"\d", text[words.end():sign]): start = words.end()
+    if words and _DIGIT.search(text, words.end(), sign): start = words.end()
     while start < end and text[start] in " \t,.;:-": start += 1
     while end > start and text[end-1] in " \t,.;:": end -= 1
     return start, end
+
+# %% ../nbs/02_solution.ipynb #addd98b5
+def _unread(text, equations):
+    "The spans of a plain text that look like equations and are none of those that were read."
+    signs = [m.start() for m in _EQUALS_SIGN.finditer(text)]
+    left_over = _outside(signs, [(e.start, e.end) for e in equations])
+    if not left_over: return []
+    prose, out = _blank_notes(text), []
+    for start, end in _stated(prose, [at for at in left_over if prose[at] != " "]):
+        if out and start <= out[-1][1] + 1: out[-1] = (out[-1][0], end)  # a chain
+        else: out.append((start, end))
+    return [_trimmed(text, start, end) for start, end in out]
 
 # %% ../nbs/02_solution.ipynb #e35fd1a7
 def _equations_in(plain):
@@ -405,8 +446,12 @@ def _equations_in(plain):
     if isinstance(draft, Refusal): return []
     equations = draft.parsed.equations
     in_words = [] if "<<" in plain.text else said(plain.text)  # who annotates says nothing in words alone
-    spoken = [e for e in in_words if not any(e.start < other.end and other.start < e.end for other in equations)]
-    return sorted([*equations, *spoken], key=lambda e: (e.start, e.end)) if spoken else equations
+    def in_signs_too(e): return any(e.start < other.end and other.start < e.end for other in equations)
+    return sorted([*equations, *(e for e in in_words if not in_signs_too(e))], key=lambda e: (e.start, e.end))
+
+def _places(plain, equations):
+    "The equations of a canonical form with their places in the text as given."
+    return [_placed(e, plain) for e in equations] if plain.pieces else equations
 
 def findings(
     solution:str,  # a worked solution, in any style
@@ -417,7 +462,7 @@ def findings(
     equations = _equations_in(plain)
     unread = [Unread(plain.text[start:end], *whole(plain.original, *plain.to_original(start, end)))
               for start, end in _unread(plain.text, equations)]
-    return Findings([_placed(e, plain) for e in equations] if plain.pieces else equations, unread)
+    return Findings(_places(plain, equations), unread)
 
 # %% ../nbs/02_solution.ipynb #fa842655
 def check(
@@ -425,9 +470,7 @@ def check(
 )->list:  # of Equation, in reading order; empty when there is none or the text cannot be read
     "Every equation found in a solution, with its value and whether it is true."
     plain = _plain(solution)
-    if plain is None: return []
-    equations = _equations_in(plain)
-    return [_placed(e, plain) for e in equations] if plain.pieces else equations
+    return [] if plain is None else _places(plain, _equations_in(plain))
 
 # %% ../nbs/02_solution.ipynb #91ef99bb
 def sound(

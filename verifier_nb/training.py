@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['validation_metrics', 'step_metrics', 'LabelTrainer', 'Progress', 'pick', 'training_arguments', 'prepare_model',
-           'make_trainer', 'history_frame', 'finding', 'plot_history', 'train', 'save_model', 'training_facts',
-           'train_and_save', 'run_stage']
+           'make_trainer', 'history_frame', 'plot_history', 'train', 'save_model', 'training_facts', 'train_and_save',
+           'run_stage']
 
 # %% ../nbs/06_training.ipynb #ac081f90
-import io
 import itertools
 import math
 import shutil
@@ -23,6 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from . import attention, batches as batches_, data, files, model as model_, parallel, prompt, scoring, setup
 from .checkpoints import check_room, claim_checkpoints, latest_checkpoint, seal
+from .curves import mark_coin_toss, plot_curves, png
 from .files import VerifierError
 from .folders import mirror
 from .samples import EpochBatches, blank, make_collator, quiet, to_samples
@@ -53,6 +53,7 @@ def _targets(rows)->list:
     "What the steps of samples are told, a list a row; nothing where they have no steps."
     return rows["step_targets"] if "step_targets" in rows.column_names else []
 
+# %% ../nbs/06_training.ipynb #45d5853b
 def _first(wrong)->int:
     "Number of the first step that is wrong; −1: none is."
     return int(np.argmax(wrong)) if np.any(wrong) else -1
@@ -280,17 +281,18 @@ def prepare_model(cfg):
 # %% ../nbs/06_training.ipynb #23787fa3
 def _samples_of(run, tokenizer)->dict:  # split -> samples
     "Both splits as samples. Validation looks at ends of steps. Raises `VerifierError` where no row knows its steps."
-    cfg = run.config
-    t, whole = cfg.training, {}
-    kinds = {"train": t.steps, "validation": "off" if t.steps == "off" else "ends"}
-    for split, steps in kinds.items():
-        whole[split] = to_samples(data.load_split(run, split), tokenizer, cfg.data.max_length, cfg.data.too_long,
-                                  cfg.data.marks, t.workers, steps, t.outcome_steps)
+    d, t = run.config.data, run.config.training
+    def samples(split, steps):
+        return to_samples(data.load_split(run, split), tokenizer, d.max_length, d.too_long, d.marks, t.workers,
+                          steps, t.outcome_steps)
+    whole = {"train": samples("train", t.steps),
+             "validation": samples("validation", "off" if t.steps == "off" else "ends")}
     if t.steps != "off" and not any(_targets(whole["train"])):
         fix = "use data with a column first_error, or set training.outcome_steps: all, or training.steps: off"
         raise VerifierError("no row of the training data knows its first wrong step", "training.steps", fix)
     return whole
 
+# %% ../nbs/06_training.ipynb #36f2855f
 def _batches_of(cfg, samples, layout)->EpochBatches:
     "The training split's batches; with shared beginnings the rows of a problem stay together."
     t = cfg.training
@@ -342,43 +344,12 @@ def history_frame(
     table = pd.DataFrame(lines)
     return table.reindex(columns=[*_COLUMNS, *(name for name in _STEP_COLUMNS if name in table)])
 
-# %% ../nbs/06_training.ipynb #244d688b
-def finding(history:pd.DataFrame)->str:
-    "What the curves say, in one sentence."
-    val = history.dropna(subset=["eval_loss"])
-    if len(val) < 3: return "Too few validations to see a trend"
-    best, last = val.loc[val.eval_loss.idxmin()], val.iloc[-1]
-    step = int(best.step)
-    if best.step == last.step: return f"Validation loss was still falling at step {step}: more training may help"
-    return f"Validation loss was lowest at step {step} and rose to {last.eval_loss:.3f}: later steps learned by heart"
-
-# %% ../nbs/06_training.ipynb #3f694fcb
-def _mark_coin_toss(ax):
-    "A line at the loss of a model that knows nothing."
-    ax.axhline(math.log(2), color="#999", lw=.8, ls=":")
-    ax.annotate("a coin toss between 0 and 1", (1, math.log(2)), xycoords=("axes fraction", "data"),
-                ha="right", va="bottom", fontsize=8, color="#666")
-
 # %% ../nbs/06_training.ipynb #3f4c4991
 def plot_history(history:pd.DataFrame):
-    "Training and validation loss over optimiser steps."
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    train, val = history.dropna(subset=["loss"]), history.dropna(subset=["eval_loss"])
-    ax.plot(train.step, train.loss, color="#7a8aa0", lw=1.2, label="training")
-    ax.plot(val.step, val.eval_loss, color="#c2410c", marker="o", lw=1.6, label="validation")
-    _mark_coin_toss(ax)
-    ax.set(xlabel="optimiser step", ylabel="cross entropy (nats)", title=finding(history))
-    ax.legend(frameon=False)
+    "Losses over optimiser steps, beside the loss of a model that knows nothing."
+    fig = plot_curves(history)
+    mark_coin_toss(fig.axes[0])
     return fig
-
-# %% ../nbs/06_training.ipynb #39ceb36c
-def _save_figure(path, fig):
-    import matplotlib.pyplot as plt
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    with files.atomic(path, "wb") as f: f.write(buffer.getvalue())
 
 # %% ../nbs/06_training.ipynb #a9da23c2
 def _check_state(checkpoint, in_parts:bool):
@@ -433,14 +404,14 @@ def _peak_gpu_gib():
 # %% ../nbs/06_training.ipynb #40429173
 def training_facts(run, trainer)->dict:
     "What the training was: steps, speed, memory, paths taken."
-    state = trainer.state
+    state, seen = trainer.state, sum(parallel.from_all(trainer.samples_seen))
     return {
         "steps": state.global_step, "epochs": state.epoch,
         "best_step": state.best_global_step, "best_metric": run.config.training.best_metric,
         "best_value": state.best_metric,
         "train_rows": len(trainer.train_dataset), "validation_rows": len(trainer.eval_dataset),
         "seconds": round(trainer.seconds, 1), "processes": parallel.world().size,
-        "samples_per_second": round(sum(parallel.from_all(trainer.samples_seen))/trainer.seconds, 2),
+        "samples_per_second": round(seen/trainer.seconds, 2),
         "layout": trainer.layout, "attention": trainer.model.config._attn_implementation,
         "trainable_parameters": sum(p.numel() for p in _learning(trainer.model)),
         "passes_split_for_memory": trainer.splits, "peak_gpu_gib": max(parallel.from_all(_peak_gpu_gib() or 0)) or None}
@@ -458,7 +429,7 @@ def train_and_save(
     if not parallel.is_first(): return found
     history = history_frame(trainer.state.log_history)
     files.write_csv(run.report("log_history.csv"), history)
-    _save_figure(run.figures/"loss.png", plot_history(history))
+    with files.atomic(run.figures/"loss.png", "wb") as picture: picture.write(png(plot_history(history)))
     files.write_json(run.report("training.json"), found)
     return found
 
