@@ -8,8 +8,7 @@ __all__ = ['Preset', 'RunName', 'Overrides', 'Root', 'Mirror', 'Processes', 'Par
            'RepoId', 'DryRun', 'Benchmarks', 'Verifier', 'Probed', 'Adapter', 'Aim', 'Prior', 'MaxLength', 'Question',
            'Solution', 'TextFile', 'AsJson', 'To', 'Folder', 'Dtype', 'Table', 'Scored', 'Alone', 'Every', 'Force',
            'Ray', 'Shard', 'Merge', 'Workers', 'SuiteRows', 'SuiteTable', 'WriteSuite', 'Answers', 'Port', 'OpenHost',
-           'GuardedHost', 'Token', 'RequestRows', 'Waiting', 'Batch', 'argument', 'option', 'named_pairs',
-           'column_names']
+           'GuardedHost', 'Token', 'RequestRows', 'Waiting', 'Batch', 'named_pairs', 'column_names']
 
 # %% ../nbs/12_options.ipynb #57306321
 from typing import Annotated, Optional
@@ -17,108 +16,108 @@ import typer
 from .files import VerifierError
 
 # %% ../nbs/12_options.ipynb #43f1c820
-def argument(help:str):
+def _argument(help:str):
     "What stands alone."
     return typer.Argument(help=help)
 
-def option(*names, help:str, **more):
+def _option(*names, help:str, **more):
     "What has a name; without names it is called as the parameter is."
     return typer.Option(*names, help=help, **more)
 
 # %% ../nbs/12_options.ipynb #45bc1761
-Preset = Annotated[str, argument("a preset or a YAML file")]
-RunName = Annotated[str, argument("a run's folder, its name, or 'latest'")]
-Overrides = Annotated[Optional[list[str]], option(
+Preset = Annotated[str, _argument("a preset or a YAML file")]
+RunName = Annotated[str, _argument("a run's folder, its name, or 'latest'")]
+Overrides = Annotated[Optional[list[str]], _option(
     "-o", "--override", help="a setting to change, such as training.epochs=1; may be repeated")]
-Root = Annotated[str, option("--root", help="folder that holds reports/ and artifacts/")]
-Mirror = Annotated[Optional[str], option(
+Root = Annotated[str, _option("--root", help="folder that holds reports/ and artifacts/")]
+Mirror = Annotated[Optional[str], _option(
     "--mirror", envvar="VERIFIER_NB_MIRROR",
     help="folder, such as a mounted Drive, that gets a copy of finished files and checkpoints as they come")]
-Processes = Annotated[str, option(
+Processes = Annotated[str, _option(
     "--processes", help="how many processes train and score together, or auto: one for each GPU")]
-Parallel = Annotated[str, option(
+Parallel = Annotated[str, _option(
     "--parallel", help="ddp: a whole model in each process; fsdp2: one model in parts over all GPUs")]
-Strict = Annotated[bool, option(help="refuse to run with uncommitted changes")]
-AndPublish = Annotated[bool, option(help="add the publish stage (a dry run; `verifier-nb publish` sends)")]
-Grids = Annotated[list[str], option("-g", "--grid", help="key=value,value,…; may be repeated")]
-StopEarly = Annotated[bool, option(
+Strict = Annotated[bool, _option(help="refuse to run with uncommitted changes")]
+AndPublish = Annotated[bool, _option(help="add the publish stage (a dry run; `verifier-nb publish` sends)")]
+Grids = Annotated[list[str], _option("-g", "--grid", help="key=value,value,…; may be repeated")]
+StopEarly = Annotated[bool, _option(
     "--stop-early", help="with --ray: end the trials whose AUROC on validation falls behind")]
-Minutes = Annotated[Optional[float], option(
+Minutes = Annotated[Optional[float], _option(
     "--minutes", help="begin no further block of samples after so many minutes; again with more goes on")]
-Against = Annotated[Optional[list[str]], option(
+Against = Annotated[Optional[list[str]], _option(
     "--against",
     help="a set whose problems should not be among these, such as level-1-binary.zip#test; may be repeated")]
 
 # %% ../nbs/12_options.ipynb #06a7b8d6
-Columns = Annotated[Optional[list[str]], option(
+Columns = Annotated[Optional[list[str]], _option(
     "-c", "--column", help="our name=the file's name, such as solution=answer")]
-Compared = Annotated[list[str], argument("two or more runs, or CSV files from elsewhere")]
-ComparedInto = Annotated[Optional[str], option(
+Compared = Annotated[list[str], _argument("two or more runs, or CSV files from elsewhere")]
+ComparedInto = Annotated[Optional[str], _option(
     "--out", help="folder for the tables and the page; default: reports/comparisons/NAMES")]
-TestSets = Annotated[list[str], argument(
+TestSets = Annotated[list[str], _argument(
     ".csv, .jsonl or .parquet files with question, solution, label, or with question, steps, first_error")]
-Trained = Annotated[str, option(help="problems that the run learned from: refuse, drop or keep")]
-Into = Annotated[Optional[str], option("--into", help="folder for the repetition; default: a temporary one")]
-RepoId = Annotated[Optional[str], option(help="such as your-name/verifier-level1; default: the config's")]
-DryRun = Annotated[bool, option("--dry-run/--send", help="list what would be sent, or send it")]
-Benchmarks = Annotated[Optional[list[str]], option(
+Trained = Annotated[str, _option(help="problems that the run learned from: refuse, drop or keep")]
+Into = Annotated[Optional[str], _option("--into", help="folder for the repetition; default: a temporary one")]
+RepoId = Annotated[Optional[str], _option(help="such as your-name/verifier-level1; default: the config's")]
+DryRun = Annotated[bool, _option("--dry-run/--send", help="list what would be sent, or send it")]
+Benchmarks = Annotated[Optional[list[str]], _option(
     "--benchmark",
     help="a set that was tested=the Hub's benchmark that it is, such as test=owner/name#task; may be repeated")]
 
 # %% ../nbs/12_options.ipynb #52210286
-Verifier = Annotated[str, argument("'default' for the one in the box, an adapter's folder, or a run")]
-Probed = Annotated[str, argument("'default' for the verifier in the box, an adapter's folder, or a run")]
-Adapter = Annotated[str, option("--adapter", help="'default' for the one in the box, an adapter's folder, or a run")]
-Aim = Annotated[Optional[str], option(
+Verifier = Annotated[str, _argument("'default' for the one in the box, an adapter's folder, or a run")]
+Probed = Annotated[str, _argument("'default' for the verifier in the box, an adapter's folder, or a run")]
+Adapter = Annotated[str, _option("--adapter", help="'default' for the one in the box, an adapter's folder, or a run")]
+Aim = Annotated[Optional[str], _option(
     "--aim", help="what the threshold serves: balanced, accuracy, few-false-alarms (95 % of the correct ones pass), "
                   "recall (95 % of the flawed ones are found) or f1; default: as it was fitted")]
-Prior = Annotated[Optional[float], option(
+Prior = Annotated[Optional[float], _option(
     "--prior", help="the share of flawed solutions that you expect, such as 0.3: shifts the odds; "
                     "default: as in the verifier's validation")]
-MaxLength = Annotated[Optional[int], option(
+MaxLength = Annotated[Optional[int], _option(
     min=16, help="tokens that are read; default: as in the verifier's training")]
-Question = Annotated[Optional[str], argument("the problem")]
-Solution = Annotated[Optional[str], argument("the worked solution")]
-TextFile = Annotated[Optional[str], option(
+Question = Annotated[Optional[str], _argument("the problem")]
+Solution = Annotated[Optional[str], _argument("the worked solution")]
+TextFile = Annotated[Optional[str], _option(
     "--file", "-f", help="a text or JSON file with both; - reads standard input")]
-AsJson = Annotated[bool, option("--json", help="answer in JSON")]
-To = Annotated[str, option(
+AsJson = Annotated[bool, _option("--json", help="answer in JSON")]
+To = Annotated[str, _option(
     "--to", help="hf: the merged causal model; vllm: a sequence classifier; onnx: for ONNX Runtime")]
-Folder = Annotated[str, option("--out", "-O", "-o", help="the folder to make")]
-Dtype = Annotated[str, option(help="of the weights: float32, bfloat16 or float16")]
+Folder = Annotated[str, _option("--out", "-O", "-o", help="the folder to make")]
+Dtype = Annotated[str, _option(help="of the weights: float32, bfloat16 or float16")]
 
 # %% ../nbs/12_options.ipynb #a82c8838
-Table = Annotated[str, argument("a .csv, .jsonl or .parquet file with question and solution")]
-Scored = Annotated[str, option("--out", "-O", help="the file to write: .csv, .jsonl or .parquet")]
-Alone = Annotated[bool, option(
+Table = Annotated[str, _argument("a .csv, .jsonl or .parquet file with question and solution")]
+Scored = Annotated[str, _option("--out", "-O", help="the file to write: .csv, .jsonl or .parquet")]
+Alone = Annotated[bool, _option(
     "--alone", help="without the hybrid's second pass, where the verifier has a hybrid")]
-Every = Annotated[bool, option("--all", help="every probability, also the uncalibrated ones")]
-Force = Annotated[bool, option("--force", help="replace OUT")]
-Ray = Annotated[Optional[str], option(
+Every = Annotated[bool, _option("--all", help="every probability, also the uncalibrated ones")]
+Force = Annotated[bool, _option("--force", help="replace OUT")]
+Ray = Annotated[Optional[str], _option(
     "--ray", help="address of a Ray cluster, or auto: this machine's, or one for the time of the work")]
-Shard = Annotated[Optional[str], option(
+Shard = Annotated[Optional[str], _option(
     "--shard", help="only this share of the blocks, such as 2/8; any number of machines may work on one OUT")]
-Merge = Annotated[bool, option("--merge", help="write OUT from the parts of all shards")]
-Workers = Annotated[Optional[int], option(
+Merge = Annotated[bool, _option("--merge", help="write OUT from the parts of all shards")]
+Workers = Annotated[Optional[int], _option(
     min=1, help="with --ray; default: one for each GPU, or for each core")]
-SuiteRows = Annotated[Optional[int], option(min=1, help="about so many rows of the suite; default: all of them")]
-SuiteTable = Annotated[Optional[str], option("--out", "-o", help="a CSV file for the table; its rows go beside it")]
-WriteSuite = Annotated[Optional[str], option(
+SuiteRows = Annotated[Optional[int], _option(min=1, help="about so many rows of the suite; default: all of them")]
+SuiteTable = Annotated[Optional[str], _option("--out", "-o", help="a CSV file for the table; its rows go beside it")]
+WriteSuite = Annotated[Optional[str], _option(
     "--write", help="write the suite's rows with their labels into this CSV file, and ask nobody")]
-Answers = Annotated[Optional[str], option(
+Answers = Annotated[Optional[str], _option(
     "--answers", help="count this CSV file's p_flawed and verdict, which another verifier added to --write's rows")]
 
 # %% ../nbs/12_options.ipynb #1d60a46c
 Port = Annotated[int, typer.Option(min=1, max=65535)]
-OpenHost = Annotated[str, option(
+OpenHost = Annotated[str, _option(
     help="address to listen on; anything but 127.0.0.1 lets others on the network in")]
-GuardedHost = Annotated[str, option(help="address to listen on; anything but 127.0.0.1 needs a token")]
-Token = Annotated[str, option(
+GuardedHost = Annotated[str, _option(help="address to listen on; anything but 127.0.0.1 needs a token")]
+Token = Annotated[str, _option(
     envvar="VERIFIER_TOKEN",
     help="what every request has to show; others on this machine can read a command line, not an environment")]
-RequestRows = Annotated[int, option(min=1, help="solutions that a request may hold")]
-Waiting = Annotated[int, option(min=1, help="solutions that may wait; more are told to come again (429)")]
-Batch = Annotated[int, option(min=1, help="solutions that are judged together")]
+RequestRows = Annotated[int, _option(min=1, help="solutions that a request may hold")]
+Waiting = Annotated[int, _option(min=1, help="solutions that may wait; more are told to come again (429)")]
+Batch = Annotated[int, _option(min=1, help="solutions that are judged together")]
 
 # %% ../nbs/12_options.ipynb #8dd02d68
 def named_pairs(given, what:str, option:str, example:str)->dict:
