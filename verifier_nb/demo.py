@@ -43,11 +43,13 @@ def split_candidates(text:str)->list:
 # %% ../nbs/11b_demo.ipynb #b481d619
 def _sentence(text): return text[:1].upper() + text[1:]
 
+# %% ../nbs/11b_demo.ipynb #67592070
 def _alert(e)->str:
     "What was wrong and what to do, as a piece of the page."
     from verifier_nb.page import render, template_text
     return render(template_text("alert.html.j2"), what=_sentence(e.what), fix=_sentence(e.fix))
 
+# %% ../nbs/11b_demo.ipynb #f8debc73
 def demo_answers(verifier):  # -> (answer to one solution, answer to several candidates), as functions that return HTML
     "What the page's buttons do; a problem that the user can mend is shown in place of the answer."
     def one(question, solution):
@@ -80,6 +82,7 @@ def _one_tab(gr, question, one):
         check.click(one, [question, solution], gr.HTML(elem_id="answer"), api_name=False)
     return solution
 
+# %% ../nbs/11b_demo.ipynb #04ad44a6
 def _candidates_tab(gr, question, several):
     "The tab that ranks candidates."
     with gr.Tab("Compare candidates"):
