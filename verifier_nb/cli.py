@@ -253,6 +253,12 @@ def _one_by_one(config, combinations, root, shared)->list:  # of (settings, run,
         rows.append((settings[shared:], start(config, settings, root, say=typer.echo), "done"))
     return rows
 
+def _side_by_side(config, combinations, root, ray, stop_early, shared)->list:  # of (settings, run, how it ended)
+    "All runs of a sweep: together on a cluster, or one after the other where there is none."
+    if not ray: return _one_by_one(config, combinations, root, shared)
+    from verifier_nb import cluster
+    return cluster.sweep(config, combinations, root, ray, stop_early, shared)
+
 # %% ../nbs/12_cli.ipynb #ef32da8a
 @app.command()
 def sweep(
@@ -267,10 +273,7 @@ def sweep(
     for settings in combinations: load_config(config, settings)  # refuse all before the first long run
     if stop_early and not ray:
         raise VerifierError("--stop-early compares trials that run together", "--stop-early", "add --ray auto")
-    if not ray: rows = _one_by_one(config, combinations, root, len(shared))
-    else:
-        from verifier_nb import cluster
-        rows = cluster.sweep(config, combinations, root, ray, stop_early, len(shared))
+    rows = _side_by_side(config, combinations, root, ray, stop_early, len(shared))
     typer.echo("\n" + _sweep_table(rows))
     if any(how == "failed" for _, _, how in rows): raise typer.Exit(1)
 

@@ -142,13 +142,17 @@ def named(
     return found.assign(step=found.step.astype(object).where(found.step > 0, ""))  # 0: no one step
 
 # %% ../nbs/11a_score_file.ipynb #f93831a7
+def _without_hybrid(calibration:dict)->dict:
+    "A calibration under which the verifier's own verdict counts."
+    return {name: value for name, value in calibration.items() if name != "baselines"}
+
+# %% ../nbs/11a_score_file.ipynb #ea1dca93
 def _judged(rows, verifier, questions, solutions, hybrid, batch_tokens):
     "The scores of these rows, under their numbers."
     import pandas as pd
     from verifier_nb.ask import judge_solutions
     if not rows: return pd.DataFrame(columns=[*SCORES, *MORE_SCORES])
-    left_out = () if hybrid else ("baselines",)
-    calibration = {k: v for k, v in verifier.calibration.items() if k not in left_out}
+    calibration = verifier.calibration if hybrid else _without_hybrid(verifier.calibration)
     problems, answers = [questions[i] for i in rows], [solutions[i] for i in rows]
     found = judge_solutions(verifier, problems, answers, calibration, batch_tokens, progress=False)
     return named(found)[[*SCORES, *MORE_SCORES]].set_axis(rows)
