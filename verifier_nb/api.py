@@ -26,6 +26,7 @@ class AskedSolution(_Body):
     question: Text
     solution: Text
 
+# %% ../nbs/11b_api.ipynb #57c9d913
 class ScoreRequest(_Body):
     "One solution (question, solution), or several (rows)."
     question: Optional[Text] = Field(None, description="with solution: one alone")
@@ -38,6 +39,7 @@ class ScoreRequest(_Body):
         if self.rows is None and all(one) or self.rows is not None and not any(one): return self
         raise ValueError("give question and solution, or rows, a list of objects with both")
 
+# %% ../nbs/11b_api.ipynb #05a94337
 class RankRequest(_Body):
     "Candidate solutions of one problem."
     question: Text
@@ -47,7 +49,6 @@ class RewardRequest(BaseModel):
     "OpenRLHF's form; what else is sent (labels) is not read."
     query: list[str] = Field(description="prompts with their responses")
     prompts: list[str] = Field(description="the prompts alone")
-
 
 # %% ../nbs/11b_api.ipynb #76a12f49
 class StepVerdict(BaseModel):
@@ -119,6 +120,7 @@ def _refs(schema:dict)->list:
     if "$ref" in schema: return [schema["$ref"].rpartition("/")[2]]
     return [name for part in schema.get("anyOf", ()) for name in _refs(part)]
 
+# %% ../nbs/11b_api.ipynb #ae66b415
 def _kind(schema:dict)->str:
     "A schema in words."
     if "$ref" in schema: return _refs(schema)[0]
@@ -126,6 +128,7 @@ def _kind(schema:dict)->str:
     if schema.get("type") == "array": return f"list of {_kind(schema['items'])}"
     return _KINDS.get(schema.get("type"), "anything")
 
+# %% ../nbs/11b_api.ipynb #bf447a2d
 class _Fields(NamedTuple):
     "A table of a shape's fields."
     columns: tuple
@@ -141,7 +144,6 @@ class _Shape(NamedTuple):
     words: str
     fields: _Fields
 
-
 # %% ../nbs/11b_api.ipynb #46384ce0
 class _Address(NamedTuple):
     "What one address does, for a person."
@@ -153,6 +155,7 @@ class _Address(NamedTuple):
     takes: Optional[_Fields]
     answers: list  # names of shapes
 
+# %% ../nbs/11b_api.ipynb #6a5a58b0
 def _body_of(content)->dict: return content.get("application/json", {}).get("schema", {})
 
 def _address(path, method, told, shapes, address, needs_token)->_Address:
@@ -163,6 +166,13 @@ def _address(path, method, told, shapes, address, needs_token)->_Address:
     return _Address(path.strip("/"), method.upper(), path, told.get("description", ""),
                     curl(path, address, needs_token), takes, answers)
 
+# %% ../nbs/11b_api.ipynb #454e88dd
+def _answers(shapes:dict)->list:  # of _Shape
+    "The shapes that stand on their own; a request's stands with its address."
+    return [_Shape(name, shape.get("description", ""), _fields(shape)) for name, shape in shapes.items()
+            if not name.endswith("Request")]
+
+# %% ../nbs/11b_api.ipynb #84bbc7f1
 _OWN = ("HTTPValidationError", "ValidationError")  # FastAPI's form of a refusal, which this server does not use
 
 def api_page(
@@ -175,8 +185,6 @@ def api_page(
     shapes = {name: shape for name, shape in schema["components"]["schemas"].items() if name not in _OWN}
     asked = [_address(path, method, told, shapes, address, needs_token)
              for path, methods in schema["paths"].items() for method, told in methods.items()]
-    shown = [_Shape(name, shape.get("description", ""), _fields(shape)) for name, shape in shapes.items()]
     info = schema["info"]
     return render_page("api", title="verifier_nb: what can be asked", version=info["version"], asked=asked,
-                       words=info["description"], shapes=[one for one in shown if not one.name.endswith("Request")])
-
+                       words=info["description"], shapes=_answers(shapes))

@@ -425,19 +425,24 @@ def _is_unpacked(base):
     "Whether a base model can be opened at once."
     return not str(base).startswith("pypi:") or list(setup.cache_dir().glob("SmolLM2*/config.json"))
 
-def _verifier_of_run(run, **length):
-    "The verifier that a run trained, with its base at hand where the hybrid asks for it."
+# %% ../nbs/11_ask.ipynb #225363de
+def _whole_model(run, **length):
+    "The verifier of a run that trained all weights, with its base at hand where the hybrid asks for it."
     from verifier_nb import model, scoring
-    m, data = run.config.model, run.config.data
-    length = {"max_length": data.max_length, **length}
-    if run.config.training.trainable == "lora":
-        return scoring.Verifier.from_pretrained(m.base, run.adapter, m.revision, quantization=m.quantization,
-                                                marks=data.marks, **length)
     verifier = scoring.Verifier.from_run(run, **length)
     if "surprisal" in hybrid_of(verifier.calibration).get("features", ()):
-        untrained = {name: p.data for name, p in model.load_base(m).named_parameters()}
+        untrained = {name: p.data for name, p in model.load_base(run.config.model).named_parameters()}
         scoring.switchable(verifier.model, untrained)
     return verifier
+
+def _verifier_of_run(run, **length):
+    "The verifier that a run trained."
+    from verifier_nb.scoring import Verifier
+    m, data = run.config.model, run.config.data
+    length = {"max_length": data.max_length, **length}
+    if run.config.training.trainable != "lora": return _whole_model(run, **length)
+    how = {"quantization": m.quantization, "marks": data.marks}
+    return Verifier.from_pretrained(m.base, run.adapter, m.revision, **how, **length)
 
 # %% ../nbs/11_ask.ipynb #ef5395d0
 def _with_every_aim(run, verifier):
@@ -465,7 +470,8 @@ def open_verifier(
     "A verifier to ask. Raises `VerifierError` when there is none."
     folder = default_adapter() if adapter == "default" else Path(adapter).expanduser()
     run = None if (folder/"adapter_config.json").exists() else find_adapter(adapter, root)
-    if not _is_unpacked(_base_of(run, folder)): say("unpacking the base model; only the first time, about half a minute")
+    at_once = _is_unpacked(_base_of(run, folder))
+    if not at_once: say("unpacking the base model; only the first time, about half a minute")
     _wake()
     from verifier_nb import scoring
     length = {"max_length": max_length} if max_length else {}

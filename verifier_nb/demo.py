@@ -29,8 +29,10 @@ EXAMPLE = Example(
 
 EXAMPLES = (
     (EXAMPLE.question, EXAMPLE.solution),
-    ("A pen costs $3 and a book costs $8. How much do 2 pens and a book cost?", "2 pens cost 2 * 3 = 6 dollars.\nWith 2 books that is 6 + 16 = 22 dollars.\n#### 22"),
-    ("Tom reads 12 pages a day for 5 days. How many pages of 80 are left?", "He reads 12 * 5 = 60 pages.\n80 - 60 = 20 pages are left.\n#### 20"))
+    ("A pen costs $3 and a book costs $8. How much do 2 pens and a book cost?",
+     "2 pens cost 2 * 3 = 6 dollars.\nWith 2 books that is 6 + 16 = 22 dollars.\n#### 22"),
+    ("Tom reads 12 pages a day for 5 days. How many pages of 80 are left?",
+     "He reads 12 * 5 = 60 pages.\n80 - 60 = 20 pages are left.\n#### 20"))
 
 # %% ../nbs/11b_demo.ipynb #c311fc49
 def split_candidates(text:str)->list:
@@ -41,11 +43,13 @@ def split_candidates(text:str)->list:
 # %% ../nbs/11b_demo.ipynb #b481d619
 def _sentence(text): return text[:1].upper() + text[1:]
 
+# %% ../nbs/11b_demo.ipynb #67592070
 def _alert(e)->str:
     "What was wrong and what to do, as a piece of the page."
     from verifier_nb.page import render, template_text
     return render(template_text("alert.html.j2"), what=_sentence(e.what), fix=_sentence(e.fix))
 
+# %% ../nbs/11b_demo.ipynb #f8debc73
 def demo_answers(verifier):  # -> (answer to one solution, answer to several candidates), as functions that return HTML
     "What the page's buttons do; a problem that the user can mend is shown in place of the answer."
     def one(question, solution):
@@ -58,7 +62,7 @@ def demo_answers(verifier):  # -> (answer to one solution, answer to several can
     return one, several
 
 # %% ../nbs/11b_demo.ipynb #b0fddba9
-_MARKS = (".eq", ".fix", ".step", ".sr", ".track", ".soft")  # rules of the report's style that the pieces of the page need
+_MARKS = (".eq", ".fix", ".step", ".sr", ".track", ".soft")  # rules of the report's style that the page's pieces need
 
 def demo_style()->str:
     "The report's colours and marks for the pieces of the page; Gradio says with a class whether it is dark."
@@ -78,6 +82,7 @@ def _one_tab(gr, question, one):
         check.click(one, [question, solution], gr.HTML(elem_id="answer"), api_name=False)
     return solution
 
+# %% ../nbs/11b_demo.ipynb #04ad44a6
 def _candidates_tab(gr, question, several):
     "The tab that ranks candidates."
     with gr.Tab("Compare candidates"):
@@ -87,24 +92,35 @@ def _candidates_tab(gr, question, several):
         rank.click(several, [question, texts], gr.HTML(elem_id="ranking"), api_name=False)
 
 # %% ../nbs/11b_demo.ipynb #372a10f8
-def demo_page(verifier):  # -> gradio.Blocks
-    "The page of `verifier-nb demo`. Raises `VerifierError` when Gradio is not installed."
-    from verifier_nb.page import render, template_text
+def _gradio():
+    "The module, asked to tell nobody. Raises `VerifierError` when it is not installed."
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try: import gradio as gr
+    try: import gradio
     except ImportError:
         fix = "pip install 'verifier_nb[demo]', or pip install gradio"
         raise VerifierError("the demo needs the package gradio", "verifier-nb demo", fix) from None
+    return gradio
+
+# %% ../nbs/11b_demo.ipynb #019e9611
+def demo_page(verifier):  # -> gradio.Blocks
+    "The page of `verifier-nb demo`. Raises `VerifierError` when Gradio is not installed."
+    from verifier_nb.page import render, template_text
+    gr = _gradio()
     one, several = demo_answers(verifier)
     with gr.Blocks(title="Is this solution right?", analytics_enabled=False) as page:
         gr.HTML(render(template_text("demo.html.j2")))
         question = gr.Textbox(label="Problem", lines=3, value=EXAMPLE.question, elem_id="question")
         solution = _one_tab(gr, question, one)
         _candidates_tab(gr, question, several)
-        gr.Examples([list(pair) for pair in EXAMPLES], [question, solution], label="Examples: a slip in the arithmetic, a slip in the reasoning, a right one")
+        about = "Examples: a slip in the arithmetic, a slip in the reasoning, a right one"
+        gr.Examples([list(pair) for pair in EXAMPLES], [question, solution], label=about)
     return page
 
 # %% ../nbs/11b_demo.ipynb #59025175
+_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+_QUIETLY = {"share": False, "quiet": True, "prevent_thread_lock": True, "footer_links": [], "ssr_mode": False,
+            "show_error": True}
+
 def demo_launch(
     page,  # what `demo_page` made
     port:int=7860, host:str="127.0.0.1",
@@ -113,11 +129,8 @@ def demo_launch(
     "Serve the page. Raises `VerifierError` when the port is taken."
     import gradio as gr
     head = f"<style>{demo_style()}</style>"  # Gradio would rewrite rules given as css
-    ours = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
-    plain = gr.themes.Base(primary_hue="teal", **ours)
-    try:
-        _, url, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                                footer_links=[], ssr_mode=False, theme=plain, head=head, show_error=True)
+    theme = gr.themes.Base(primary_hue="teal", **_FONTS)
+    try: _, url, _ = page.launch(server_name=host, server_port=port, theme=theme, head=head, **_QUIETLY)
     except OSError as e:
         what = f"the page cannot be served on port {port}: {str(e).splitlines()[0]}"
         raise VerifierError(what, f"{host}:{port}", "give another port: --port 7861") from None

@@ -106,21 +106,34 @@ INDEXED = ("accuracy", "auroc", "balanced_f1", "ece", "hybrid_accuracy", "hybrid
 COLUMNS = [Column("run"), Column("base model"), Column("data"), Column("tested on"), Column("n", True),
            *(Column(metric.replace("_", " "), True) for metric in INDEXED)]
 
+# %% ../nbs/08b_index.ipynb #c57ea233
 def _run_cell(run:str, href:str)->Cell:
     "A run's name, and below it when it was started and from which commit."
     name, _, stamp = run.partition("/")
     return Cell(name, run, href=href, range=stamp)
 
+# %% ../nbs/08b_index.ipynb #bc70001c
+def _made_of_cells(row:dict)->list[Cell]:
+    "Base model and data; of a damaged run its problem."
+    base, sources = row.get("base"), row.get("data", "")
+    return [_words_cell(row.get("base", row.get("problem", "")), base),
+            _words_cell(sources.replace("+", " + "), row.get("data"))]
+
+# %% ../nbs/08b_index.ipynb #674c0a49
 def _cells(row:dict, reports:Path)->list[Cell]:
     "A row of index.html, in the order of `COLUMNS`."
-    report = f"{row['run']}/report.html"
-    base_or_problem, sources = row.get("base", row.get("problem", "")), row.get("data", "").replace("+", " + ")
-    return [_run_cell(row["run"], report if (reports/report).exists() else ""),
-            _words_cell(base_or_problem, row.get("base")), _words_cell(sources, row.get("data")),
-            _words_cell(row.get("set", ""), row.get("set")), Cell(row.get("n", ""), row.get("n", ""), True),
+    report, n = f"{row['run']}/report.html", row.get("n", "")
+    return [_run_cell(row["run"], report if (reports/report).exists() else ""), *_made_of_cells(row),
+            _words_cell(row.get("set", ""), row.get("set")), Cell(n, n, True),
             *(_metric_cell(row, metric) for metric in INDEXED)]
 
 # %% ../nbs/08b_index.ipynb #9b5bd0c7
+def _reports(root)->Path:
+    "The folder `reports`, from beside it or from inside."
+    inside = Path(root)/"reports"
+    return inside if inside.is_dir() else Path(root)
+
+# %% ../nbs/08b_index.ipynb #6e3afcba
 OWN = ("all.csv", "all.html")  # what a run writes: git ignores both, so that a run changes no committed file
 
 def index(
@@ -130,8 +143,7 @@ def index(
     """Write a table and a page in reports/ over all finished runs.
 
     A run whose files are damaged is named in the column `problem`."""
-    inside = Path(root)/"reports"
-    reports = inside if inside.is_dir() else Path(root)
+    reports = _reports(root)
     rows = [_row_or_problem(folder, external) for folder, external in _tested(reports)]
     table = pd.DataFrame(rows, columns=None if rows else ["run", "config"])
     write_csv(reports/names[0], table)

@@ -324,6 +324,17 @@ def push(
     out.scores = _check_upload(run, out, rows, scorer or verifier_scorer(run), api)
     return out
 
+# %% ../nbs/09_publish.ipynb #3de5cdad
+def _write_card(run):
+    "The model card, beside the weights and in the report."
+    card = model_card(run)
+    for path in (model_folder(run)/"README.md", run.report("model_card.md")): write_text(path, card)
+
+# %% ../nbs/09_publish.ipynb #039ce926
+def _record(out:Push)->dict:
+    "What the report keeps of a push."
+    return {"repo_id": out.repo_id, "commit": out.commit, "private": out.private, "rows scored": len(out.scores)}
+
 # %% ../nbs/09_publish.ipynb #22c227cf
 def evaluated(run:Run)->Run:
     "Make sure that there is an evaluated adapter: run the earlier stages when there is none."
@@ -331,16 +342,6 @@ def evaluated(run:Run)->Run:
         from verifier_nb import evaluation
         evaluation.run_stage(run)
     return run
-
-# %% ../nbs/09_publish.ipynb #3de5cdad
-def _write_card(run):
-    "The model card, beside the weights and in the report."
-    card = model_card(run)
-    for path in (model_folder(run)/"README.md", run.report("model_card.md")): write_text(path, card)
-
-def _record(out:Push)->dict:
-    "What the report keeps of a push."
-    return {"repo_id": out.repo_id, "commit": out.commit, "private": out.private, "rows scored": len(out.scores)}
 
 # %% ../nbs/09_publish.ipynb #ccc48c3a
 def run_stage(

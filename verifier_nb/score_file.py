@@ -13,20 +13,19 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from . import files
 from .files import VerifierError
-from .tables import TROUBLE, delimiter, json_lines, unreadable
+from .tables import json_lines, read_csv, reader_for, reading
 
 # %% ../nbs/11a_score_file.ipynb #c997bb5d
 def _csv_pieces(path, rows):
     "A CSV file in pieces; every cell is text."
     import pandas as pd
-    how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "sep": delimiter(path)}
-    for piece in pd.read_csv(path, chunksize=rows, **how):
+    for piece in read_csv(path, dtype=str, chunksize=rows):
         took_cells_for_an_index = not isinstance(piece.index, pd.RangeIndex)
         if took_cells_for_an_index: raise ValueError("rows have more cells than the header has names")
         yield piece
@@ -53,15 +52,8 @@ def read_pieces(
 ):  # yields data frames
     "A table in pieces, its cells as they were written. Raises `VerifierError` when it cannot be read."
     import pandas as pd
-    path = Path(path)
-    reader = _PIECES.get(path.suffix.lower())
-    if reader is None:
-        format = path.suffix or "without a suffix"
-        raise VerifierError(f"the format {format!r} is not known", path, f"give one of: {', '.join(_PIECES)}")
-    if not path.is_file(): raise VerifierError("there is no such file", path, "check the path")
-    try: yield from reader(path, rows)
-    except pd.errors.EmptyDataError: return
-    except TROUBLE as e: raise unreadable(e, path) from None
+    reader = reader_for(path, _PIECES)
+    with reading(path), suppress(pd.errors.EmptyDataError): yield from reader(path, rows)
 
 # %% ../nbs/11a_score_file.ipynb #b8ac186e
 SCORES = ("p_flawed", "verdict", "false_equation", "step", "reason")  # of every row; p_flawed: what counts
@@ -150,13 +142,17 @@ def named(
     return found.assign(step=found.step.astype(object).where(found.step > 0, ""))  # 0: no one step
 
 # %% ../nbs/11a_score_file.ipynb #f93831a7
+def _without_hybrid(calibration:dict)->dict:
+    "A calibration under which the verifier's own verdict counts."
+    return {name: value for name, value in calibration.items() if name != "baselines"}
+
+# %% ../nbs/11a_score_file.ipynb #ea1dca93
 def _judged(rows, verifier, questions, solutions, hybrid, batch_tokens):
     "The scores of these rows, under their numbers."
     import pandas as pd
     from verifier_nb.ask import judge_solutions
     if not rows: return pd.DataFrame(columns=[*SCORES, *MORE_SCORES])
-    left_out = () if hybrid else ("baselines",)
-    calibration = {k: v for k, v in verifier.calibration.items() if k not in left_out}
+    calibration = verifier.calibration if hybrid else _without_hybrid(verifier.calibration)
     problems, answers = [questions[i] for i in rows], [solutions[i] for i in rows]
     found = judge_solutions(verifier, problems, answers, calibration, batch_tokens, progress=False)
     return named(found)[[*SCORES, *MORE_SCORES]].set_axis(rows)
