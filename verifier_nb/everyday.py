@@ -42,8 +42,8 @@ def _template(entry)->Template:
     draw = {name: _range(text) for name, text in entry["draw"].items()}
     ways = tuple(tuple((str(how), said) for how, said in way) for way in entry["ways"])
     let = {name: str(how) for name, how in entry.get("let", {}).items()}
-    return Template(entry["topic"], draw, tuple(entry["ask"]), ways, let, tuple(entry.get("need", ())), entry.get("pick", {}),
-                    entry.get("story", entry["topic"]))
+    ask, need, topic = tuple(entry["ask"]), tuple(entry.get("need", ())), entry["topic"]
+    return Template(topic, draw, ask, ways, let, need, entry.get("pick", {}), entry.get("story", topic))
 
 # %% ../nbs/02c_everyday.ipynb #c5bf528c
 def _read(file)->dict: return yaml.safe_load(file.read_text(encoding="utf-8"))
