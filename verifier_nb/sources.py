@@ -45,7 +45,6 @@ from verifier_nb.symbolic import (
     symbolic,
     symbolic_problems,
     template_from,
-    templates_by_split,
 )
 
 # %% ../nbs/02d_sources.ipynb #4b1002ab
