@@ -156,7 +156,7 @@ def _laid_out(lines:list, style)->list:
     "The steps in a layout, as lines."
     if style.layout == "numbered": return [f"{k}. {line}" for k, line in enumerate(lines, 1)]
     if style.layout == "bullets": return [f"- {line}" for line in lines]
-    if style.layout == "paragraph" and style.step != "bare": return [" ".join(lines)]
+    if style.layout == "paragraph" and style.step != "bare": return [" ".join(lines)] if lines else []
     return lines
 
 def write_plan(

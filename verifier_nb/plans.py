@@ -180,5 +180,5 @@ def asked(
 )->str:
     "A question with its numbers and words."
     question = text.format(**{**slots, **_spoken(text, values, rng)})
-    question = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", question)
+    question = re.sub(r"\b([Aa]) (?=[aeiou])(?!uni|use|euro|one\b)", r"\1n ", question)
     return re.sub(r"(?:^|(?<=[.?!] ))[a-z]", lambda first: first[0].upper(), question)
