@@ -626,10 +626,12 @@ def test_the_audit_catches_what_is_planted():
     with pytest.raises(VerifierError): audit.audit(pd.DataFrame(rows).query("label == 0"))
 
 
-def test_the_quickstart_tests_on_templates_that_the_adapter_in_the_box_has_not_seen():
-    "The adapter was trained by default-verifier; the quickstart goes on from it and must judge it on other templates."
+def test_the_quickstart_tests_on_templates_that_the_adapter_in_the_box_has_not_seen(root):
+    "The quickstart goes on from the adapter in the box and must judge it on templates other than those that it was trained on."
     sound = [n for n, why in sources.sound_templates().items() if not why]
-    quick, default = (load_config(name) for name in ("quickstart", "default-verifier"))
-    ours, theirs = (rows_.split_problems(sound, c.data.validation_fraction, c.data.test_fraction, c.seed) for c in (quick, default))
-    held_out = [n for n in sound if ours[n] != "train"]
-    assert quick.lora.adapter == "default" and len(held_out) >= 10 and all(theirs[n] != "train" for n in held_out)
+    def places(cfg): return rows_.split_problems(sound, cfg.data.validation_fraction, cfg.data.test_fraction, cfg.seed)
+    quick = load_config("quickstart")
+    made_by = [load_config(path) for path in (root/"reports"/"default-verifier").glob("*/config.yaml")]
+    held_out = [n for n, place in places(quick).items() if place != "train"]
+    learned = {n for cfg in made_by if "gsm_symbolic" in cfg.data.source for n, place in places(cfg).items() if place == "train"}
+    assert quick.lora.adapter == "default" and made_by and len(held_out) >= 10 and not learned & {*held_out}

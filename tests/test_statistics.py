@@ -853,3 +853,21 @@ def test_other_sets_are_scored_but_not_what_was_trained_on(tmp_path):
     assert not len(verify.verify(run))
     edit_json(run.report("external/new-set/metrics.json"), "accuracy", 0.99)
     assert verify.verify(run).file.tolist() == ["external/new-set/metrics.json"]
+
+
+def test_tellings_of_one_problem_are_drawn_together():
+    "Three tellings of each problem that are judged alike hold no more than one; the interval must say so."
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(60) < 0.8, 6)  # 60 problems, three pairs each
+    labels = np.tile([0, 1], 180)
+    rows = pd.DataFrame({"index": np.repeat(np.arange(180), 2), "problem": np.repeat(np.arange(60), 6), "label": labels,
+                         "error_type": np.where(labels, "conceptual", "correct"), "source": "gsm8k"})
+    said = np.where(right == (labels == 1), 0.9, 0.1)
+    scores = pd.DataFrame({"prob_0": 1 - said, "prob_1": said})
+    def width(dataset):
+        frame = predictions.as_predictions(dataset, scores, "test")
+        found = metrics_.metrics(metrics_.as_rows(frame), 2000, 0, [metrics_.Part.COUNTS])
+        low, high = found["intervals"]["accuracy"]
+        return evaluation.counts(frame)["problems"], high - low
+    together, apart = width(rows), width(rows.drop(columns="problem"))
+    assert (together[0], apart[0]) == (60, 180) and 1.4 < together[1]/apart[1] < 2.1, (together, apart)

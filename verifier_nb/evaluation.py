@@ -37,6 +37,7 @@ from verifier_nb.metrics import (
     calibration_by,
     difference,
     metrics,
+    problems_of,
     read_exactly,
     read_predictions,
 )
@@ -49,7 +50,7 @@ from .splitting import steps as steps_of
 def counts(frame:pd.DataFrame)->dict:
     "Rows, problems and rows of each class."
     correct, flawed = int((frame.true_label == 0).sum()), int((frame.true_label == 1).sum())
-    return {"rows": len(frame), "problems": int(frame["index"].nunique()), "correct": correct, "flawed": flawed}
+    return {"rows": len(frame), "problems": int(problems_of(frame).nunique()), "correct": correct, "flawed": flawed}
 
 # %% ../nbs/07_evaluation.ipynb #6aee43d4
 def beside(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from .metrics import resample
+from .metrics import problems_of, resample
 from .probability import StepRule, first_at_least
 
 # %% ../nbs/06e_first_error.ipynb #55421626
@@ -61,7 +61,7 @@ class JudgedSteps:
         none = steps.head(0)
         parts = [by_row.get(row, none) for row in np.flatnonzero(known)]
         first = frame["first_error"].to_numpy()[known].astype(int) if known.any() else np.array([], int)
-        return cls(frame["index"].to_numpy()[known], first,
+        return cls(problems_of(frame).to_numpy()[known], first,
                    [part["log_odds"].to_numpy() for part in parts],
                    [part["false_equation"].to_numpy(bool) for part in parts])
 

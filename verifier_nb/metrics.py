@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TYPES', 'OLD_NAMES', 'EVERYTHING', 'RATES', 'LARGEST_SOURCES', 'BY_TYPE', 'CALIBRATION_BY', 'read_exactly',
-           'read_predictions', 'simulate', 'with_todays_names', 'read_metrics', 'ScoredRows', 'as_rows', 'Part', 'Sums',
-           'weighted_metrics', 'resample', 'bootstrap', 'Interval', 'ece_floor', 'ece_interval', 'interval',
-           'explain_missing', 'metrics', 'show', 'difference', 'Group', 'groups_of', 'by_type', 'calibration_by',
-           'bin_count', 'bins_of', 'calibration_error', 'count_metrics', 'levels_of', 'logit']
+           'read_predictions', 'simulate', 'with_todays_names', 'read_metrics', 'ScoredRows', 'problems_of', 'as_rows',
+           'Part', 'Sums', 'weighted_metrics', 'resample', 'bootstrap', 'Interval', 'ece_floor', 'ece_interval',
+           'interval', 'explain_missing', 'metrics', 'show', 'difference', 'Group', 'groups_of', 'by_type',
+           'calibration_by', 'bin_count', 'bins_of', 'calibration_error', 'count_metrics', 'levels_of', 'logit']
 
 # %% ../nbs/06a_metrics.ipynb #8612aff8
 import math
@@ -138,6 +138,13 @@ def _check_rows(y, q, column):
         said = "a label is neither 0 (correct) nor 1 (flawed)"
         raise VerifierError(said, "column true_label", "map the labels to 0 and 1")
 
+# %% ../nbs/06a_metrics.ipynb #0ab0887a
+def problems_of(
+    frame:pd.DataFrame,  # predictions
+)->pd.Series:  # [n]
+    "Which problem each row is about; tellings of one problem, with other numbers or words, count as one."
+    return frame["problem"] if "problem" in frame else frame["index"]
+
 # %% ../nbs/06a_metrics.ipynb #f00b37ea
 def as_rows(
     frame:pd.DataFrame,
@@ -151,7 +158,7 @@ def as_rows(
     _check_rows(y, q, p)
     called = (q >= threshold).astype(int)
     confidence = np.abs(logit(q) - logit(threshold))
-    problem = pd.factorize(frame["index"])[0]
+    problem = pd.factorize(problems_of(frame))[0]
     return ScoredRows(y, q, called, confidence, problem, math.inf if margin is None else margin)
 
 # %% ../nbs/06a_metrics.ipynb #78253553
@@ -423,7 +430,8 @@ def _ranking_of(group:Group, test, resamples, seed)->dict:
 def _group_line(group:Group, test, threshold, resamples, seed)->dict:
     "One line of `by_type`."
     chosen = test[group.of(test)]
-    line = {"group": group.column, "value": group.value, "n": len(chosen), "problems": int(chosen["index"].nunique())}
+    line = {"group": group.column, "value": group.value, "n": len(chosen)}
+    line["problems"] = int(problems_of(chosen).nunique())
     if not len(chosen): return line | {"note": "no rows of this kind in this split"}
     found = metrics(as_rows(chosen, "p_calibrated", threshold), resamples, seed, [Part.COUNTS])
     low, high = found["intervals"]["accuracy"] or (None, None)

@@ -49,6 +49,12 @@ def _forms(dataset)->dict:
     if "solution" not in names: return {}
     return {"form": [style_of(solution) for solution in dataset["solution"]]}
 
+# %% ../nbs/06g_predictions.ipynb #70ecd652
+def _tellings(rows)->dict:
+    "The problem that each row is about, where one was told several times."
+    if "problem" not in rows or rows["problem"].nunique() == rows["index"].nunique(): return {}
+    return {"problem": rows["problem"].to_numpy()}
+
 # %% ../nbs/06g_predictions.ipynb #92d26671
 def as_predictions(
     dataset,  # rows with index, label, error_type, source (and subtype): a data set or a data frame
@@ -66,4 +72,4 @@ def as_predictions(
         "prob_0": prob_0, "prob_1": prob_1, "p_flawed": share_of_flawed(prob_0, prob_1), "label_mass": prob_0 + prob_1,
         "error_type": np.where(label == 0, "correct", _column(rows, "error_type", "unknown")),
         "source": _column(rows, "source", "unknown"), "subtype": _column(rows, "subtype", "")})
-    return decide(out, {})[COLUMNS + LATER].assign(**_true_steps(rows, scores), **_forms(dataset))
+    return decide(out, {})[COLUMNS + LATER].assign(**_tellings(rows), **_true_steps(rows, scores), **_forms(dataset))
