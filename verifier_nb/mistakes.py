@@ -185,10 +185,10 @@ def _chance(plan, wrong)->float:
 
 # %% ../nbs/02c_mistakes.ipynb #7ea6f983
 def _passes(plan)->bool:
-    "Whether the numbers of a wrong plan are such as people write."
+    "Whether the numbers of a wrong plan are such as people write; a result of 1 would stand before a plural."
     try: values = [*plan.results(), plan.answer]
     except ZeroDivisionError: return False
-    return all(0 < value < 10**6 and (value * 100).denominator == 1 for value in values)
+    return all(0 < value < 10**6 and value != 1 and (value * 100).denominator == 1 for value in values)
 
 def go_wrong(
     plan:Plan,  # a correct one
