@@ -46,18 +46,15 @@ def _template(entry)->Template:
     return Template(topic, draw, ask, ways, let, need, entry.get("pick", {}), entry.get("story", topic))
 
 # %% ../nbs/02c_everyday.ipynb #c5bf528c
-def _read(file)->dict: return yaml.safe_load(file.read_text(encoding="utf-8"))
-
 @functools.lru_cache(maxsize=None)
 def _words(name:str)->dict:
     "A file of words that comes with the library."
-    return _read(files("verifier_nb")/"words"/name)
+    return yaml.safe_load((files("verifier_nb")/"words"/name).read_text(encoding="utf-8"))
 
-@functools.lru_cache(maxsize=1)
-def _everyday_files()->tuple:
+def _everyday_files()->list:
     "What stands in `words/everyday*.yaml`, in the order of the names."
-    found = (file for file in (files("verifier_nb")/"words").iterdir() if re.fullmatch(r"everyday.*\.yaml", file.name))
-    return tuple(map(_read, sorted(found, key=lambda file: file.name)))
+    names = sorted(file.name for file in (files("verifier_nb")/"words").iterdir())
+    return [_words(name) for name in names if re.fullmatch(r"everyday.*\.yaml", name)]
 
 @functools.lru_cache(maxsize=1)
 def everyday_templates()->tuple:
