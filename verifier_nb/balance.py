@@ -137,17 +137,20 @@ class Trial:
     kind: str  # correct, or a kind of error
     features: tuple  # in the order of BALANCED
 
+    @classmethod
+    def of(cls, problem:int, kind:str, solution:str): return cls(problem, kind, tuple(balanced_features(solution)))
+
 def _trials_of_problem(problem, cfg, seed, draws):
     "The correct solution of a problem and `draws` trial errors of each kind."
     place = f"trial/{seed}/{problem.number}"
     example = next(instances(problem, place, cfg.fresh_numbers))
     if not example: return
     example = with_fewer_steps(example, way_of(cfg, place), place)
-    yield Trial(problem.number, "correct", tuple(balanced_features(example["solution"])))
+    yield Trial.of(problem.number, "correct", example["solution"])
     maker = FlawMaker(cfg.types, cfg.subtypes)
     for kind in sorted(cfg.types):
         made = [maker.of_kind(example, kind, random.Random(f"{place}/{kind}/{i}")) for i in range(draws)]
-        yield from (Trial(problem.number, kind, tuple(balanced_features(m.solution))) for m in made if m)
+        yield from (Trial.of(problem.number, kind, m.solution) for m in made if m)
 
 def _trials_of_chunk(task):
     "Trials of some problems; runs in a worker process."
@@ -224,7 +227,6 @@ def _all_trials(problems, cfg, seed, workers, most)->list:  # of Trial
     every = random.Random(f"trials/{seed}").sample(every, min(most, len(every) // 2))
     tasks = [(every[i:i+20], cfg, seed, 5) for i in range(0, len(every), 20)]
     return [trial for chunk in mapped(_trials_of_chunk, tasks, workers) for trial in chunk]
-
 
 # %% ../nbs/02e_balance.ipynb #e7fe130e
 def tilts_of(

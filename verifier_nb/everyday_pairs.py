@@ -10,7 +10,6 @@ import itertools
 import os
 import random
 import pandas as pd
-from .appearance import balanced_features
 from .balance import Trial, mapped, tilts_of
 from .config import DataSettings
 from .everyday import Shares, everyday, everyday_templates, trial_texts
@@ -28,7 +27,7 @@ def _ready_pair(number, key, made)->Problem:
 def _looks(problem, correct, wrong)->list:  # of Trial
     "How the solutions of one trial problem look."
     texts = [("correct", correct), *((kind, text) for kind, some in wrong.items() for text in some)]
-    return [Trial(problem, kind, tuple(balanced_features(text))) for kind, text in texts]
+    return [Trial.of(problem, kind, text) for kind, text in texts]
 
 def _trials_of_chunk(task):
     "Trials of some everyday problems; runs in a worker process."
