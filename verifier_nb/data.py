@@ -8,11 +8,11 @@ __all__ = ['load_counted', 'load_source', 'token_lengths', 'summarise_split', 'p
 
 # %% ../nbs/03_data.ipynb #1548ce99
 import io
-import multiprocessing
 import os
 import shutil
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -83,14 +83,24 @@ def _batch_lengths(
         lengths.append(len(ids) + 1)  # the label has its place too
     return lengths
 
+# %% ../nbs/03_data.ipynb #67dbd719
+@contextmanager
+def _without_bars():
+    "Without the progress bars of `datasets`."
+    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+    shown = is_progress_bar_enabled()
+    disable_progress_bars()
+    try: yield
+    finally:
+        if shown: enable_progress_bars()
+
 # %% ../nbs/03_data.ipynb #3b123507
-def _marked_all(solutions):
-    "`with_marks` of every solution, on all CPUs when there are many."
-    solutions = list(solutions)
-    if len(solutions) < 20_000: return [with_marks(solution) for solution in solutions]
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with multiprocessing.get_context(method).Pool(os.cpu_count()) as pool:
-        return pool.map(with_marks, solutions, chunksize=500)
+def _measured(rows, tokenizer, marks:bool)->dict:
+    "Lengths of a batch of rows."
+    solutions = [canonical(solution).text for solution in rows["solution"]]
+    if marks: solutions = [with_marks(solution) for solution in solutions]
+    questions = [canonical(question).text for question in rows["question"]]
+    return {"tokens": _batch_lengths(tokenizer, [messages(*pair) for pair in zip(questions, solutions)])}
 
 # %% ../nbs/03_data.ipynb #352f89b4
 def token_lengths(
@@ -99,15 +109,13 @@ def token_lengths(
     batch:int=1000,  # rows tokenized at once
     marks:bool=False,  # with the equation checker's findings written into the solutions
 )->np.ndarray:  # [rows], tokens of prompt and label
-    "Length of every row in tokens, prompt and label together, before any cut."
-    solutions = [canonical(solution).text for solution in dataset["solution"][:]]
-    if marks: solutions = _marked_all(solutions)
-    lengths = []
-    for start in range(0, len(dataset), batch):
-        questions = [canonical(question).text for question in dataset[start:start+batch]["question"]]
-        talks = [messages(*pair) for pair in zip(questions, solutions[start:start+batch])]
-        lengths += _batch_lengths(tokenizer, talks)
-    return np.array(lengths, dtype=np.int64)
+    "Length of every row in tokens, prompt and label together, before any cut; on all CPUs when there are many."
+    if not len(dataset): return np.array([], dtype=np.int64)
+    spread = {"num_proc": os.cpu_count() if len(dataset) >= 20_000 else None, "batch_size": batch}
+    with _without_bars():
+        found = dataset.map(_measured, batched=True, fn_kwargs={"tokenizer": tokenizer, "marks": marks}, **spread,
+                            remove_columns=dataset.column_names, keep_in_memory=True, load_from_cache_file=False)
+    return np.array(found["tokens"][:], dtype=np.int64)
 
 # %% ../nbs/03_data.ipynb #57561fd9
 def _length_summary(lengths):
@@ -208,13 +216,11 @@ def _catalog(kept):
 # %% ../nbs/03_data.ipynb #cc893cd6
 def _save(splits, catalog, target):
     "Save a `DatasetDict` and its catalog in a folder that appears whole or not at all."
-    from datasets import disable_progress_bars, enable_progress_bars
     target = Path(target)
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
         for left in (new, old): shutil.rmtree(left, ignore_errors=True)
-        disable_progress_bars()
-        splits.save_to_disk(str(new))
+        with _without_bars(): splits.save_to_disk(str(new))
         write_csv(new/"catalog.csv", catalog)
         if target.exists(): os.rename(target, old)
         os.rename(new, target)
@@ -222,7 +228,6 @@ def _save(splits, catalog, target):
         raise VerifierError(f"the data set could not be saved: {e.strerror or e}", target,
                             "free some space, or check that the folder may be written to") from None
     finally:
-        enable_progress_bars()
         for left in (new, old): shutil.rmtree(left, ignore_errors=True)
 
 # %% ../nbs/03_data.ipynb #1112ddfa

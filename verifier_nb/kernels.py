@@ -73,43 +73,12 @@ class _LowRank(torch.autograd.Function):
         dx, da, db = _low_backward(dy.contiguous(), x, h, weight, quant_state, a, b, scale, keep, drop, below)
         return dx, None, None, None, da, db, None, None, None
 
-# %% ../nbs/04a_kernels.ipynb #76d274f0
-_Tensor, _Mask = torch.Tensor, Optional[torch.Tensor]
-
-@torch.library.custom_op("verifier_nb::low_rank", mutates_args=())
-def _low_op(
-    x:_Tensor, weight:_Tensor, bias:_Mask, a:_Tensor, b:_Tensor, scale:float, keep:_Mask, drop:float,
-)->tuple[torch.Tensor, torch.Tensor]:
-    return _low_forward(x, weight, None, bias, a, b, scale, keep, drop)
-
-@_low_op.register_fake
-def _(x, weight, bias, a, b, scale, keep, drop):
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
-
-# %% ../nbs/04a_kernels.ipynb #21c065a6
-@torch.library.custom_op("verifier_nb::low_rank_backward", mutates_args=())
-def _low_op_backward(
-    dy:_Tensor, x:_Tensor, h:_Tensor, weight:_Tensor, a:_Tensor, b:_Tensor, scale:float, keep:_Mask, drop:float,
-)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _low_backward(dy.contiguous(), x, h, weight, None, a, b, scale, keep, drop)
-
-@_low_op_backward.register_fake
-def _(dy, x, h, weight, a, b, scale, keep, drop):
-    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
-
-# %% ../nbs/04a_kernels.ipynb #1d4ddc42
-def _low_setup(ctx, inputs, output):
-    x, weight, bias, a, b, scale, keep, drop = inputs
-    ctx.save_for_backward(x, output[1], weight, a, b, keep)
-    ctx.rest = scale, drop
-
-def _low_gradient(ctx, dy, dh):
-    x, h, weight, a, b, keep = ctx.saved_tensors
-    scale, drop = ctx.rest
-    dx, da, db = _low_op_backward(dy, x, h, weight, a, b, scale, keep, drop)
-    return dx, None, None, da, db, None, None, None
-
-_low_op.register_autograd(_low_gradient, setup_context=_low_setup)
+# %% ../nbs/04a_kernels.ipynb #0900ce00
+def _plain_low_rank(
+    x, weight, bias, a, b, scale:float, keep, drop:float,  # as in `_low_forward`
+):  # -> y: [tokens, out]
+    "Wx + s·B(A·dropped x), as the compiler likes to read it."
+    return F.linear(x, weight, bias) + scale*F.linear(F.linear(_thinned(x, keep, drop), a), b)
 
 # %% ../nbs/04a_kernels.ipynb #a1581019
 def low_rank_linear(
@@ -128,7 +97,7 @@ def low_rank_linear(
     keep = torch.rand_like(flat) >= drop if drop else None
     adapter = a.to(dtype), b.to(dtype), scale, keep, drop
     if torch.compiler.is_compiling() and quant_state is None:
-        y, _ = _low_op(flat, weight.to(dtype), bias, *adapter)
+        y = _plain_low_rank(flat, weight.to(dtype), bias if bias is None else bias.to(dtype), *adapter)
     else: y = _LowRank.apply(flat, weight, quant_state, bias, *adapter)
     return y.view(*x.shape[:-1], y.shape[-1])
 
