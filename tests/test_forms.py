@@ -12,6 +12,7 @@ from verifier_nb.audit import audit
 from verifier_nb.build import PairMaker
 from verifier_nb.canonical import canonical
 from verifier_nb.config import DataSettings
+from verifier_nb.abridged import abridged
 from verifier_nb.solution import check, sound
 from verifier_nb.sources import Problem
 from verifier_nb.splitting import steps
@@ -205,3 +206,49 @@ def test_twins_of_which_one_is_in_doubt_are_written_alike():
     for form in forms.WRITTEN:
         one, other = (twin.text for twin in forms.reform_alike([text.format(62), text.format(63)], form, random.Random(1)))
         assert one.replace("62", "63") == other, form
+
+
+# forms that keep a part of each step
+
+def abridged_pairs(form):
+    "Twins that were told in a form, beside the plain ones; and the share that could be."
+    told, tried = [], 0
+    for number, (example, made) in enumerate(pairs()):
+        twins = forms.reform_alike([example["solution"], made.solution], form, random.Random(f"{form}/{number}"))
+        assert len({twin.form for twin in twins}) == 1, "one is abridged and the other is not"
+        tried += 1
+        if twins[0].form == form: told.append((made, [forms.strip_annotations(t) for t in (example["solution"], made.solution)], twins))
+    return told, len(told)/tried
+
+
+def test_equations_alone_are_those_of_the_solution():
+    told, share = abridged_pairs("equations")
+    assert share > 0.7
+    for made, plain, twins in told:
+        for before, twin in zip(plain, twins):
+            assert by_step(twin.text) == by_step(before) and final_answer(twin.text).value == final_answer(before).value, twin.text
+            words = set(re.findall(r"[a-z]{4,}", abridged(before, "equations")))
+            assert not words - set(re.findall(r"[a-z]{4,}", " ".join(e.text for e in check(before)))), twin.text
+
+
+def test_results_alone_leave_no_equation_and_the_same_steps():
+    told, share = abridged_pairs("results")
+    assert share > 0.6
+    for made, plain, twins in told:
+        for before, twin in zip(plain, twins):
+            assert not check(twin.text) and final_answer(twin.text).value == final_answer(before).value, twin.text
+            short = abridged(before, "results")
+            assert len(steps(short)) == len(steps(before)), (before, short)
+            for (start, end), (a, b) in zip(steps(before), steps(short)):
+                results = [e.stated.strip(" $€£") for e in check(before) if start <= e.start < end]
+                assert all(result in short[a:b] for result in results), (before, short)
+        named, (good, bad) = twins[1].step_at(made.marks[0][0]), (twin.text for twin in twins)
+        start, end = steps(bad)[named]
+        assert bad[start:end].strip() not in [good[a:b].strip() for a, b in steps(good)][:named+1] or made.kind == "conceptual", (made.subtype, bad)
+
+
+@pytest.mark.parametrize("text, form", [("He has 5 pens.\n#### 5", "equations"), ("3 + 2 = 5\n#### 5", "results"), ("So 3 + 2 = 5.\n#### 5", "results"),
+                                        ("He has 8 because 3 + 5 = 8.\n#### 8", "results"), ("", "equations"), ("#### 5", "results"), ("x", "equations")])
+def test_what_cannot_be_abridged_is_told_plainly(text, form):
+    assert abridged(text, form) == ""
+    assert forms.reform(text, form) == text

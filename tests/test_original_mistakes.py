@@ -92,7 +92,7 @@ def test_only_the_label_carries_loss(tokenizer, learner, layout):
     rows = samples(tokenizer)
     batch = training.make_collator(layout, tokenizer.pad_token_id)(rows)
     trainer = training.LabelTrainer.__new__(training.LabelTrainer)  # its loss needs nothing of what a trainer is made of
-    trainer.samples_seen, trainer.label_tokens, trainer.step_weight = 0, (0, 1), 1.0
+    trainer.seen, trainer.label_tokens, trainer.step_weight = 0, (0, 1), 1.0
     loss = trainer.compute_loss(learner, batch)
 
     by_hand = 0.0  # prompt by prompt: the surprise at the label after the last token, and nothing else

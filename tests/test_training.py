@@ -466,3 +466,19 @@ def test_no_room_for_checkpoints_is_said_before_training(small, monkeypatch):
     checkpoints.check_room(small, trainer.model)
     usage.free = need - 1
     with pytest.raises(VerifierError, match="are free"): training.train(small)
+
+
+def test_lora_plus_lets_b_learn_faster_by_its_factor(tmp_path):
+    "After one step of Adam a matrix that began at zero holds about the learning rate; the factor shows in it."
+    moved = {}
+    for plus in (1.0, 4.0):
+        cfg = load_config("smoke", {"lora.plus": plus, "training.max_steps": 1, "training.evals_per_epoch": 1, "data.problems": 12,
+                                    "training.schedule": "constant", "training.warmup": 0.0, "training.learning_rate": 1e-3})
+        run = new_run(cfg, tmp_path/str(plus))
+        data.run_stage(run)
+        trainer = training.train(run)
+        weights = dict(trainer.model.named_parameters())
+        moved[plus] = max(w.abs().max().item() for name, w in weights.items() if "lora_B" in name)
+        rates = {group["lr"] for group in trainer.optimizer.param_groups if group["params"]}
+        assert rates == ({1e-3} if plus == 1 else {1e-3, 4e-3})
+    assert moved[4.0] == pytest.approx(4*moved[1.0], rel=0.05) and moved[1.0] == pytest.approx(1e-3, rel=0.05)

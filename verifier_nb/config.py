@@ -30,7 +30,7 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 Form = Literal["original", "plain", "hash", "final_answer", "the_answer_is",
-               "latex", "markdown", "numbered", "paragraphs", "chat"]
+               "latex", "markdown", "numbered", "paragraphs", "chat", "equations", "results"]
 
 _SWITCHES = {False: "off", True: "ends"}  # what YAML makes of off and on
 
@@ -78,7 +78,8 @@ class DataSettings(Settings):
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats
     # another number draws other numbers and other errors for the same problems in the same splits
     draw: Annotated[int, Field(ge=0)] = 0
-    # forms of a solution, drawn alike for both labels; the last five of `Form` are styles of many phrasings
+    # forms of a solution, drawn alike for both labels; those from latex on are styles of many phrasings; equations and
+    # results keep only a part of each step, where that can be done
     forms: Annotated[list[Form], Field(min_length=1)] = ["original"]
     # write the equation checker's finding after each equation, [ok] or [false: 36], so that the model need not do
     # arithmetic
@@ -131,6 +132,8 @@ class LoraSettings(Settings):
     dropout: Fraction01 = 0.05  # share of the adapter's input that is dropped while training
     bias: Literal["none", "all", "lora_only"] = "none"  # train biases too; "none" is standard
     targets: Union[Literal["all-linear"], list[str]] = "all-linear"  # which matrices get an adapter
+    # LoRA+ (Hayou et al. 2024): B, which begins at zero, learns so many times as fast as A
+    plus: Annotated[float, Field(ge=1)] = 1.0
     adapter: Optional[str] = None  # start from this adapter (a folder, or "default") instead of a fresh one
 
 # %% ../nbs/01_config.ipynb #05f496be

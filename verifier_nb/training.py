@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -84,8 +85,8 @@ class _Shared(DataLoader):
 class _OnePosition(SFTTrainer):
     "SFTTrainer whose batches and loss look at the label position, and at the ends of steps, only."
     def __init__(self, *args, batches:EpochBatches, layout:str, label_tokens:tuple, eval_tokens:int=4096,
-                 step_weight:float=1.0, **kwargs):
-        self.batches, self.layout, self.step_weight = batches, layout, step_weight
+                 step_weight:float=1.0, plus:float=1.0, **kwargs):
+        self.batches, self.layout, self.step_weight, self.plus = batches, layout, step_weight, plus
         self.label_tokens, self.eval_tokens = label_tokens, eval_tokens
         self.splits, self.seen, self.seconds = 0, 0, 0.0
         super().__init__(*args, **kwargs)
@@ -99,6 +100,14 @@ class _OnePosition(SFTTrainer):
                             num_workers=self.args.dataloader_num_workers,
                             pin_memory=self.args.dataloader_pin_memory)
         return self.accelerator.prepare(loader) if parallel.world().size == 1 else _Shared(loader)
+
+    def create_optimizer(self, model=None):
+        "The trainer's optimiser; with LoRA+ the matrices B are a group with a learning rate of their own."
+        if self.optimizer is None and self.plus > 1:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            more = {"loraplus_lr_ratio": self.plus, "loraplus_weight_decay": self.args.weight_decay}
+            self.optimizer = create_loraplus_optimizer(self.model, kind, **more, **options)
+        return super().create_optimizer(model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         "The passes of one step. A process that has one less than the others gets an empty one."
@@ -334,7 +343,8 @@ def make_trainer(
             train_dataset=splits["train"], eval_dataset=splits["validation"],
             data_collator=make_collator(layout, tokenizer.pad_token_id, batches_.bucket_of(net)),
             callbacks=[Progress()], batches=batches, layout=layout, label_tokens=prompt.label_ids(tokenizer),
-            eval_tokens=cfg.evaluation.batch_tokens, step_weight=cfg.training.step_weight, run=run,
+            eval_tokens=cfg.evaluation.batch_tokens, step_weight=cfg.training.step_weight,
+            plus=cfg.lora.plus if cfg.training.trainable == "lora" else 1.0, run=run,
             keep_checkpoints=cfg.training.keep_checkpoints)
     trainer.remove_callback(PrinterCallback)
     return trainer
