@@ -20,6 +20,7 @@ from .balance import FlawMaker, balance, instances, mapped, way_of, with_fewer_s
 from .config import DataSettings
 from .files import VerifierError
 from .forms import reform_alike
+from .relations import misread_relation
 from .rewording import reword
 from .rows import COLUMNS, MORE_COLUMNS, SPLITS, normalise, with_fingerprint
 from .turning import turn_alike
@@ -127,6 +128,12 @@ class PairMaker(Retelling):
             flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
         return rows, flaws.counts
 
+    def misread(self, example, key):
+        "The problem that says the opposite, beside the same solution, where its turn has come and there is one."
+        rng = random.Random(f"misread/{key}")
+        if rng.random() >= self.cfg.misread: return None
+        return misread_relation(example["question"], example["solution"], rng)
+
     def key(self, problem)->str: return f"{self.seed}/{problem.source}/{problem.number}"
 
     def examples(self, problem, place, counts):  # yields dicts
@@ -143,6 +150,8 @@ class PairMaker(Retelling):
         "The pair for one place of a problem, or None."
         key = self.key(problem)
         for example in self.examples(problem, place, flaws.counts):
+            misread = self.misread(example, f"{key}/{place}")
+            if misread: return ContrastPair(example, misread.question, misread)
             other = self.other_instance(problem, f"{key}/{place}", example)
             error = flaws.make(other, random.Random(f"row/{key}/{place}/{example['question']}"))
             if error: return ContrastPair(example, other["question"], error)
