@@ -1,5 +1,6 @@
 "One solution beside a problem and beside its opposite."
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -8,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from verifier_nb import data, relations
+from verifier_nb import data, everyday
+from verifier_nb.answer import final_answer
 from verifier_nb.config import DataSettings
 from verifier_nb.relations import misread_relation, relations_in
 from verifier_nb.solution import check
@@ -68,3 +70,39 @@ def test_pairs_of_a_data_set_are_asked_both_ways(tmp_path):
             good, bad = (pair[pair.label == label].iloc[0] for label in (0, 1))
             assert good.solution == bad.solution and good.question.replace("more", "fewer") == bad.question and bad.first_error >= 0
     assert not counts[0.0]["relation misread"] and 0.3 < counts[0.999]["relation misread"]/counts[0.999].total() < 0.9  # `more` is taken in 58 of 100
+
+
+# another question of an everyday story
+
+def answering_another(n=400):
+    topics = range(len(everyday.everyday_templates()))
+    made = [everyday.everyday(str(k), random.Random(k).choice(topics), {"conceptual": 1}, everyday.Shares(0.1, 0.1, 0.9)) for k in range(n)]
+    return made, [one for one in made if one.subtype == "another question answered"]
+
+
+def test_another_question_of_the_story_is_answered_in_good_order():
+    "Every equation is true, the answer is another one, and nothing is computed with that the problem does not say."
+    made, found = answering_another()
+    assert 0.2 < len(found)/len(made) < 0.7
+    for one in found:
+        assert all(equation.ok for equation in check(one.flawed)), one.flawed
+        answers = [final_answer(text) for text in (one.correct, one.flawed)]
+        if all(answer and answer.value is not None for answer in answers): assert answers[0].value != answers[1].value, (one.correct, one.flawed)
+        start, end = next(span for span in steps(one.flawed) if span.start <= one.at < span.end)
+        if "<<" in one.flawed:  # a step a line: those before the named one are steps of a right way, or say the same result
+            before = [e.stated.strip(" $") for e in check(one.flawed[:start])]
+            story = [t for t in everyday.everyday_templates() if t.topic == one.topic]
+            assert len(before) == one.step and story, (one.flawed, one.at, one.step)
+        given = {n.replace(",", "") for n in re.findall(r"\d[\d,]*(?:\.\d+)?", one.question)}
+        first = check(one.flawed)[:1]
+        for number in re.findall(r"\d+(?:\.\d+)?", first[0].expression if first else ""):
+            assert number in given or int(float(number)) <= 100 or number in ("1000",), (one.question, one.flawed)
+
+
+def test_without_the_share_everyday_errors_are_as_before():
+    topics = random.Random(2).sample(range(len(everyday.everyday_templates())), 40)
+    for topic in topics:
+        plain, share = (everyday.everyday("7", topic, {"conceptual": 1}, shares) for shares in (everyday.Shares(), everyday.Shares(0.0, 0.0, 0.0)))
+        assert plain == share and plain.subtype != "another question answered"
+        same = len(os.path.commonprefix([plain.correct, plain.flawed]))
+        assert plain.at == min(same, len(plain.flawed) - 1)

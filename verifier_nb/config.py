@@ -73,7 +73,9 @@ class DataSettings(Settings):
     fewer_steps: Fraction01 = 0.0
     one_expression: Fraction01 = 0.0
     turned: Fraction01 = 0.0  # share of pairs whose equations are written the other way round: 15 = 3 * 5
-    misread: Fraction01 = 0.0  # share of pairs that are one solution beside a problem and beside its opposite
+    # share of pairs whose flawed solution is a right one of another problem, where there is one: of the opposite
+    # (twice and half, more and fewer), or of another question of an everyday story
+    misread: Fraction01 = 0.0
     share_instance: bool = True  # a correct and a flawed row of a problem share their numbers (with fresh_numbers)
     repeats: Count = 1  # pairs made of each problem (with fresh_numbers each has its own numbers)
     heldout_repeats: Optional[Count] = None  # the same for problems of validation and test; none: as many as repeats

@@ -16,9 +16,9 @@ from importlib.resources import files
 from typing import NamedTuple
 import yaml
 from .appearance import chance_to_keep
-from .mistakes import go_wrong
+from .mistakes import Wrong, go_wrong
 from .numbers import as_written
-from .plans import Op, Plan, PlanStep, asked, in_one, numbers_of, parse_expression, told
+from .plans import Op, Plan, PlanStep, asked, at, holds, in_one, numbers_of, parse_expression, places, told
 
 # %% ../nbs/02c_everyday.ipynb #a97f7cf5
 @dataclass(frozen=True)
@@ -180,12 +180,7 @@ class Everyday:
     subtype: str
     step: int  # index of the first wrong step
     answer: str  # of the correct one
-
-    @property
-    def at(self)->int:
-        "Offset in the flawed solution of the first character that differs from the correct one."
-        same = os.path.commonprefix([self.correct, self.flawed])
-        return min(len(same), len(self.flawed) - 1)
+    at: int  # offset of the error in the flawed solution
 
 # %% ../nbs/02c_everyday.ipynb #eba7dbf4
 def _slots(template, rng)->dict:
@@ -209,6 +204,7 @@ class Shares(NamedTuple):
     "How often something is told otherwise."
     turned: float = 0.0  # equations the other way round
     one_expression: float = 0.0  # all steps in one
+    misread: float = 0.0  # errors of reasoning that answer another question of the story
 
     def shaped(self, plan, style, rng)->tuple:  # (Plan, EverydayStyle)
         "A plan and a style as these shares make them."
@@ -234,11 +230,56 @@ class _Drawn(NamedTuple):
         "The correct plan, and how it is written."
         return shares.shaped(_plan_of(self.way, self.ask, self.values, self.slots), self.style, shape)
 
+# %% ../nbs/02c_everyday.ipynb #f721ffeb
+@functools.lru_cache(maxsize=None)
+def _of_story(story:str)->tuple:
+    "The templates of a story."
+    return tuple(template for template in everyday_templates() if template.story == story)
+
+def _fits(other, template, drawn)->bool:
+    "Whether another template speaks of nothing but the numbers and words that were drawn, and holds for them."
+    known = drawn.values.keys() >= {*other.draw, *other.let} and drawn.slots.keys() >= {*other.pick}
+    alike = all(template.let.get(name) == how for name, how in other.let.items())
+    return known and alike and all(holds(condition, drawn.values) for condition in other.need)
+
+# %% ../nbs/02c_everyday.ipynb #3c880496
+def _right_results(template, drawn)->set:
+    "Whatever is computed on some right way to the answer."
+    plans = (_plan_of(way, drawn.ask, drawn.values, drawn.slots) for way in template.ways)
+    return {result for plan in plans for result in plan.results()}
+
+def _first_wrong(right:set, other:Plan)->int:
+    "Index of the first step that leads away from the answer; the last one where it only ends too early."
+    results = other.results()
+    return next((k for k, result in enumerate(results) if result not in right), len(results) - 1)
+
+# %% ../nbs/02c_everyday.ipynb #36864c3e
+def _names_in(plan:Plan)->set:
+    "The numbers of the problem that a plan computes with."
+    def names(tree): return {at(tree, path) for path in places(tree, lambda part: isinstance(part, str))}
+    return set().union(*(names(step.tree) for step in plan.steps)) & {*plan.values}
+
+def _answers_another(template, drawn, plan, rng):
+    "The plan of another question of the story; None where there is none, or its answer is the same."
+    others = [t for t in _of_story(template.story) if t.topic != template.topic and _fits(t, template, drawn)]
+    if not others: return None
+    other = _plan_of(rng.choice(rng.choice(others).ways), drawn.ask, drawn.values, drawn.slots)
+    if not _names_in(other) <= {*plan.known}: return None  # it would take for given what the problem does not say
+    if len(plan.steps) < len(drawn.way): other = replace(other, steps=in_one(other.steps))
+    if other.answer == plan.answer: return None
+    return Wrong(other, "another question answered", _first_wrong(_right_results(template, drawn), other))
+
 # %% ../nbs/02c_everyday.ipynb #832d5e96
 class _Flawed(NamedTuple):
     "A wrong plan, written."
-    wrong: object  # mistakes.Wrong
+    wrong: Wrong
     text: str
+    at: int = None  # offset of the error; none: where it first differs from the correct solution
+
+    def differs_at(self, correct:str)->int:
+        "Offset of the error."
+        same = os.path.commonprefix([correct, self.text])
+        return min(len(same), len(self.text) - 1) if self.at is None else self.at
 
 def _flawed(plan, style, pick, kind, rng):
     "A plan with an error, written; or None where none fits."
@@ -254,6 +295,21 @@ def _inconspicuous(make, looks, rng, tries=5):
         if rng.random() < chance_to_keep(seen[-1][0]): return made
     return min(seen)[-1] if seen else None
 
+# %% ../nbs/02c_everyday.ipynb #c93eb199
+def _written_from(wrong:Wrong, style, pick)->_Flawed:
+    "A plan whose words are its own, written; the error is where its first wrong step begins."
+    text, before = (write_plan(replace(wrong.plan, steps=steps), style._replace(ending=ending), pick)
+                    for steps, ending in ((wrong.plan.steps, style.ending), (wrong.plan.steps[:wrong.step], "")))
+    at = len(os.path.commonprefix([text, before])) if before else len(style.opening)*text.startswith(style.opening)
+    return _Flawed(wrong, text, min(at + len(text[at:]) - len(text[at:].lstrip()), len(text) - 1))
+
+# %% ../nbs/02c_everyday.ipynb #b1e9aa67
+def _misread(template, drawn, plan, style, kind, shares, rng):
+    "A solution of another question, where its turn has come and there is one."
+    if kind != "conceptual" or not shares.misread or rng.random() >= shares.misread: return None
+    wrong = _answers_another(template, drawn, plan, rng)
+    return wrong and _written_from(wrong, style, drawn.pick)
+
 # %% ../nbs/02c_everyday.ipynb #ee292d0c
 def _attempt(template, types, shares, tilts, rng, shape):
     "A problem with both its solutions, or None where no error fits the numbers that were drawn."
@@ -261,11 +317,12 @@ def _attempt(template, types, shares, tilts, rng, shape):
     plan, style = drawn.told(shares, shape)
     kind = rng.choices([*types], [*types.values()])[0]
     make = functools.partial(_flawed, plan, style, drawn.pick, kind, rng)
-    flawed = _inconspicuous(make, tilts[kind].log_odds, rng) if tilts else make()
+    flawed = _misread(template, drawn, plan, style, kind, shares, shape)
+    flawed = flawed or (_inconspicuous(make, tilts[kind].log_odds, rng) if tilts else make())
     if flawed is None: return None
-    question = asked(drawn.ask, drawn.values, drawn.slots, rng)
-    return Everyday(template.topic, question, write_plan(plan, style, drawn.pick), flawed.text,
-                    kind, flawed.wrong.subtype, flawed.wrong.step, as_written(plan.answer))
+    question, correct = asked(drawn.ask, drawn.values, drawn.slots, rng), write_plan(plan, style, drawn.pick)
+    return Everyday(template.topic, question, correct, flawed.text, kind, flawed.wrong.subtype, flawed.wrong.step,
+                    as_written(plan.answer), flawed.differs_at(correct))
 
 def everyday(
     seed:str,  # equal seeds give equal problems

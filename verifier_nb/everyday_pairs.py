@@ -68,7 +68,7 @@ def everyday_problems(
     numbered = [*enumerate(topic for topics in drawn.values() for topic in topics)]
     workers = os.cpu_count() or 1 if len(numbered) > 4000 else 1
     tilts = everyday_tilts(drawn.get("train", []), cfg, seed, workers) if cfg.balance else None
-    settings = (cfg.types, Shares(cfg.turned, cfg.one_expression), tilts)
+    settings = (cfg.types, Shares(cfg.turned, cfg.one_expression, cfg.misread), tilts)
     tasks = [(numbered[i:i+250], keys, f"{seed}/{cfg.draw}", settings) for i in range(0, len(numbered), 250)]
     made = (pair for chunk in mapped(_pairs_of_chunk, tasks, workers) for pair in chunk)
     return {split: [*itertools.islice(made, len(topics))] for split, topics in drawn.items()}

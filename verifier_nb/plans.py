@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Op', 'parse_expression', 'compute', 'needs_brackets', 'told', 'PlanStep', 'Plan', 'places', 'at', 'put', 'renamed',
-           'with_tree', 'inlined', 'in_one', 'numbers_of', 'asked']
+           'with_tree', 'inlined', 'in_one', 'holds', 'numbers_of', 'asked']
 
 # %% ../nbs/02c_plans.ipynb #3123507e
 import ast
@@ -141,7 +141,7 @@ def in_one(steps:tuple)->tuple:
     return (steps[-1]._replace(tree=inlined(steps[-1].tree, [step.tree for step in steps])),)
 
 # %% ../nbs/02c_plans.ipynb #f1d0efcb
-def _holds(condition:str, values)->bool:
+def holds(condition:str, values)->bool:
     "Whether conditions such as `a > b + 1, a != c` are true."
     for part in condition.split(","):
         left, sign, right = re.split(r"\s*(!=|>)\s*", part.strip())
@@ -158,7 +158,7 @@ def numbers_of(
     for _ in range(500):
         values = {name: rng.randint(*ends) for name, ends in template.draw.items()}
         for name, how in template.let.items(): values[name] = compute(parse_expression(how), values)
-        if all(_holds(condition, values) for condition in template.need): return values
+        if all(holds(condition, values) for condition in template.need): return values
     raise ValueError(f"template {template.topic!r}: no numbers satisfy {template.need}")
 
 # %% ../nbs/02c_plans.ipynb #b271088b
