@@ -243,6 +243,9 @@ def test_results_alone_leave_no_equation_and_the_same_steps():
                 results = [e.stated.strip(" $€£") for e in check(before) if start <= e.start < end]
                 assert all(result in short[a:b] for result in results), (before, short)
         named, (good, bad) = twins[1].step_at(made.marks[0][0]), (twin.text for twin in twins)
+        begins, at = [start for start, _ in steps(plain[1])], forms.plain_offset(made.solution, made.marks[0][0])
+        opened = len(steps(bad)) - len(begins)  # an opening sentence is a step before the others
+        assert named - opened == sum(begin <= at for begin in begins) - 1, (made.subtype, bad)
         start, end = steps(bad)[named]
         assert bad[start:end].strip() not in [good[a:b].strip() for a, b in steps(good)][:named+1] or made.kind == "conceptual", (made.subtype, bad)
 

@@ -84,6 +84,7 @@ def test_another_question_of_the_story_is_answered_in_good_order():
     "Every equation is true, the answer is another one, and nothing is computed with that the problem does not say."
     made, found = answering_another()
     assert 0.2 < len(found)/len(made) < 0.7
+    blamed = Counter()  # whether a later step than the first one
     for one in found:
         assert all(equation.ok for equation in check(one.flawed)), one.flawed
         answers = [final_answer(text) for text in (one.correct, one.flawed)]
@@ -93,10 +94,12 @@ def test_another_question_of_the_story_is_answered_in_good_order():
             before = [e.stated.strip(" $") for e in check(one.flawed[:start])]
             story = [t for t in everyday.everyday_templates() if t.topic == one.topic]
             assert len(before) == one.step and story, (one.flawed, one.at, one.step)
+            blamed[one.step > 0] += 1
         given = {n.replace(",", "") for n in re.findall(r"\d[\d,]*(?:\.\d+)?", one.question)}
         first = check(one.flawed)[:1]
         for number in re.findall(r"\d+(?:\.\d+)?", first[0].expression if first else ""):
             assert number in given or int(float(number)) <= 100 or number in ("1000",), (one.question, one.flawed)
+    assert blamed[True] > 10 and blamed[False] > 10
 
 
 def test_without_the_share_everyday_errors_are_as_before():

@@ -66,3 +66,16 @@ def test_agrees_with_people(name, wanted):
     lists = [json.loads(line)["steps"] for line in path.read_text(encoding="utf-8").splitlines()]
     same = sum([text.strip() for text in texts("\n\n".join(given))] == [text.strip() for text in given] for given in lists)
     assert same / len(lists) >= wanted
+
+
+@pytest.mark.parametrize("parts", [
+    ["He pays \\[ 3 + 4 = 7\n", "Then 7 - 2 = 5 are left.\n", "So 5.\n", "#### 5"],  # a display that is never closed
+    ["\\[ 3 + 4 = 7\n\n", "Then 7 - 2 = 5.\n\n", "So it is 5.\n\n", "5 * 2 = 10"],
+    ["3 + 4 = 7 pens.\n\n", "7 - 2 = 5 pens.\n\n", "5 * 2 = 10 cents.\n", "#### 10"],  # an answer right below a paragraph
+    ["1. Tom has 3 pens. ", "2. He buys 2. ", "3. So 3 + 2 = 5."],  # numbered, on one line
+    ["1. Tom has 3 pens and buys 2, so he has 5."],
+    ["We know \\( a = 3. B = 4 \\) here. ", "So it is 7."],  # a full stop inside of a formula
+    ["It is \\(7. So\\) he has 7. ", "Then 8."]])
+def test_where_one_step_ends_and_the_next_begins(parts):
+    text = "".join(parts)
+    assert [text[start:end] for start, end in steps(text)] == parts
