@@ -202,3 +202,14 @@ def test_sampling_stops_when_nearly_all_have_ended():
 
 def test_a_solver_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(VerifierError, match="no trained solver"): solver.load_solver(tmp_path, load_config("sample-tiny").model)
+
+
+@pytest.mark.parametrize("written, outcome", [
+    ("A cow gives 8 litres, so 3 give 3*8 = 24.\n#### 24", "right"), ("3*8=<<3*8=24>>24\n24+10=<<24+10=34>>34\n#### 34", "right"),
+    ("#### 34", "right"),  # says nothing that could be wrong
+    ("8+3 = 11\n11+23 = 34\n#### 34", "right by other results"), ("3*8 = 24\n24*2 = 48\n48-14 = 34\n#### 34", "right by other results"),
+    ("3*8 = 25\n25+9 = 34\n#### 34", "right by a false equation"), ("3*8 = 24\n#### 33", "wrong")])
+def test_a_right_answer_by_luck_is_not_right(written, outcome):
+    task = sampling.Task("k", "3 cows give 8 litres each, a goat 10 in all. How much?", "3*8=<<3*8=24>>24\n24+10=<<24+10=34>>34\n#### 34", 34)
+    if written.endswith("#### 24"): task = task._replace(answer=24)
+    assert sampling.judge_sample(task, written).outcome == outcome

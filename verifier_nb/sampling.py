@@ -166,10 +166,20 @@ class JudgedSample(NamedTuple):
     "A sample and what it is worth."
     key: str
     solution: str
-    outcome: str  # right | wrong | unfinished | broken annotation | no answer | right by a false equation
+    outcome: str  # right | wrong | unfinished | broken annotation | no answer | right by …: see `_how_right`
     answer: str
     equations: int = 0  # that can be read
     is_false: bool = False  # whether one of them is false
+
+# %% ../nbs/06f_sampling.ipynb #77538a37
+@functools.lru_cache(100_000)
+def _results_of(solution:str)->frozenset: return frozenset(equation.value for equation in check(solution))
+
+def _how_right(task, equations)->str:
+    "The outcome of a sample whose answer is right."
+    if not all(equation.ok for equation in equations): return "right by a false equation"
+    is_known = {equation.value for equation in equations} <= _results_of(task.solution)
+    return "right" if is_known else "right by other results"
 
 # %% ../nbs/06f_sampling.ipynb #4c1d26d6
 _BROKEN = re.compile("<<|>>")
@@ -178,7 +188,7 @@ def judge_sample(
     task:Task,
     solution,  # a sampled text, or None
 )->JudgedSample:
-    "Label a sample by its final answer."
+    "Label a sample by its final answer, and where that is right by what is computed on the way."
     def without_answer(outcome): return JudgedSample(task.key, solution or "", outcome, "")
     if solution is None: return without_answer("unfinished")
     if _BROKEN.search(strip_annotations(solution)): return without_answer("broken annotation")
@@ -186,8 +196,7 @@ def judge_sample(
     if parsed.answer is None: return without_answer("no answer")
     answer = parsed.numbers[parsed.answer].value
     is_false = any(not equation.ok for equation in parsed.equations)
-    outcome = "right by a false equation" if is_false else "right"
-    if answer != task.answer: outcome = "wrong"
+    outcome = _how_right(task, parsed.equations) if answer == task.answer else "wrong"
     return JudgedSample(task.key, solution, outcome, as_written(answer), len(parsed.equations), is_false)
 
 # %% ../nbs/06f_sampling.ipynb #aac459dd
