@@ -100,6 +100,12 @@ class Retelling:
         other = next(instances(problem, own, True))
         return with_fewer_steps(other, way_of(self.cfg, own), own) if other else example
 
+    def misread(self, example, key):
+        "The problem that says the opposite, beside the same solution, where its turn has come and there is one."
+        rng = random.Random(f"misread/{key}")
+        if rng.random() >= self.cfg.misread: return None
+        return misread_relation(example["question"], example["solution"], rng)
+
     def form_of(self, problem, place)->PairForm:
         "The form of both rows of a place."
         key = f"{self.seed}/{problem.source}/{problem.number}/{place}"
@@ -127,12 +133,6 @@ class PairMaker(Retelling):
             rows += self.rows_of_pair(problem, place, pair, flaws.counts)
             flaws.counts["made", pair.error.kind, pair.error.subtype] += 1
         return rows, flaws.counts
-
-    def misread(self, example, key):
-        "The problem that says the opposite, beside the same solution, where its turn has come and there is one."
-        rng = random.Random(f"misread/{key}")
-        if rng.random() >= self.cfg.misread: return None
-        return misread_relation(example["question"], example["solution"], rng)
 
     def key(self, problem)->str: return f"{self.seed}/{problem.source}/{problem.number}"
 

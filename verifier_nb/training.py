@@ -81,25 +81,12 @@ class _Shared(DataLoader):
 
     def set_epoch(self, epoch:int): self.batch_sampler.set_epoch(epoch)
 
-# %% ../nbs/06_training.ipynb #268c4fe4
-class _OnePosition(SFTTrainer):
-    "SFTTrainer whose batches and loss look at the label position, and at the ends of steps, only."
-    def __init__(self, *args, batches:EpochBatches, layout:str, label_tokens:tuple, eval_tokens:int=4096,
-                 step_weight:float=1.0, plus:float=1.0, **kwargs):
-        self.batches, self.layout, self.step_weight, self.plus = batches, layout, step_weight, plus
-        self.label_tokens, self.eval_tokens = label_tokens, eval_tokens
-        self.splits, self.seen, self.seconds = 0, 0, 0.0
+# %% ../nbs/06_training.ipynb #328c2898
+class _Plainer(SFTTrainer):
+    "SFTTrainer without what it counts for others; it notes its time, and knows LoRA+."
+    def __init__(self, *args, plus:float=1.0, **kwargs):
+        self.plus, self.seconds = plus, 0.0
         super().__init__(*args, **kwargs)
-
-    @property
-    def samples_seen(self): return int(self.seen)
-
-    def get_train_dataloader(self):
-        "Batches come from the sampler as they are."
-        loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
-                            num_workers=self.args.dataloader_num_workers,
-                            pin_memory=self.args.dataloader_pin_memory)
-        return self.accelerator.prepare(loader) if parallel.world().size == 1 else _Shared(loader)
 
     def create_optimizer(self, model=None):
         "The trainer's optimiser; with LoRA+ the matrices B are a group with a learning rate of their own."
@@ -108,21 +95,6 @@ class _OnePosition(SFTTrainer):
             more = {"loraplus_lr_ratio": self.plus, "loraplus_weight_decay": self.args.weight_decay}
             self.optimizer = create_loraplus_optimizer(self.model, kind, **more, **options)
         return super().create_optimizer(model)
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        "The passes of one step. A process that has one less than the others gets an empty one."
-        found = list(itertools.islice(epoch_iterator, num_batches))
-        if len(found) < num_batches and self.batches.missing:
-            found.append(self.data_collator([blank(self.train_dataset[0])]))
-        return found, self._get_num_items_in_batch(found, device)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        "Cross entropy of labels and steps, summed and divided by the samples of the whole optimiser step."
-        samples = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
-        loss, logits = scoring.label_loss(model, inputs, samples, self.label_tokens, self.step_weight)
-        loss = loss*parallel.world().size  # gradients are averaged over the processes, and should be summed
-        self.seen = self.seen + (inputs["labels"] >= 0).sum()  # stays on the GPU: nobody waits for it
-        return (loss, {"logits": logits}) if return_outputs else loss
 
     def floating_point_ops(self, inputs):
         "Not counted: the count walks through all modules in every step, which takes 10 ms, and nobody reads it."
@@ -138,6 +110,41 @@ class _OnePosition(SFTTrainer):
         result = super().train(*args, **kwargs)
         self.seconds = time.time() - start
         return result
+
+# %% ../nbs/06_training.ipynb #268c4fe4
+class _OnePosition(_Plainer):
+    "SFTTrainer whose batches and loss look at the label position, and at the ends of steps, only."
+    def __init__(self, *args, batches:EpochBatches, layout:str, label_tokens:tuple, eval_tokens:int=4096,
+                 step_weight:float=1.0, **kwargs):
+        self.batches, self.layout, self.step_weight = batches, layout, step_weight
+        self.label_tokens, self.eval_tokens = label_tokens, eval_tokens
+        self.splits, self.seen = 0, 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def samples_seen(self): return int(self.seen)
+
+    def get_train_dataloader(self):
+        "Batches come from the sampler as they are."
+        loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
+                            num_workers=self.args.dataloader_num_workers,
+                            pin_memory=self.args.dataloader_pin_memory)
+        return self.accelerator.prepare(loader) if parallel.world().size == 1 else _Shared(loader)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "The passes of one step. A process that has one less than the others gets an empty one."
+        found = list(itertools.islice(epoch_iterator, num_batches))
+        if len(found) < num_batches and self.batches.missing:
+            found.append(self.data_collator([blank(self.train_dataset[0])]))
+        return found, self._get_num_items_in_batch(found, device)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        "Cross entropy of labels and steps, summed and divided by the samples of the whole optimiser step."
+        samples = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
+        loss, logits = scoring.label_loss(model, inputs, samples, self.label_tokens, self.step_weight)
+        loss = loss*parallel.world().size  # gradients are averaged over the processes, and should be summed
+        self.seen = self.seen + (inputs["labels"] >= 0).sum()  # stays on the GPU: nobody waits for it
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 # %% ../nbs/06_training.ipynb #11be8cbd
 def _learning(model)->list: return [p for p in model.parameters() if p.requires_grad]
