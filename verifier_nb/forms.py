@@ -382,8 +382,7 @@ def _read_alike(sources)->bool:
 
 # %% ../nbs/02_forms.ipynb #461fef0d
 def _cut(source, form):
-    "What a form keeps of a source: all, or a part of each step. None where that does not go."
-    if form not in ABRIDGED: return source
+    "The part of each step that an abridged form keeps of a source. None where that does not go."
     short = abridged(source.text, form)
     kept = replace(Source.of(short), unit=source.unit, begins=source.begins) if short else None
     is_whole = kept and len(kept.spans) == len(source.spans) and kept.answer == source.answer
@@ -409,13 +408,14 @@ def _written_alike(solutions, form, rng):
     "Solutions in one style of a form that fits them all, or None."
     sources = [Source.of(strip_annotations(solution)) for solution in solutions]
     if not _read_alike(sources): return None
-    cut = [_cut(source, form) for source in sources]
-    if None in cut or not _read_alike(cut): return None
+    if form in ABRIDGED:
+        sources = [_cut(source, form) for source in sources]
+        if None in sources or not _read_alike(sources): return None
     with_unit = all(source.unit for source in sources)
     has_dollars = any("$" in solution for solution in solutions)
     for style in _styles(form, rng):
         if style.maths == "dollars" and has_dollars: continue
-        made = _all_in_style(cut, solutions, form, style, with_unit)
+        made = _all_in_style(sources, solutions, form, style, with_unit)
         if made: return made
     return None
 
